@@ -1,0 +1,106 @@
+// fake_quantize_minmax: each entry of an axis is quantized over its own minimum and maximum.
+//
+// Bytes: w is read once from memory and once more from cache, y is written once. A thread takes
+// whole rows, so the result does not depend on how many threads there are.
+
+#include <ATen/Dispatch.h>
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <limits>
+#include <tuple>
+
+#include "fake_quantize.h"
+#include "layout.h"
+#include "simd.h"
+
+namespace gdfq::cpu {
+namespace {
+
+template <typename scalar_t>
+GDFQ_MULTIVERSION void quantize_row(
+    const scalar_t* w, scalar_t* y, int64_t n, int bits, float* lo, float* hi) {
+  f32x16 low = splat(std::numeric_limits<float>::infinity());
+  f32x16 high = -low;
+  i32x16 nan = {};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - i);
+    const f32x16 v = load(w + i, lanes);
+    const i32x16 valid = lane_mask(lanes);
+    low = (valid & (v < low)) ? v : low;
+    high = (valid & (v > high)) ? v : high;
+    nan |= v != v;
+  }
+  float row_low = low[0], row_high = high[0];
+  int any_nan = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    row_low = low[lane] < row_low ? low[lane] : row_low;
+    row_high = high[lane] > row_high ? high[lane] : row_high;
+    any_nan |= nan[lane];
+  }
+  if (any_nan) row_low = row_high = std::numeric_limits<float>::quiet_NaN();
+  *lo = row_low;
+  *hi = row_high;
+
+  const Grid grid = make_grid(row_low, row_high, bits);
+  const CodeBounds bounds = code_bounds(bits);
+  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
+  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 magic = splat(kRoundMagic);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - i);
+    store(y + i, quantize_value(load(w + i, lanes), scale, zero, lowest, highest, magic), lanes);
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
+    const at::Tensor& w, int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
+  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+  const at::Tensor input = dense(w);
+  const auto float32 = input.options().dtype(at::kFloat);
+  const Layout layout = input.numel() == 0 ? Layout{1, 1, 0} : layout_of(input, axis);
+  const bool rows = axis.has_value() && layout.outer == 1 && input.numel() > 0;
+  if (!rows) {
+    // One range for everything, or an axis whose entries are scattered: two operators.
+    at::Tensor lo, hi;
+    if (input.numel() == 0) {
+      lo = axis ? at::zeros({input.size(*axis)}, float32) : at::zeros({}, float32);
+      hi = lo.clone();
+    } else if (axis) {
+      std::vector<int64_t> others;
+      for (int64_t d = 0; d < input.dim(); ++d)
+        if (d != *axis) others.push_back(d);
+      lo = (others.empty() ? input : input.amin(others)).to(at::kFloat, false, true);
+      hi = (others.empty() ? input : input.amax(others)).to(at::kFloat, false, true);
+    } else {
+      lo = input.amin().to(at::kFloat);
+      hi = input.amax().to(at::kFloat);
+    }
+    return {fake_quantize(input, lo, hi, bits, axis, ste), lo, hi};
+  }
+
+  const int64_t channels = input.size(*axis);
+  const int64_t inner = input.numel() / channels;
+  at::Tensor lo = at::empty({channels}, float32), hi = at::empty({channels}, float32);
+  at::Tensor output = at::empty_like(input);
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_minmax", [&] {
+        const scalar_t* in = input.const_data_ptr<scalar_t>();
+        scalar_t* out = output.mutable_data_ptr<scalar_t>();
+        float* lows = lo.mutable_data_ptr<float>();
+        float* highs = hi.mutable_data_ptr<float>();
+        const int64_t grain = std::max<int64_t>(1, kGrain / inner);
+        at::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
+          for (int64_t c = begin; c < end; ++c)
+            quantize_row(in + c * inner, out + c * inner, inner, static_cast<int>(bits),
+                         lows + c, highs + c);
+        });
+      });
+  return {output, lo, hi};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gdfq, CPU, m) { m.impl("fake_quantize_minmax", fake_quantize_minmax); }
+
+}  // namespace gdfq::cpu

@@ -1,0 +1,151 @@
+// Sixteen float32 lanes as a compiler vector: one source for AVX-512, AVX2, SSE2 and NEON, and the
+// same lane order, hence the same sums, on all of them.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../quantizer.h"
+
+// One clone per instruction set, chosen when the library is loaded.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define GDFQ_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define GDFQ_MULTIVERSION
+#endif
+
+namespace gdfq::cpu {
+
+constexpr int64_t kLanes = 16;
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef double f64x16 __attribute__((vector_size(128)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+
+template <typename To, typename From>
+GDFQ_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+GDFQ_INLINE f32x16 splat(float value) { return f32x16{} + value; }
+
+// ---- float16 and bfloat16, branch-free ----
+
+GDFQ_INLINE f32x16 from_bfloat16(u16x16 bits) {
+  return bit_cast<f32x16>(__builtin_convertvector(bits, u32x16) << 16);
+}
+
+GDFQ_INLINE u16x16 to_bfloat16(f32x16 value) {
+  const u32x16 bits = bit_cast<u32x16>(value);
+  const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const u32x16 nan = u32x16{} + 0x7fc0u;
+  return __builtin_convertvector(value == value ? rounded : nan, u16x16);
+}
+
+GDFQ_INLINE f32x16 from_half(u16x16 half) {
+  const u32x16 bits = __builtin_convertvector(half, u32x16);
+  const u32x16 magnitude = (bits & 0x7fffu) << 13;
+  // Rebiasing the exponent by a multiplication also normalizes float16's subnormals.
+  u32x16 result = bit_cast<u32x16>(bit_cast<f32x16>(magnitude) * bit_cast<float>(0x77800000u));
+  result = magnitude >= (0x7c00u << 13) ? (result | 0x7f800000u) : result;
+  return bit_cast<f32x16>(result | ((bits & 0x8000u) << 16));
+}
+
+GDFQ_INLINE u16x16 to_half(f32x16 value) {
+  const u32x16 bits = bit_cast<u32x16>(value);
+  const u32x16 sign = (bits >> 16) & 0x8000u;
+  const u32x16 magnitude = bits & 0x7fffffffu;
+  const u32x16 subnormal =
+      bit_cast<u32x16>(bit_cast<f32x16>(magnitude) + bit_cast<float>(0x3f000000u)) - 0x3f000000u;
+  const u32x16 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const u32x16 infinity = u32x16{} + 0x7c00u;
+  const u32x16 nan = u32x16{} + 0x7e00u;
+  u32x16 result = magnitude < 0x38800000u ? subnormal : normal;
+  result = magnitude >= 0x47800000u ? infinity : result;
+  result = magnitude > 0x7f800000u ? nan : result;
+  return __builtin_convertvector(result | sign, u16x16);
+}
+
+// ---- unaligned loads and stores, whole or of the first n lanes ----
+
+GDFQ_INLINE f32x16 load(const float* p) {
+  f32x16 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+GDFQ_INLINE f32x16 load(const double* p) {
+  f64x16 v;
+  std::memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, f32x16);
+}
+
+GDFQ_INLINE f32x16 load(const c10::Half* p) {
+  u16x16 v;
+  std::memcpy(&v, static_cast<const void*>(p), sizeof(v));
+  return from_half(v);
+}
+
+GDFQ_INLINE f32x16 load(const c10::BFloat16* p) {
+  u16x16 v;
+  std::memcpy(&v, static_cast<const void*>(p), sizeof(v));
+  return from_bfloat16(v);
+}
+
+GDFQ_INLINE void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof(v)); }
+
+GDFQ_INLINE void store(double* p, f32x16 v) {
+  const f64x16 wide = __builtin_convertvector(v, f64x16);
+  std::memcpy(p, &wide, sizeof(wide));
+}
+
+GDFQ_INLINE void store(c10::Half* p, f32x16 v) {
+  const u16x16 half = to_half(v);
+  std::memcpy(static_cast<void*>(p), &half, sizeof(half));
+}
+
+GDFQ_INLINE void store(c10::BFloat16* p, f32x16 v) {
+  const u16x16 half = to_bfloat16(v);
+  std::memcpy(static_cast<void*>(p), &half, sizeof(half));
+}
+
+template <typename scalar_t>
+GDFQ_INLINE f32x16 load(const scalar_t* p, int64_t n) {
+  if (n == kLanes) return load(p);
+  scalar_t buffer[kLanes];
+  std::memset(static_cast<void*>(buffer), 0, sizeof(buffer));
+  std::memcpy(static_cast<void*>(buffer), static_cast<const void*>(p), n * sizeof(scalar_t));
+  return load(buffer);
+}
+
+template <typename scalar_t>
+GDFQ_INLINE void store(scalar_t* p, f32x16 v, int64_t n) {
+  if (n == kLanes) return store(p, v);
+  scalar_t buffer[kLanes];
+  store(buffer, v);
+  std::memcpy(static_cast<void*>(p), static_cast<const void*>(buffer), n * sizeof(scalar_t));
+}
+
+// All ones in the first n lanes.
+GDFQ_INLINE i32x16 lane_mask(int64_t n) {
+  const i32x16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return index < static_cast<int32_t>(n);
+}
+
+GDFQ_INLINE float sum(f32x16 v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int64_t step = kLanes / 2; step > 0; step /= 2)
+    for (int64_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  return lanes[0];
+}
+
+}  // namespace gdfq::cpu

@@ -1,0 +1,25 @@
+"""Data-free quantization of convolutional networks to 4 bits and below.
+
+>>> student = gdfq.quantize_model(model, weight_bits=4, act_bits=4)
+>>> generator = gdfq.models.Generator(num_classes=10, image_size=32)
+>>> trainer = gdfq.GDFQTrainer(model, student, generator, num_classes=10, batch_size=64)
+>>> trainer.train()
+"""
+
+from gdfq import functional, losses, models, nn
+from gdfq.convert import quantize_model
+from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.training import GDFQTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GDFQTrainer",
+    "InputError",
+    "NonFiniteLossError",
+    "functional",
+    "losses",
+    "models",
+    "nn",
+    "quantize_model",
+]

@@ -1,0 +1,119 @@
+"""The conditional image generator (Xu et al., ECCV 2020, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gdfq.errors import InputError
+
+
+class ConditionalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose scale and shift are learned per class.
+
+    Takes ``x`` of shape ``(N, C, H, W)`` and ``labels`` of shape ``(N,)``; returns
+    ``weight[label] * normalize(x) + bias[label]``. Scales start at 1, shifts at 0.
+
+    Source: Dumoulin et al., "A learned representation for artistic style", ICLR 2017.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps, affine=False)
+        self.class_weight = nn.Embedding(num_classes, num_features)
+        self.class_bias = nn.Embedding(num_classes, num_features)
+        nn.init.ones_(self.class_weight.weight)
+        nn.init.zeros_(self.class_bias.weight)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Normalize ``x`` and apply the scale and shift of each sample's class."""
+        normalized = super().forward(x)
+        scale = self.class_weight(labels)[:, :, None, None]
+        return torch.addcmul(self.class_bias(labels)[:, :, None, None], normalized, scale)
+
+
+class Generator(nn.Module):
+    """Images from noise and class labels.
+
+    Args:
+        num_classes: number of classes, >= 1.
+        image_size: height and width in pixels, a multiple of 4.
+        channels: of the images.
+        latent_dim: size of the noise vector.
+        conditional_bn: False is the paper's generator for small images, where the label's
+            embedding is multiplied into the noise; True is the one for ImageNet, where the label
+            selects scale and shift of each batch norm.
+        width: channels of the first two stages; the third has half as many. 128 in the paper.
+
+    Raises:
+        InputError: an argument is not one of the above.
+
+    Source: Xu et al., ECCV 2020, section 3.2, and the architectures of its experiments.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_size: int,
+        channels: int = 3,
+        latent_dim: int = 100,
+        conditional_bn: bool = False,
+        width: int = 128,
+    ) -> None:
+        super().__init__()
+        if image_size < 4 or image_size % 4:
+            raise InputError(f"image_size: must be a multiple of 4, got {image_size!r}")
+        for name, value in (
+            ("num_classes", num_classes),
+            ("channels", channels),
+            ("latent_dim", latent_dim),
+            ("width", width // 2),
+        ):
+            if value < 1:
+                raise InputError(f"{name}: too small, got {value!r}")
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.channels = channels
+        self.latent_dim = latent_dim
+        self.conditional_bn = conditional_bn
+        self.width = width
+
+        def norm(features: int, eps: float) -> nn.BatchNorm2d:
+            if conditional_bn:
+                return ConditionalBatchNorm2d(features, num_classes, eps=eps)
+            return nn.BatchNorm2d(features, eps=eps)
+
+        if not conditional_bn:
+            self.label_embedding = nn.Embedding(num_classes, latent_dim)
+        self.linear = nn.Linear(latent_dim, width * (image_size // 4) ** 2)
+        self.bn0 = norm(width, eps=1e-5)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.bn1 = norm(width, eps=0.8)
+        self.conv2 = nn.Conv2d(width, width // 2, 3, padding=1)
+        self.bn2 = norm(width // 2, eps=0.8)
+        self.conv3 = nn.Conv2d(width // 2, channels, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Images ``(N, channels, image_size, image_size)`` of the classes ``labels``.
+
+        Args:
+            z: ``(N, latent_dim)`` standard normal noise.
+            labels: ``(N,)`` int64 classes.
+        """
+        if not self.conditional_bn:
+            z = z * self.label_embedding(labels)
+        x = self.linear(z)
+        size = self.image_size // 4
+        x = x.view(-1, self.width, size, size)
+        if self.conv1.weight.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self._normalize(self.bn0, x, labels)
+        x = self.conv1(F.interpolate(x, scale_factor=2, mode="nearest"))
+        x = F.leaky_relu(self._normalize(self.bn1, x, labels), 0.2)
+        x = self.conv2(F.interpolate(x, scale_factor=2, mode="nearest"))
+        x = F.leaky_relu(self._normalize(self.bn2, x, labels), 0.2)
+        return self.bn3(torch.tanh(self.conv3(x)))
+
+    def _normalize(self, norm: nn.BatchNorm2d, x: Tensor, labels: Tensor) -> Tensor:
+        return norm(x, labels) if self.conditional_bn else norm(x)

@@ -1,0 +1,8 @@
+"""Quantized layers, drop-in for PyTorch's, and the teacher's statistics-recording batch norm."""
+
+from gdfq.nn.conv import QConv2d
+from gdfq.nn.linear import QLinear
+from gdfq.nn.qact import QAct
+from gdfq.nn.statistics import StatisticsTeacher
+
+__all__ = ["QAct", "QConv2d", "QLinear", "StatisticsTeacher"]

@@ -1,0 +1,131 @@
+"""An activation with a quantizer behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdfq.errors import InputError
+from gdfq.functional import Activation, activate
+from gdfq.ops import fake_quantize
+from gdfq.ops._checks import Ste, check_bits, check_ste
+
+
+class QAct(nn.Module):
+    """ReLU, ReLU6 or nothing, followed by fake quantization over a tracked range.
+
+    The range behaves like batch norm's statistics. In training mode every batch moves it and is
+    quantized with the moved one; in evaluation mode it stands still::
+
+        average <- momentum * average + (1 - momentum) * batch minimum (maximum)
+        lo (hi)  = average / (1 - momentum**t)        after t batches
+
+    The correction for the average's start at 0 is applied to a copy, never to the average. To
+    train weights with fixed ranges, call ``eval()`` on the :class:`QAct` modules.
+
+    Args:
+        act_bits: 2 to 8.
+        act: ``"relu"``, ``"relu6"`` or ``"none"``.
+        ste: straight-through estimator, ``"identity"`` or ``"clip"``.
+        momentum: weight of the past in the moving average, in [0, 1).
+        device: where the range is kept.
+
+    Shape: any; the output has the input's shape, dtype and memory format.
+
+    Raises:
+        InputError: an argument is not one of the above.
+        RuntimeError: evaluated before any batch has set the range.
+
+    Source: Xu et al., ECCV 2020, section 3.3.
+    """
+
+    lo: Tensor
+    hi: Tensor
+    average_lo: Tensor
+    average_hi: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        act_bits: int = 4,
+        act: Activation = "relu",
+        ste: Ste = "identity",
+        momentum: float = 0.9,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        check_bits(act_bits, "act_bits")
+        check_ste(ste)
+        if act not in ("relu", "relu6", "none"):
+            raise InputError(f"act: must be 'relu', 'relu6' or 'none', got {act!r}")
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
+        self.act_bits = act_bits
+        self.act = act
+        self.ste = ste
+        self.momentum = momentum
+        for name in ("lo", "hi", "average_lo", "average_hi"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device))
+        self._calibrated = False
+
+    @classmethod
+    def from_float(
+        cls, module: nn.Module, act_bits: int = 4, ste: Ste = "identity", momentum: float = 0.9
+    ) -> QAct:
+        """The quantized counterpart of an ``nn.ReLU``, ``nn.ReLU6`` or ``nn.Identity``."""
+        acts: dict[type, Activation] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Identity: "none"}
+        if type(module) not in acts:
+            allowed = ", ".join(f"nn.{kind.__name__}" for kind in acts)
+            raise InputError(f"module: must be one of {allowed}, got {type(module).__name__}")
+        return cls(act_bits, acts[type(module)], ste, momentum).train(module.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation of ``x``, quantized."""
+        y = activate(x, self.act)
+        if self.training:
+            self._observe(y)
+        elif not self._calibrated and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "QAct: no batch has set the range yet; run one in training mode first "
+                "(GDFQTrainer.calibrate does so for a whole student)."
+            )
+        return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
+
+    @torch.no_grad()
+    def _observe(self, y: Tensor) -> None:
+        if y.numel() == 0:
+            return
+        lo, hi = torch.aminmax(y.detach())
+        self.num_batches_tracked += 1
+        correction = 1 - self.momentum ** self.num_batches_tracked.float()
+        for average, end, batch in ((self.average_lo, self.lo, lo), (self.average_hi, self.hi, hi)):
+            average.mul_(self.momentum).add_((1 - self.momentum) * batch.float())
+            end.copy_(average / correction)
+        self._calibrated = True
+
+    def reset_range(self) -> None:
+        """Forget the range, as if no batch had been seen."""
+        for buffer in self.buffers(recurse=False):
+            buffer.zero_()
+        self._calibrated = False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QAct:
+        super()._apply(fn, recurse)
+        # Ranges stay float32 under .half() and .bfloat16(): the quantizer computes in float32.
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                setattr(self, name, buffer.float())
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        tracked = state_dict.get(prefix + "num_batches_tracked")
+        if tracked is not None and tracked.device.type != "meta":
+            self._calibrated = bool(tracked > 0)
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
+        return f"act_bits={self.act_bits}, act={self.act!r}, ste={self.ste!r}"

@@ -1,0 +1,44 @@
+"""What layers with a fake-quantized weight have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gdfq.nn.qact import QAct
+from gdfq.ops import fake_quantize_minmax
+from gdfq.ops._checks import Ste, check_bits, check_ste
+
+
+class QuantizedWeight(nn.Module):
+    """Mixin for layers whose ``weight`` has its outputs along dimension 0."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def _init_quantizers(self, weight_bits: int, act_bits: int | None, ste: Ste) -> None:
+        check_bits(weight_bits, "weight_bits")
+        check_ste(ste)
+        self.weight_bits = weight_bits
+        self.act_bits = act_bits
+        self.ste = ste
+        self.input_quantizer: QAct | None = None
+        if act_bits is not None:
+            self.input_quantizer = QAct(act_bits, "none", ste, device=self.weight.device)
+
+    def _share_parameters(self, module: nn.Conv2d | nn.Linear) -> None:
+        self.weight, self.bias = module.weight, module.bias
+        if self.act_bits is not None:
+            self.input_quantizer = QAct(
+                self.act_bits, "none", self.ste, device=module.weight.device
+            )
+        self.train(module.training)
+
+    def _quantize_input(self, input: Tensor) -> Tensor:
+        return input if self.input_quantizer is None else self.input_quantizer(input)
+
+    def _quantized_weight(self) -> Tensor:
+        return fake_quantize_minmax(self.weight, self.weight_bits, axis=0, ste=self.ste)
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, act_bits={self.act_bits}"

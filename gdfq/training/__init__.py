@@ -1,0 +1,5 @@
+"""The training loop."""
+
+from gdfq.training.trainer import GDFQTrainer, TrainerCallback
+
+__all__ = ["GDFQTrainer", "TrainerCallback"]

@@ -1,0 +1,103 @@
+"""Builds the native kernels with CMake; everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+MINIMUM_TORCH = (2, 11)
+
+
+def fail(sentence: str) -> None:
+    raise SystemExit(f"gdfq: {sentence}")
+
+
+def find_torch() -> tuple[Path, bool]:
+    """The folder of the installed torch, and whether it is a CUDA build."""
+    try:
+        import torch
+    except ImportError:
+        fail(
+            "building needs torch: run `pip install 'torch>=2.11'` first, then "
+            "`pip install --no-build-isolation .`."
+        )
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if version < MINIMUM_TORCH:
+        needed = ".".join(map(str, MINIMUM_TORCH))
+        fail(f"torch {torch.__version__} is too old: {needed} or newer is needed.")
+    return Path(torch.__file__).parent, torch.version.cuda is not None
+
+
+def find_compiler() -> None:
+    compiler = os.environ.get("CXX")
+    if compiler and not shutil.which(compiler.split()[0]):
+        fail(f"CXX is {compiler!r}, which is not on the PATH.")
+    if not compiler and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        fail("no C++ compiler found: install g++ (Debian, Ubuntu: `apt-get install g++`).")
+
+
+def find_tool(name: str) -> str:
+    # The PyPI packages put cmake and ninja beside this interpreter, which need not be on the PATH.
+    beside = Path(sys.executable).parent / name
+    tool = str(beside) if beside.exists() else shutil.which(name)
+    if not tool:
+        fail(f"{name} not found: run `pip install {name}` first.")
+    return tool
+
+
+def use_cuda(torch_has_cuda: bool) -> bool:
+    choice = os.environ.get("GDFQ_CUDA", "auto").lower()
+    if choice not in ("auto", "on", "off"):
+        fail(f"GDFQ_CUDA is {choice!r}: allowed are auto, on and off.")
+    has_nvcc = shutil.which("nvcc") is not None or "CUDACXX" in os.environ
+    if choice == "on" and not torch_has_cuda:
+        fail("GDFQ_CUDA=on needs a CUDA build of torch; the installed one has none.")
+    if choice == "on" and not has_nvcc:
+        fail("GDFQ_CUDA=on needs nvcc on the PATH (or CUDACXX set); none was found.")
+    return choice != "off" and torch_has_cuda and has_nvcc
+
+
+class BuildKernels(build_ext):
+    """One CMake project, in a build folder that is kept, so that an unchanged tree builds nothing."""
+
+    def build_extension(self, ext: Extension) -> None:
+        torch_root, torch_has_cuda = find_torch()
+        find_compiler()
+        try:
+            import pybind11
+        except ImportError:
+            fail("building needs pybind11: run `pip install pybind11` first.")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build.mkdir(parents=True, exist_ok=True)
+        cuda = use_cuda(torch_has_cuda)
+        configure = [
+            find_tool("cmake"),
+            f"-S{ROOT}",
+            f"-B{build}",
+            "-GNinja",
+            f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DPython3_EXECUTABLE={sys.executable}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DTORCH_ROOT={torch_root}",
+            f"-DGDFQ_CUDA={'ON' if cuda else 'OFF'}",
+        ]
+        if "GDFQ_CUDA_ARCHITECTURES" in os.environ:
+            configure.append(f"-DGDFQ_CUDA_ARCHITECTURES={os.environ['GDFQ_CUDA_ARCHITECTURES']}")
+        for command in (configure, [find_tool("cmake"), "--build", str(build)]):
+            if subprocess.run(command).returncode:
+                fail(f"building the kernels failed; the output above says where ({command[0]}).")
+
+
+setup(ext_modules=[Extension("gdfq._C", sources=[])], cmdclass={"build_ext": BuildKernels})
