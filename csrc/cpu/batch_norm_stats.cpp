@@ -226,7 +226,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
   if (x.scalar_type() == at::kDouble) return forward_double(x, running_mean, running_var, weight, bias, eps);
 
   const at::Tensor input = walkable(x);
-  at::Tensor output = at::empty_like(input);
+  at::Tensor output = at::empty_like(input, input.suggest_memory_format());
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
   at::Tensor mean = at::empty({channels}, float32), var = at::empty({channels}, float32);
   Affine affine{values(running_mean), factors(running_var, weight, eps),
@@ -291,7 +291,7 @@ at::Tensor batch_norm_stats_backward(const at::Tensor& grad_y, const at::Tensor&
            per_channel(grad_mean, x) / count;
   }
   const at::Tensor input = walkable(x);
-  at::Tensor output = at::empty_like(input);
+  at::Tensor output = at::empty_like(input, input.suggest_memory_format());
   const at::Tensor dy_dense = in_layout_of(grad_y.to(input.scalar_type()), input);
   const Layout layout = channel_layout(input);
   const int64_t period = layout.channels * layout.inner;

@@ -1,0 +1,230 @@
+"""The ``gdfq`` command; what it does lives in :mod:`gdfq.run`."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import signal
+import sys
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gdfq import __version__
+from gdfq.data import load_test_images, top1
+from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.progress import LiveProgress, PlainProgress
+from gdfq.recipes import load_recipe, recipe_names
+from gdfq.recipes.schema import fields
+from gdfq.run import Result, environment, load_run
+from gdfq.run import quantize as run_quantize
+
+app = typer.Typer(
+    help="Quantize a trained convolutional network to a few bits, without its training data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def _option_type(annotation: Any) -> Any:
+    """The command line's type of a recipe field's annotation."""
+    if get_origin(annotation) is Annotated:
+        return _option_type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return str
+    if get_origin(annotation) is list:
+        return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
+    return annotation
+
+
+def _recipe_options() -> list[inspect.Parameter]:
+    """One option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
+    parameters = []
+    for section, key, definition in fields():
+        option = typer.Option(
+            f"--{key.replace('_', '-')}",
+            help=definition.description,
+            rich_help_panel=f"Recipe: {section}",
+            show_default=False,
+        )
+        kind = Annotated[_option_type(definition.annotation) | None, option]
+        parameters.append(
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        )
+    return parameters
+
+
+def quantize(
+    recipe: Annotated[str, typer.Option(help="name (see `gdfq recipes`) or path of a .toml file")],
+    out: Annotated[
+        Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
+    ] = None,
+    **options: Any,
+) -> None:
+    """Quantize a recipe's teacher; any field of the recipe can be overridden."""
+    given = {key: value for key, value in options.items() if value is not None}
+    resolved = load_recipe(recipe).with_options(given)
+    bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
+    folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
+    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    interrupts = _Interrupts()
+    _keep_freed_memory()
+    try:
+        result = run_quantize(resolved, folder, progress, interrupts.arrived)
+    except NonFiniteLossError as error:
+        errors.print(f"gdfq: {error}", highlight=False, soft_wrap=True)
+        errors.print(f"The last sound student is in {folder}", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED) from None
+    _print_result(result, folder)
+    if not result.finished:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+_signature = inspect.signature(quantize, eval_str=True)
+quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[
+        *(p for p in _signature.parameters.values() if p.kind is not p.VAR_KEYWORD),
+        *_recipe_options(),
+    ]
+)
+app.command()(quantize)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder, written by `gdfq quantize`")],
+) -> None:
+    """Measure a run's student and its teacher on the recipe's test images."""
+    recipe, teacher, student = load_run(run)
+    spec = recipe.teacher
+    if spec.data == "none":
+        raise InputError(f"data: the recipe of {run} names no data set to measure on")
+    images, labels = load_test_images(spec.data, spec.mean, spec.std)
+    table = Table("", f"top-1 on {len(labels):,} test images of {spec.data}")
+    table.add_row("teacher", _percent(top1(teacher, images, labels)))
+    table.add_row(_bits(recipe.quantization), _percent(top1(student, images, labels)))
+    console.print(table)
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="show this one, in full", show_default=False)
+    ] = None,
+) -> None:
+    """List the recipes, or show one with every field."""
+    if name is not None:
+        typer.echo(load_recipe(name).to_toml(), nl=False)
+        return
+    table = Table("recipe", "what it is")
+    for recipe in map(load_recipe, recipe_names()):
+        table.add_row(recipe.name, recipe.description)
+    console.print(table)
+
+
+@app.command()
+def info() -> None:
+    """Print what was built, and versions."""
+    table = Table(show_header=False)
+    for key, value in environment().items():
+        table.add_row(key, "-" if value is None else str(value))
+    console.print(table)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"gdfq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}%"
+
+
+def _bits(spec: Any) -> str:
+    return f"student, W{spec.weight_bits}A{spec.act_bits}"
+
+
+def _print_result(result: Result, folder: Path) -> None:
+    state = "" if result.finished else f", stopped at step {result.steps}"
+    table = Table(
+        "",
+        "top-1",
+        title=f"{result.name}, seed {result.seed}{state}",
+        caption=f"measured on: {result.evaluation}",
+    )
+    table.add_row("teacher, float32", _percent(result.teacher))
+    table.add_row(f"{_bits(result)}, before fine-tuning", _percent(result.before))
+    table.add_row(f"{_bits(result)}, after fine-tuning", _percent(result.after))
+    console.print(table)
+    console.print(
+        f"{result.steps} steps in {result.training_seconds:.0f} s. Student: "
+        f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+class _Interrupts:
+    """The first Ctrl-C asks the run to stop after its step, the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+        errors.print("stopping after this step and saving; Ctrl-C again ends at once")
+
+    def arrived(self) -> bool:
+        return self.count > 0
+
+
+def _keep_freed_memory() -> None:
+    """Have the C allocator keep large blocks instead of returning them to the system.
+
+    A training step frees and takes the same large tensors again; new pages cost more than the
+    arithmetic on them. Done for this command's process only, where glibc is the C library.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_top_pad, 2**28)
+
+
+def main() -> None:
+    """Entry point: one-line errors, exit code 2 for what the user gave."""
+    try:
+        app()
+    except InputError as error:
+        errors.print(f"gdfq: {error}", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        errors.print("gdfq: interrupted")
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,52 @@
+"""Pictures of generated images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+GAP = 4
+FONT_SIZE = 15
+
+
+def image_grid(
+    rows: Sequence[Tensor], names: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> Image.Image:
+    """One row of images per class, its name at the left.
+
+    Args:
+        rows: per class ``(N, C, H, W)`` normalized images, C = 1 or 3; other channel counts show
+            the first channel.
+        names: of the classes.
+        mean, std: per channel, the normalization to undo; what leaves [0, 1] is clipped.
+    """
+    size = rows[0].shape[-1]
+    zoom = max(1, 56 // size)
+    cell = size * zoom + GAP
+    font = ImageFont.load_default(FONT_SIZE)
+    margin = GAP * 3 + int(max(font.getlength(name) for name in names))
+    columns = max(len(row) for row in rows)
+    canvas = Image.new("RGB", (margin + columns * cell, GAP + len(rows) * cell), "white")
+    draw = ImageDraw.Draw(canvas)
+    for r, (row, name) in enumerate(zip(rows, names, strict=True)):
+        top = GAP + r * cell
+        middle = top + size * zoom // 2
+        draw.text((margin - GAP * 2, middle), name, "black", font, anchor="rm")
+        for c, pixels in enumerate(_pixels(row, mean, std)):
+            tile = Image.fromarray(pixels).resize((size * zoom, size * zoom), Image.NEAREST)
+            canvas.paste(tile, (margin + c * cell, top))
+    return canvas
+
+
+def _pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    shift, scale = (
+        torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (list(mean), list(std))
+    )
+    values = (images.float() * scale + shift).clamp(0, 1) * 255
+    if values.shape[1] != 3:
+        values = values[:, :1].expand(-1, 3, -1, -1)
+    return values.round().byte().permute(0, 2, 3, 1).cpu().numpy()

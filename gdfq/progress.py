@@ -1,0 +1,128 @@
+"""How a run shows itself: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from gdfq.training import GDFQTrainer
+
+
+def _phase(trainer: GDFQTrainer) -> str:
+    return "warm-up" if trainer.steps_done <= trainer.warmup_steps else "fine-tuning"
+
+
+def _losses(losses: dict[str, Tensor] | dict[str, float]) -> str:
+    shown = {"generator": "generator", "bns": "BNS", "student": "student"}
+    return "  ".join(f"{label} {float(losses[key]):.3f}" for key, label in shown.items() if key in losses)
+
+
+class _Rate:
+    """Images per second, leaving out what is not training."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self.last = time.perf_counter()
+
+    def restart(self) -> None:
+        self.last = time.perf_counter()
+
+    def step(self, images: int) -> float:
+        now = time.perf_counter()
+        # An exponential average, so that the rate follows a change of phase.
+        self.images = int(0.9 * self.images) + images
+        self.seconds = 0.9 * self.seconds + now - self.last
+        self.last = now
+        return self.images / self.seconds
+
+
+class LiveProgress:
+    """A bar with phase, losses, images per second and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.rate = _Rate()
+
+    def start(self, trainer: GDFQTrainer) -> None:
+        """Show the bar."""
+        steps = trainer.epochs * trainer.steps_per_epoch
+        self.task = self.progress.add_task("warm-up", total=steps, losses="", rate="")
+        self.progress.start()
+        self.rate.restart()
+
+    def phase(self, name: str) -> None:
+        """Name what is done between steps."""
+        self.progress.console.print(f"[dim]{name}[/dim]")
+
+    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+        """Move the bar."""
+        rate = self.rate.step(trainer.batch_size)
+        self.progress.update(
+            self.task,
+            advance=1,
+            description=_phase(trainer),
+            losses=_losses(losses),
+            rate=f"{rate:.0f} images/s",
+        )
+
+    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+        """Nothing: the bar has it."""
+
+    def stop(self) -> None:
+        """Leave the bar where it is."""
+        self.progress.stop()
+
+
+class PlainProgress:
+    """One line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.rate = _Rate()
+        self.images_per_second = 0.0
+
+    def start(self, trainer: GDFQTrainer) -> None:
+        """Start the clock."""
+        self.rate.restart()
+
+    def phase(self, name: str) -> None:
+        """Name what is done between steps."""
+        self.console.print(name, highlight=False)
+
+    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+        """Take the time."""
+        self.images_per_second = self.rate.step(trainer.batch_size)
+
+    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+        """Print the line."""
+        epoch = trainer.steps_done // trainer.steps_per_epoch
+        left = (trainer.epochs - epoch) * trainer.steps_per_epoch * trainer.batch_size
+        self.console.print(
+            f"epoch {epoch}/{trainer.epochs}  {_phase(trainer)}  {_losses(losses)}  "
+            f"{self.images_per_second:.0f} images/s  {left / self.images_per_second:.0f} s left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def stop(self) -> None:
+        """Nothing to clean up."""

@@ -1,0 +1,192 @@
+"""The schema of a recipe; option names on the command line are the field names below."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from gdfq.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the TOML file: unknown keys are errors, types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Teacher(Section):
+    """The network to quantize, and the images it takes."""
+
+    arch: Literal["resnet20"] = Field(description="architecture of the teacher")
+    weights: str = Field(
+        description="safetensors file of its weights, or 'builtin' for those of the package"
+    )
+    data: Literal["fashion-mnist", "none"] = Field(
+        "none", description="data set that the result is measured on; training never reads it"
+    )
+    num_classes: int = Field(ge=2, description="classes of the teacher")
+    image_size: int = Field(ge=4, multiple_of=4, description="height and width of an image")
+    channels: int = Field(ge=1, description="channels of an image")
+    mean: list[float] = Field(description="per channel, what the teacher's input was shifted by")
+    std: list[Positive] = Field(description="per channel, what it was divided by")
+
+
+class Quantization(Section):
+    """How the student is quantized."""
+
+    weight_bits: int = Field(4, ge=2, le=8, description="bits of weights, per output channel")
+    act_bits: int = Field(4, ge=2, le=8, description="bits of activations, per tensor")
+    ste: Literal["identity", "clip"] = Field(
+        "identity", description="straight-through estimator of the quantizers"
+    )
+    range_momentum: float = Field(
+        0.9, ge=0, lt=1, description="weight of the past in the activation ranges' average"
+    )
+
+
+class GeneratorSection(Section):
+    """The generator's shape."""
+
+    latent_dim: int = Field(100, ge=1, description="length of the noise vector")
+    width: int = Field(128, ge=2, description="channels of the generator's first stages")
+    conditional_bn: bool = Field(
+        False, description="class-conditional batch norm, the paper's generator for ImageNet"
+    )
+
+
+class Training(Section):
+    """The schedule and the losses; see gdfq.GDFQTrainer."""
+
+    batch_size: int = Field(200, ge=2, description="images per step")
+    epochs: int = Field(400, ge=0, description="epochs, warm-up included")
+    steps_per_epoch: int = Field(200, ge=1, description="steps per epoch")
+    warmup_epochs: int = Field(4, ge=0, description="first epochs, of the generator alone")
+    calibration_batches: int = Field(
+        16, ge=1, description="batches that set the activation ranges before fine-tuning"
+    )
+    student_lr: Positive = Field(1e-4, description="learning rate of the student")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the student's optimizer")
+    weight_decay: NotNegative = Field(1e-4, description="weight decay of the student")
+    generator_lr: Positive = Field(1e-3, description="learning rate of the generator")
+    bns_weight: NotNegative = Field(0.1, description="weight of the batch-norm statistics loss")
+    temperature: Positive = Field(20.0, description="temperature of the distillation loss")
+    alpha: NotNegative = Field(1.0, description="weight of the distillation loss")
+    schedule: Literal["step", "cosine", "constant"] = Field(
+        "step", description="schedule of both learning rates"
+    )
+    milestones: list[Annotated[int, Field(ge=0)]] = Field(
+        [100, 200, 300], description="epochs at which schedule 'step' divides by 10"
+    )
+    seed: int = Field(0, ge=0, description="decides everything that is random")
+
+
+class Recipe(Section):
+    """A run, fully specified."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    description: str
+    teacher: Teacher
+    quantization: Quantization = Quantization()
+    generator: GeneratorSection = GeneratorSection()
+    training: Training = Training()
+
+    def with_options(self, options: dict[str, Any]) -> Recipe:
+        """A copy with fields replaced, by their names alone (``{"weight_bits": 3}``)."""
+        tables = self.model_dump()
+        sections = {key: section for section, key, _ in fields()}
+        for key, value in options.items():
+            if key not in sections:
+                raise InputError(f"{key}: no recipe has such a key")
+            tables[sections[key]][key] = value
+        return validate(tables, "command line")
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file that gives this recipe again."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Section, name and definition of every field of the recipe's tables."""
+    for section, info in Recipe.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            for key, definition in info.annotation.model_fields.items():
+                yield section, key, definition
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A recipe of the package by its name, or any TOML file by its path.
+
+    Raises:
+        InputError: there is no such recipe, or it has an unknown key, a wrong type or an
+            impossible value; the message names the key, the value and what is allowed.
+    """
+    path = FOLDER / f"{name_or_path}.toml"
+    if name_or_path not in recipe_names():
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            raise InputError(
+                f"recipe: {name_or_path!r} is none of {', '.join(recipe_names())}, "
+                "and not a path to a .toml file"
+            )
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"recipe: cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe: {path} is not TOML: {error}") from error
+    return validate(tables, str(name_or_path))
+
+
+def validate(tables: dict[str, Any], source: str) -> Recipe:
+    """Check ``tables`` against the schema; ``source`` is named in errors."""
+    try:
+        recipe = Recipe.model_validate(tables)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(e, source) for e in error.errors())) from error
+    teacher, training = recipe.teacher, recipe.training
+    for key in ("mean", "std"):
+        given = getattr(teacher, key)
+        if len(given) != teacher.channels:
+            raise InputError(
+                f"{source}: teacher.{key}: needs one entry for each of the {teacher.channels} "
+                f"channels, got {given}"
+            )
+    if training.warmup_epochs > training.epochs:
+        raise InputError(
+            f"{source}: training.warmup_epochs: must be <= training.epochs = {training.epochs}, "
+            f"got {training.warmup_epochs}"
+        )
+    return recipe
+
+
+def _explain(error: Any, source: str) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        parent: Any = Recipe
+        for part in error["loc"][:-1]:
+            parent = parent.model_fields[part].annotation
+        return f"{source}: {key}: unknown key; allowed are {', '.join(parent.model_fields)}"
+    if error["type"] == "missing":
+        return f"{source}: {key}: missing"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{source}: {key}: {message}, got {error['input']!r}"

@@ -1,0 +1,50 @@
+"""Dtypes, layouts and awkward shapes that every operator is tested on, and shared comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Rows of 49 elements are never 16-byte aligned, 1 and 3 channels fill no vector, 130 crosses one.
+SHAPES_4D = ((2, 3, 5, 7), (1, 1, 1, 1), (4, 16, 7, 7), (3, 130, 1, 2), (2, 64, 16, 9), (5, 8, 28, 28))
+
+
+def _sliced(x: Tensor) -> Tensor:
+    """The values of ``x`` in every second place of a larger tensor, one element off alignment."""
+    room = x.new_zeros((*x.shape[:-1], 2 * x.shape[-1] + 1))
+    view = room[..., 1::2]
+    view.copy_(x)
+    return view
+
+
+def _offset(x: Tensor) -> Tensor:
+    """A contiguous copy whose storage starts one element after an aligned address."""
+    room = x.new_zeros(x.numel() + 1)
+    view = room[1:].view(x.shape)
+    view.copy_(x)
+    return view
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "offset": _offset,
+    "sliced": _sliced,
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "batch_expanded": lambda x: x[:1].expand(x.shape),
+}
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+every_shape = pytest.mark.parametrize("shape", SHAPES_4D, ids=lambda s: "x".join(map(str, s)))
+
+
+def same_bits(actual: Tensor, expected: Tensor) -> bool:
+    """Equal values, NaN equal to NaN, and one dtype and shape; -0 equals 0."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    return True

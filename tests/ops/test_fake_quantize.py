@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+import gdfq
+from gdfq.functional import fake_quantize
+from gdfq.ops.fake_quantize import fake_quantize_backward_reference, fake_quantize_reference
+from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits
+
+BITS = range(2, 9)
+
+
+def oracle(x, lo, hi, bits):
+    """The formula, one rounding at a time, in numpy's float32."""
+    f = np.float32
+    with np.errstate(all="ignore"):
+        scale = f(2**bits - 1) * (f(1) / np.maximum(f(hi) - f(lo), f(1e-8)))
+        zero = np.rint(scale * f(lo)) + f(2 ** (bits - 1))
+        position = scale * x.astype(f) - zero
+        code = np.clip(np.rint(position), f(-(2 ** (bits - 1))), f(2 ** (bits - 1) - 1))
+        return (code + zero) / scale, position
+
+
+def hard_values(lo, hi, bits):
+    """Random values, and values beside every tie and both ends, NaN, infinities, zeros."""
+    rng = np.random.default_rng(bits)
+    scale = np.float32(2**bits - 1) * (np.float32(1) / np.float32(max(hi - lo, 1e-8)))
+    zero = np.rint(scale * np.float32(lo)) + 2 ** (bits - 1)
+    codes = np.arange(-(2 ** (bits - 1)) - 2, 2 ** (bits - 1) + 2) + 0.5
+    ties = ((codes + zero) / scale).astype(np.float32)
+    beside = [ties]
+    for direction in (-np.inf, np.inf):
+        near = ties
+        for _ in range(4):
+            near = np.nextafter(near, np.float32(direction))
+            beside.append(near)
+    special = np.array(
+        [np.nan, np.inf, -np.inf, 0.0, -0.0, 3e38, -3e38, 1e-45, lo, hi], dtype=np.float32
+    )
+    spread = rng.uniform(lo - abs(hi - lo), hi + abs(hi - lo), 4001).astype(np.float32)
+    return np.concatenate([*beside, special, spread])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("lo", "hi"),
+    [(-1.0, 1.0), (0.0, 6.0), (-0.37, 2.91), (0.5, 0.5), (3.0, 3.5), (-1e4, 2e4), (0.0, 1e-12)],
+)
+def test_equals_the_formula_bit_for_bit(bits, lo, hi):
+    values = hard_values(lo, hi, bits)
+    expected = torch.from_numpy(oracle(values, lo, hi, bits)[0])
+    x, lo, hi = torch.from_numpy(values), torch.tensor(lo), torch.tensor(hi)
+    assert same_bits(fake_quantize(x, lo, hi, bits), expected)
+    assert same_bits(fake_quantize_reference(x, lo, hi, bits), expected)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_value_of_the_grid_is_reached_and_no_other(bits):
+    x = torch.linspace(-3, 3, 100_001)
+    y = fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.7), bits)
+    assert len(y.unique()) == 2**bits
+
+
+@every_dtype
+@every_layout
+@every_shape
+@pytest.mark.parametrize("axis", [None, 0, 1, 3])
+def test_equals_the_reference(dtype, layout, shape, axis):
+    torch.manual_seed(0)
+    x = LAYOUTS[layout](torch.randn(shape).to(dtype))
+    entries = () if axis is None else (shape[axis],)
+    lo, hi = -torch.rand(entries) - 0.1, torch.rand(entries) + 0.1
+    y = fake_quantize(x, lo, hi, 3, axis)
+    assert same_bits(y, fake_quantize_reference(x, lo, hi, 3, axis))
+    assert y.stride() == torch.empty_like(x).stride()
+
+
+@every_dtype
+@every_layout
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+def test_gradient(dtype, layout, axis, ste):
+    torch.manual_seed(0)
+    shape = (4, 19, 7, 9)
+    x = LAYOUTS[layout](torch.randn(shape).to(dtype)).requires_grad_()
+    entries = () if axis is None else (shape[axis],)
+    lo, hi = torch.full(entries, -0.5), torch.full(entries, 0.8)
+    grad = torch.randn(shape).to(dtype)
+    (dx,) = torch.autograd.grad(fake_quantize(x, lo, hi, 4, axis, ste), x, grad)
+    if ste == "identity":
+        assert same_bits(dx, grad)
+    else:
+        assert same_bits(dx, fake_quantize_backward_reference(grad, x.detach(), lo, hi, 4, axis))
+        assert 0 < (dx == 0).float().mean() < 1
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_clip_gradient_passes_where_the_code_needs_no_clamp(bits):
+    values = hard_values(-0.37, 2.91, bits)
+    position = oracle(values, -0.37, 2.91, bits)[1]
+    code = np.rint(position)
+    inside = (code >= -(2 ** (bits - 1))) & (code <= 2 ** (bits - 1) - 1)
+    x = torch.from_numpy(values).requires_grad_()
+    fake_quantize(x, torch.tensor(-0.37), torch.tensor(2.91), bits, ste="clip").sum().backward()
+    assert same_bits(x.grad, torch.from_numpy(inside.astype(np.float32)))
+
+
+def test_nan_range_gives_nan():
+    nan = torch.tensor(float("nan"))
+    assert fake_quantize(torch.randn(100), nan, torch.tensor(1.0), 4).isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0, 3), (0, 4, 2, 2)])
+def test_empty(shape):
+    x = torch.empty(shape, requires_grad=True)
+    y = fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), 4, ste="clip")
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
+
+
+def test_zero_dimensional():
+    y = fake_quantize(torch.tensor(0.51), torch.tensor(0.0), torch.tensor(3.0), 2)
+    assert y == 1.0
+
+
+def test_float64_is_rounded_on_the_float32_grid():
+    x = torch.randn(1000, dtype=torch.float64)
+    y = fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), 4)
+    assert y.dtype == torch.float64
+    expected = fake_quantize(x.float(), torch.tensor(-1.0), torch.tensor(1.0), 4)
+    assert same_bits(y, expected.double())
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    x = torch.randn(3, 17, 101, 103)
+    lo, hi = torch.full((17,), -1.0), torch.full((17,), 1.0)
+    threads = torch.get_num_threads()
+    results = []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        results.append(fake_quantize(x, lo, hi, 4, axis=1))
+    torch.set_num_threads(threads)
+    assert same_bits(*results)
+
+
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_opcheck(ste, axis):
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    entries = () if axis is None else (3,)
+    lo, hi = torch.full(entries, -1.0), torch.full(entries, 1.0)
+    opcheck(torch.ops.gdfq.fake_quantize.default, (x, lo, hi, 4, axis, ste))
+    opcheck(
+        torch.ops.gdfq.fake_quantize_backward.default,
+        (torch.randn(2, 3, 4, 4), x.detach(), lo, hi, 4, axis),
+    )
+
+
+def test_second_derivative_of_clip_is_refused():
+    x = torch.randn(10, requires_grad=True)
+    grad = torch.ones(10, requires_grad=True)
+    y = fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), 4, ste="clip")
+    (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        dx.sum().backward()
+
+
+def test_compiles_without_graph_break():
+    def f(x):
+        return fake_quantize(x * 2, torch.tensor(-1.0), torch.tensor(1.0), 4) + 1
+
+    x = torch.randn(3, 5)
+    assert same_bits(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))
+
+
+ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2), ZERO, ONE, 1), "bits: must be an int from 2 to 8, got 1"),
+        ((torch.ones(2), ZERO, ONE, 9), "bits: must be an int from 2 to 8, got 9"),
+        ((torch.ones(2), ZERO, ONE, 4.0), "bits: .* got 4.0"),
+        ((torch.ones(2), ZERO, ONE, True), "bits: .* got True"),
+        ((torch.ones(2, dtype=torch.int32), ZERO, ONE, 4), "x: dtype .* got torch.int32"),
+        (([1.0], ZERO, ONE, 4), "x: must be a tensor, got list"),
+        ((torch.ones(2), 0.0, ONE, 4), "lo: must be a tensor, got float"),
+        ((torch.ones(2), torch.zeros(1), ONE, 4), r"lo: shape must be \(\)"),
+        ((torch.ones(2, 3), torch.zeros(2), torch.ones(2), 4, 1), r"lo: shape must be \(3,\)"),
+        ((torch.ones(2, 3), torch.zeros(3), torch.ones(2), 4, 1), r"hi: shape must be \(3,\)"),
+        ((torch.ones(2, 3), ZERO, ONE, 4, 2), "axis: must be None or an int from -2 to 1"),
+        ((torch.ones(2), ZERO, ONE, 4, None, "round"), "ste: must be 'identity' or 'clip'"),
+        ((torch.ones(2), torch.zeros((), device="meta"), ONE, 4), "lo: must be on cpu like x"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(gdfq.InputError, match=message):
+        fake_quantize(*arguments)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    bits=st.integers(2, 8),
+    lo=st.floats(-1e5, 1e5, width=32),
+    width=st.floats(0, 1e5, width=32),
+    values=st.lists(st.floats(width=32), min_size=1, max_size=70),
+)
+def test_equals_the_formula_on_drawn_values(bits, lo, width, values):
+    values = np.array(values, dtype=np.float32)
+    hi = float(np.float32(lo) + np.float32(width))
+    y = fake_quantize(torch.from_numpy(values), torch.tensor(lo), torch.tensor(hi), bits)
+    assert same_bits(y, torch.from_numpy(oracle(values, lo, hi, bits)[0]))

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch.library import opcheck
+
+import gdfq
+from gdfq.functional import fake_quantize, fake_quantize_minmax
+from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax_reference
+from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits
+
+
+@every_dtype
+@every_layout
+@every_shape
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_equals_the_reference(dtype, layout, shape, axis):
+    torch.manual_seed(0)
+    w = LAYOUTS[layout](torch.randn(shape).to(dtype))
+    y, lo, hi = torch.ops.gdfq.fake_quantize_minmax(w, 3, axis, "identity")
+    for actual, expected in zip((y, lo, hi), fake_quantize_minmax_reference(w, 3, axis), strict=True):
+        assert same_bits(actual, expected)
+    assert y.stride() == torch.empty_like(w).stride()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_equals_fake_quantize_over_minimum_and_maximum(bits):
+    w = torch.randn(7, 5, 3, 3)
+    rows = w.flatten(1)
+    expected = fake_quantize(w, rows.amin(1), rows.amax(1), bits, axis=0)
+    assert same_bits(fake_quantize_minmax(w, bits), expected)
+
+
+def test_matrix_and_vector():
+    w = torch.randn(10, 33)
+    assert same_bits(fake_quantize_minmax(w, 4), fake_quantize_minmax_reference(w, 4)[0])
+    v = torch.randn(10)
+    # A channel of one element is a constant channel: its range has no width.
+    assert fake_quantize_minmax(v, 4).isfinite().all()
+
+
+def test_nan_stays_in_its_channel():
+    w = torch.randn(4, 40)
+    for position in range(40):
+        bad = w.clone()
+        bad[2, position] = float("nan")
+        y = fake_quantize_minmax(bad, 4)
+        assert y[2].isnan().all()
+        assert same_bits(y[[0, 1, 3]], fake_quantize_minmax(w, 4)[[0, 1, 3]])
+
+
+def test_constant_channel_is_finite():
+    w = torch.full((2, 9), 0.7)
+    assert fake_quantize_minmax(w, 4).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_empty(shape, axis):
+    assert fake_quantize_minmax(torch.empty(shape), 4, axis).shape == shape
+
+
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+def test_gradient(ste):
+    w = torch.randn(6, 4, 3, 3, requires_grad=True)
+    grad = torch.randn_like(w)
+    (dw,) = torch.autograd.grad(fake_quantize_minmax(w, 3, ste=ste), w, grad)
+    if ste == "clip":
+        rows = w.detach().flatten(1)
+        v = w.detach().requires_grad_()
+        y = fake_quantize(v, rows.amin(1), rows.amax(1), 3, axis=0, ste="clip")
+        (grad,) = torch.autograd.grad(y, v, grad)
+    assert same_bits(dw, grad)
+
+
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_opcheck(ste, axis):
+    w = torch.randn(4, 3, 3, 3, requires_grad=True)
+    opcheck(torch.ops.gdfq.fake_quantize_minmax.default, (w, 4, axis, ste))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2, 2), 1), "bits: .* got 1"),
+        ((torch.ones(2, 2), 4, 2), "axis: .* got 2"),
+        ((torch.ones(2, 2).long(), 4), "w: dtype .* got torch.int64"),
+        ((torch.ones(2, 2), 4, 0, "x"), "ste: .* got 'x'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(gdfq.InputError, match=message):
+        fake_quantize_minmax(*arguments)
