@@ -59,7 +59,7 @@ FLOAT_REASONS: dict[Any, str] = {
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, leaf_modules: Sequence[str | type]) -> None:
+    def __init__(self, leaf_modules: Sequence[str | type] = ()) -> None:
         super().__init__()
         self.leaf_names = {leaf for leaf in leaf_modules if isinstance(leaf, str)}
         self.leaf_types = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
