@@ -1,0 +1,50 @@
+"""A small trained-looking teacher for tests of the training loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import gdfq
+
+
+def tiny_teacher(num_classes: int = 4, channels: int = 2) -> nn.Module:
+    """Two convolutions with batch norms that have seen data, and a linear layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, num_classes),
+        )
+        with torch.no_grad():
+            for _ in range(20):
+                model(torch.randn(64, channels, 8, 8))
+            model[-1].weight *= 20  # so that the class depends on the image
+    return model.eval()
+
+
+def tiny_trainer(teacher: nn.Module | None = None, bits: int = 4, **options) -> gdfq.GDFQTrainer:
+    """A trainer of a few fast steps, everything seeded."""
+    teacher = teacher or tiny_teacher()
+    student = gdfq.quantize_model(teacher, bits, bits)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        generator = gdfq.models.Generator(4, 8, channels=2, latent_dim=10, width=8)
+    settings = {
+        "epochs": 3,
+        "steps_per_epoch": 4,
+        "warmup_epochs": 1,
+        "calibration_batches": 2,
+        "student_lr": 1e-3,
+        "milestones": (2,),
+    }
+    return gdfq.GDFQTrainer(
+        teacher, student, generator, num_classes=4, batch_size=16, **{**settings, **options}
+    )
