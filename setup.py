@@ -66,7 +66,7 @@ def use_cuda(torch_has_cuda: bool) -> bool:
 
 
 class BuildKernels(build_ext):
-    """One CMake project, in a build folder that is kept, so that an unchanged tree builds nothing."""
+    """One CMake project; its build folder is kept, so that an unchanged tree builds nothing."""
 
     def build_extension(self, ext: Extension) -> None:
         torch_root, torch_has_cuda = find_torch()

@@ -1,0 +1,1 @@
+"""Speed of the operators; see ``benchmarks/table.py``."""

@@ -1,38 +1,32 @@
-"""Train the ResNet-20 that ships in ``gdfq/data/`` on Fashion-MNIST.
+"""Train the ResNet-20 that ships in ``gdfq/assets/`` on Fashion-MNIST.
 
-    python examples/train_teacher.py --data /usr/share/datasets/fashion-mnist --out teacher.safetensors --bf16
+    python examples/train_teacher.py --data FOLDER --out teacher.safetensors --bf16
 
-``--data`` is a folder with the four ``*-ubyte.gz`` files (Debian's ``dataset-fashion-mnist``, or
-``FashionMNIST/raw`` under the root that torchvision downloaded to). The last epoch's weights are
-written: the test images only report, they never choose.
+``FOLDER`` has the four ``*-ubyte.gz`` files: Debian's ``dataset-fashion-mnist`` puts them into
+``/usr/share/datasets/fashion-mnist``, torchvision into ``FashionMNIST/raw`` under its root. The
+last epoch's weights are written: the test images only report, they never choose.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from gdfq.models.resnet import resnet20
+from gdfq.data import read_idx, top1
+from gdfq.models import resnet20
 
 MEAN, STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to [0, 1]
 
 
-def read_idx(path: Path, header: int, shape: tuple[int, ...]) -> torch.Tensor:
-    data = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
-    return torch.from_numpy(data.reshape(shape).copy())
-
-
 def load_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    images = read_idx(folder / f"{split}-images-idx3-ubyte.gz", 16, (-1, 1, 28, 28))
-    labels = read_idx(folder / f"{split}-labels-idx1-ubyte.gz", 8, (-1,))
-    return (images.float() / 255 - MEAN) / STD, labels.long()
+    images = torch.from_numpy(read_idx(folder / f"{split}-images-idx3-ubyte.gz").copy())
+    labels = torch.from_numpy(read_idx(folder / f"{split}-labels-idx1-ubyte.gz").copy())
+    return (images.unsqueeze(1).float() / 255 - MEAN) / STD, labels.long()
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
@@ -46,17 +40,6 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     columns = torch.where(flip, columns.flip(1), columns)[:, None, None, :]
     index = torch.arange(batch)[:, None, None, None]
     return padded[index, torch.zeros_like(index), rows, columns]
-
-
-@torch.no_grad()
-def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    model.eval()
-    hits = sum(
-        (model(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum().item()
-        for x, y in zip(images.split(500), labels.split(500), strict=True)
-    )
-    model.train()
-    return 100.0 * hits / len(labels)
 
 
 def main() -> None:
@@ -97,14 +80,15 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             total += loss.item()
-        top1 = accuracy(model, test_images, test_labels)
+        hits = top1(model.eval(), test_images, test_labels)
+        model.train()
         print(
-            f"epoch {epoch + 1}/{args.epochs}  loss {total / steps:.4f}  top-1 {top1:.2f}%  "
+            f"epoch {epoch + 1}/{args.epochs}  loss {total / steps:.4f}  top-1 {hits:.2f}%  "
             f"{time.time() - start:.0f} s",
             flush=True,
         )
         state = {k: v.contiguous() for k, v in model.state_dict().items()}
-        save_file(state, args.out, metadata={"epoch": str(epoch + 1), "top1": f"{top1:.2f}"})
+        save_file(state, args.out, metadata={"epoch": str(epoch + 1), "top1": f"{hits:.2f}"})
 
 
 if __name__ == "__main__":

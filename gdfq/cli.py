@@ -58,7 +58,7 @@ def _recipe_options() -> list[inspect.Parameter]:
             rich_help_panel=f"Recipe: {section}",
             show_default=False,
         )
-        kind = Annotated[_option_type(definition.annotation) | None, option]
+        kind: Any = Annotated[_option_type(definition.annotation) | None, option]
         parameters.append(
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
         )

@@ -15,8 +15,8 @@ from torch import fx, nn
 
 from gdfq.coverage import CoverageReport, Operation, Status
 from gdfq.errors import InputError
-from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.functional import Activation
+from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.ops._checks import Ste, check_bits, check_ste
 
 # ---- what is known about operations: three tables ----
@@ -171,7 +171,9 @@ class _Converter:
         quantizer = self.make_act(act)
         self.root.set_submodule(name, quantizer)
         with self.graph.inserting_before(node):
-            call = self.graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+            call = self.graph.call_module(
+                name, (node.args[0] if node.args else node.kwargs["input"],)
+            )
         call.meta = node.meta
         node.replace_all_uses_with(call)
         self.graph.erase_node(node)

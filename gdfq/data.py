@@ -21,7 +21,7 @@ CLASS_NAMES = {
 }  # fmt: skip
 
 
-def _read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path) -> np.ndarray:
     """An array in the IDX format of MNIST: unsigned bytes, gzipped."""
     try:
         raw = gzip.decompress(path.read_bytes())
@@ -40,8 +40,8 @@ def load_test_images(name: str, mean: list[float], std: list[float]) -> tuple[Te
     """
     if name != "fashion-mnist":
         raise InputError(f"data: must be 'fashion-mnist', got {name!r}")
-    images = _read_idx(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")
-    labels = _read_idx(FASHION_MNIST / "t10k-labels-idx1-ubyte.gz")
+    images = read_idx(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")
+    labels = read_idx(FASHION_MNIST / "t10k-labels-idx1-ubyte.gz")
     pixels = torch.from_numpy(images.copy()).unsqueeze(1).float() / 255
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return (pixels - shift) / scale, torch.from_numpy(labels.astype(np.int64))

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gdfq.errors import InputError
-from gdfq.ops import batch_norm_stats, fake_quantize, fake_quantize_minmax
+from gdfq.ops.batch_norm_stats import batch_norm_stats
+from gdfq.ops.fake_quantize import fake_quantize
+from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 
 __all__ = ["batch_norm_stats", "bn_act_fake_quantize", "fake_quantize", "fake_quantize_minmax"]
 

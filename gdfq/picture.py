@@ -37,7 +37,8 @@ def image_grid(
         middle = top + size * zoom // 2
         draw.text((margin - GAP * 2, middle), name, "black", font, anchor="rm")
         for c, pixels in enumerate(_pixels(row, mean, std)):
-            tile = Image.fromarray(pixels).resize((size * zoom, size * zoom), Image.NEAREST)
+            tile = Image.fromarray(pixels)
+            tile = tile.resize((size * zoom, size * zoom), Image.Resampling.NEAREST)
             canvas.paste(tile, (margin + c * cell, top))
     return canvas
 

@@ -24,7 +24,9 @@ def _phase(trainer: GDFQTrainer) -> str:
 
 def _losses(losses: dict[str, Tensor] | dict[str, float]) -> str:
     shown = {"generator": "generator", "bns": "BNS", "student": "student"}
-    return "  ".join(f"{label} {float(losses[key]):.3f}" for key, label in shown.items() if key in losses)
+    return "  ".join(
+        f"{label} {float(losses[key]):.3f}" for key, label in shown.items() if key in losses
+    )
 
 
 class _Rate:

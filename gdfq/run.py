@@ -265,12 +265,8 @@ class _Measure:
 def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     """Write the student's state as safetensors; loading it gives the same outputs bit for bit."""
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
-    metadata = {
-        "recipe": recipe.name,
-        "weight_bits": str(recipe.quantization.weight_bits),
-        "act_bits": str(recipe.quantization.act_bits),
-    }
-    save_file(state, path, metadata=metadata)
+    # One entry: safetensors writes several in an order that changes from run to run.
+    save_file(state, path, metadata={"recipe": recipe.to_toml()})
 
 
 def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
@@ -300,6 +296,6 @@ def _save_picture(recipe: Recipe, trainer: GDFQTrainer, path: Path, columns: int
         (len(labels), recipe.generator.latent_dim), generator=random, device=trainer.device
     )
     images = trainer.generator(z, labels)
-    image_grid(
-        list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std
-    ).save(path)
+    image_grid(list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std).save(
+        path
+    )

@@ -56,7 +56,9 @@ def test_converts_everything():
         "relu_3": "relu",
         "relu_4": "relu",
     }
-    assert all(isinstance(student.get_submodule(n), QConv2d) for n in ("stem.0", "blocks.1", "shared"))
+    assert all(
+        isinstance(student.get_submodule(n), QConv2d) for n in ("stem.0", "blocks.1", "shared")
+    )
     assert student.get_submodule("alias") is student.get_submodule("shared")
     assert isinstance(student.get_submodule("fc"), QLinear)
     assert student.coverage.uncovered == []
@@ -171,7 +173,9 @@ class Branching(nn.Module):
 
 
 def test_untraceable_names_the_line_and_the_way_out():
-    with pytest.raises(gdfq.InputError, match=r"test_convert\.py:\d+.*x\.sum\(\) > 0.*leaf_modules"):
+    with pytest.raises(
+        gdfq.InputError, match=r"test_convert\.py:\d+.*x\.sum\(\) > 0.*leaf_modules"
+    ):
         gdfq.quantize_model(nn.Sequential(Branching(), nn.ReLU()))
 
 

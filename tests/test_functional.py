@@ -9,7 +9,15 @@ from gdfq.functional import bn_act_fake_quantize, fake_quantize
 def arguments(channels):
     torch.manual_seed(0)
     mean, weight, bias = torch.randn(3, channels)
-    return mean, torch.rand(channels) + 0.1, weight, bias, 1e-5, torch.tensor(0.0), torch.tensor(3.0)
+    return (
+        mean,
+        torch.rand(channels) + 0.1,
+        weight,
+        bias,
+        1e-5,
+        torch.tensor(0.0),
+        torch.tensor(3.0),
+    )
 
 
 @pytest.mark.parametrize("act", ["relu", "relu6", "none"])
@@ -18,7 +26,9 @@ def test_bn_act_fake_quantize_is_its_parts(act, with_residual):
     x = torch.randn(2, 6, 5, 5)
     residual = torch.randn_like(x) if with_residual else None
     mean, var, weight, bias, eps, lo, hi = arguments(6)
-    y = F.batch_norm(x.double(), mean.double(), var.double(), weight.double(), bias.double(), eps=eps)
+    y = F.batch_norm(
+        x.double(), mean.double(), var.double(), weight.double(), bias.double(), eps=eps
+    )
     if with_residual:
         y = y + residual.double()
     y = {"relu": F.relu, "relu6": F.relu6, "none": lambda v: v}[act](y)

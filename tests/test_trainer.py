@@ -18,7 +18,9 @@ def state(module):
 
 
 def same_state(first, second):
-    return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
+    return first.keys() == second.keys() and all(
+        torch.equal(v, second[k]) for k, v in first.items()
+    )
 
 
 def test_one_seed_decides_everything():
@@ -169,7 +171,7 @@ def test_callback_sees_the_run_and_can_stop_it():
     recorder = Recorder()
     tiny_trainer().train(recorder)
     epoch = ["step"] * 4 + ["epoch"]
-    assert recorder.events == epoch + ["calibrated"] + epoch + epoch
+    assert recorder.events == [*epoch, "calibrated", *epoch, *epoch]
 
     stopped, whole = tiny_trainer(), tiny_trainer()
     stopped.train(Recorder(stop_after=6))
@@ -184,7 +186,9 @@ def test_no_fine_tuning_still_calibrates():
     assert trainer.calibrated
 
 
-@pytest.mark.parametrize(("option", "key"), [("student_lr", "student"), ("generator_lr", "generator")])
+@pytest.mark.parametrize(
+    ("option", "key"), [("student_lr", "student"), ("generator_lr", "generator")]
+)
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_student(option, key):
     trainer = tiny_trainer(epochs=20, **{option: 1e30})
     with pytest.raises(gdfq.NonFiniteLossError, match=f"the {key}.* loss became .* Lower {option}"):
@@ -209,7 +213,12 @@ def test_milestones_are_epochs_of_the_whole_run():
     trainer = tiny_trainer(schedule="step", milestones=(2,))
     rates = []
     for _ in range(12):
-        rates.append([o.param_groups[0]["lr"] for o in (trainer.generator_optimizer, trainer.student_optimizer)])
+        rates.append(
+            [
+                o.param_groups[0]["lr"]
+                for o in (trainer.generator_optimizer, trainer.student_optimizer)
+            ]
+        )
         trainer.step()
     assert [g for g, _ in rates] == pytest.approx([1e-3] * 8 + [1e-4] * 4)
     assert [s for _, s in rates[4:]] == pytest.approx([1e-3] * 4 + [1e-4] * 4)
@@ -226,7 +235,9 @@ def test_statistics_teacher_reports_every_use_in_order():
 
 
 NO_BATCH_NORM = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
-UNTRACKED = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
+UNTRACKED = nn.Sequential(
+    nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()
+)
 NAN = tiny_teacher()
 NAN[3].weight.data[0, 0, 0, 0] = float("nan")
 
@@ -256,5 +267,7 @@ def test_batch_of_one_is_refused():
     generator = gdfq.models.Generator(4, 8, channels=2)
     with pytest.raises(gdfq.InputError, match="batch_size: must be an int >= 2, got 1"):
         gdfq.GDFQTrainer(teacher, gdfq.quantize_model(teacher), generator, 4, 1)
-    with pytest.raises(gdfq.InputError, match="num_classes: 5 given, but the generator was made for 4"):
+    with pytest.raises(
+        gdfq.InputError, match="num_classes: 5 given, but the generator was made for 4"
+    ):
         gdfq.GDFQTrainer(teacher, gdfq.quantize_model(teacher), generator, 5, 4)

@@ -73,6 +73,4 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` or ``(C_in, H, W)``, as ``nn.Conv2d``."""
-        return self._conv_forward(
-            self._quantize_input(input), self._quantized_weight(), self.bias
-        )
+        return self._conv_forward(self._quantize_input(input), self._quantized_weight(), self.bias)

@@ -12,7 +12,7 @@ from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops._checks import Ste
 
 
-class QLinear(QuantizedWeight, nn.Linear):
+class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
     """``nn.Linear`` whose weight is quantized per output feature at each forward.
 
     The range of an output feature is its minimum and maximum, taken anew each time; the bias

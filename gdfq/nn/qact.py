@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gdfq.errors import InputError
 from gdfq.functional import Activation, activate
-from gdfq.ops import fake_quantize
 from gdfq.ops._checks import Ste, check_bits, check_ste
+from gdfq.ops.fake_quantize import fake_quantize
 
 
 class QAct(nn.Module):
@@ -68,7 +68,9 @@ class QAct(nn.Module):
         self.momentum = momentum
         for name in ("lo", "hi", "average_lo", "average_hi"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer(
+            "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device)
+        )
         self._calibrated = False
 
     @classmethod

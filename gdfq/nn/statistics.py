@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.errors import InputError
-from gdfq.ops import batch_norm_stats
+from gdfq.ops.batch_norm_stats import batch_norm_stats
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

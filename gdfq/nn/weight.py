@@ -5,15 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gdfq.nn.qact import QAct
-from gdfq.ops import fake_quantize_minmax
 from gdfq.ops._checks import Ste, check_bits, check_ste
+from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 
 
 class QuantizedWeight(nn.Module):
     """Mixin for layers whose ``weight`` has its outputs along dimension 0."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
 
     def _init_quantizers(self, weight_bits: int, act_bits: int | None, ste: Ste) -> None:
         check_bits(weight_bits, "weight_bits")

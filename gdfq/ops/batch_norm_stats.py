@@ -106,9 +106,7 @@ def _backward(
     x, running_mean, running_var, weight, mean = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _backward_op(
-            grad_y, grad_mean, grad_var, x, mean, running_var, weight, ctx.eps
-        )
+        grad_x = _backward_op(grad_y, grad_mean, grad_var, x, mean, running_var, weight, ctx.eps)
     reduced = [d for d in range(x.dim()) if d != 1]
     if weight is not None and ctx.needs_input_grad[3]:
         inverse_std = torch.rsqrt(running_var.to(mean.dtype) + ctx.eps)
@@ -181,4 +179,6 @@ def batch_norm_stats_backward_reference(
 
 # A device without a native kernel runs the reference.
 torch.library.impl("gdfq::batch_norm_stats", "default", batch_norm_stats_reference)
-torch.library.impl("gdfq::batch_norm_stats_backward", "default", batch_norm_stats_backward_reference)
+torch.library.impl(
+    "gdfq::batch_norm_stats_backward", "default", batch_norm_stats_backward_reference
+)

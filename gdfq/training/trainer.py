@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.losses import bns_loss, kd_ce_loss
-from gdfq.models import Generator
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.training.schedules import Schedule, learning_rate_factor
 

@@ -16,7 +16,13 @@ CONVOLUTIONS = [
     {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "groups": 4, "bias": False},
     {"in_channels": 4, "out_channels": 6, "kernel_size": (1, 3), "padding": "same"},
     {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1, "dilation": 2},
-    {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    {
+        "in_channels": 4,
+        "out_channels": 6,
+        "kernel_size": 3,
+        "padding": 1,
+        "padding_mode": "reflect",
+    },
     {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "dtype": torch.float64},
 ]
 
@@ -68,7 +74,9 @@ def test_gradient_reaches_the_float_weight_unchanged():
     torch.testing.assert_close(quantized.weight.grad, plain.weight.grad)
 
 
-@pytest.mark.parametrize("layer", [lambda **k: QConv2d(3, 4, 3, **k), lambda **k: QLinear(9, 4, **k)])
+@pytest.mark.parametrize(
+    "layer", [lambda **k: QConv2d(3, 4, 3, **k), lambda **k: QLinear(9, 4, **k)]
+)
 def test_act_bits_quantize_the_input(layer):
     module = layer(act_bits=2)
     x = torch.randn(2, 3, 9, 9)

@@ -11,7 +11,14 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Rows of 49 elements are never 16-byte aligned, 1 and 3 channels fill no vector, 130 crosses one.
-SHAPES_4D = ((2, 3, 5, 7), (1, 1, 1, 1), (4, 16, 7, 7), (3, 130, 1, 2), (2, 64, 16, 9), (5, 8, 28, 28))
+SHAPES_4D = (
+    (2, 3, 5, 7),
+    (1, 1, 1, 1),
+    (4, 16, 7, 7),
+    (3, 130, 1, 2),
+    (2, 64, 16, 9),
+    (5, 8, 28, 28),
+)
 
 
 def _sliced(x: Tensor) -> Tensor:

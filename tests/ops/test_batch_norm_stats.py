@@ -149,7 +149,16 @@ def test_opcheck(layout, affine):
     )
     opcheck(
         torch.ops.gdfq.batch_norm_stats_backward.default,
-        (torch.randn_like(x), weight, bias, x, running_mean, running_var, affine_arguments[0], 1e-5),
+        (
+            torch.randn_like(x),
+            weight,
+            bias,
+            x,
+            running_mean,
+            running_var,
+            affine_arguments[0],
+            1e-5,
+        ),
     )
 
 

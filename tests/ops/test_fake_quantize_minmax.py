@@ -16,7 +16,9 @@ def test_equals_the_reference(dtype, layout, shape, axis):
     torch.manual_seed(0)
     w = LAYOUTS[layout](torch.randn(shape).to(dtype))
     y, lo, hi = torch.ops.gdfq.fake_quantize_minmax(w, 3, axis, "identity")
-    for actual, expected in zip((y, lo, hi), fake_quantize_minmax_reference(w, 3, axis), strict=True):
+    for actual, expected in zip(
+        (y, lo, hi), fake_quantize_minmax_reference(w, 3, axis), strict=True
+    ):
         assert same_bits(actual, expected)
     assert y.stride() == torch.empty_like(w).stride()
 

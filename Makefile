@@ -1,0 +1,57 @@
+# `make demo` and `make test` work from a fresh clone: they need Python >= 3.10 and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNS := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+RECIPE := fashion-mnist-resnet20
+
+.PHONY: demo test bench lint format clean
+
+demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
+	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 4 --act-bits 4 --out $(RUNS)/w4a4
+	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 3 --act-bits 3 --out $(RUNS)/w3a3
+	@echo "The pictures: $(RUNS)/w4a4/images.png and $(RUNS)/w3a3/images.png"
+
+test: $(VENV)/.test-tools ## Run the tests
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.test-tools ## Time the operators; writes benchmarks/results/operators-cpu.md
+	$(BIN)/python -m benchmarks.table
+
+lint: $(VENV)/.dev-tools ## Check formatting, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+	$(BIN)/mypy
+
+format: $(VENV)/.dev-tools ## Format everything
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+
+clean: ## Remove what was built and installed
+	rm -rf $(VENV) build *.egg-info gdfq/*.so
+
+# torch and torchvision together, so that they fit each other; the kernels are built against torch.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "gdfq: $(PYTHON) is older than Python 3.10; use make PYTHON=python3.x"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet 'torch>=2.11' torchvision
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'cmake>=3.22' ninja 'pybind11>=2.13'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test-tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.dev-tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@

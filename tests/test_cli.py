@@ -1,0 +1,334 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import gdfq
+from gdfq import cli, data
+from gdfq.recipes import load_recipe
+from gdfq.run import BUILTIN_WEIGHTS, load_run
+
+RECIPE = "fashion-mnist-resnet20"
+SHORT = [
+    "quantize", "--recipe", RECIPE, "--data", "none", "--width", "8", "--batch-size", "8",
+    "--epochs", "3", "--steps-per-epoch", "2", "--warmup-epochs", "1", "--calibration-batches", "2",
+]  # fmt: skip
+
+
+def gdfq_command(capsys, *arguments):
+    """Exit code, standard output and standard error of the command, run in this process."""
+    sys.argv = ["gdfq", *map(str, arguments)]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Writes the embedded recipe with one piece of text replaced, and gives its path."""
+
+    def write(old="", new=""):
+        text = load_recipe(RECIPE).to_toml()
+        assert old in text
+        path = tmp_path / "changed.toml"
+        path.write_text(text.replace(old, new, 1))
+        return path
+
+    return write
+
+
+def test_a_run_leaves_everything_in_its_folder(capsys, tmp_path):
+    code, out, _ = gdfq_command(
+        capsys, *SHORT, "--weight-bits", 3, "--seed", 7, "--out", tmp_path / "run"
+    )
+    assert code == 0
+    files = {p.name for p in (tmp_path / "run").iterdir()}
+    assert files == {
+        "recipe.toml", "environment.json", "metrics.jsonl", "student.safetensors", "images.png",
+        "result.json",
+    }  # fmt: skip
+    recipe = load_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert recipe.quantization.weight_bits == 3
+    assert recipe.training.seed == 7
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [m["epoch"] for m in metrics] == [1, 2, 3]
+    assert ["student" in m for m in metrics] == [False, True, True]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["finished"]
+    assert result["steps"] == 6
+    assert (
+        json.loads((tmp_path / "run" / "environment.json").read_text())["torch"]
+        == torch.__version__
+    )
+    assert Image.open(tmp_path / "run" / "images.png").size[0] > 300
+    assert "epoch 3/3  fine-tuning" in out
+    assert "images/s" in out
+    assert "student, W3A4, after fine-tuning" in out
+    # The saved student is the trained one, bit for bit.
+    _, _, student = load_run(tmp_path / "run")
+    stored = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(torch.equal(v, stored[k]) for k, v in student.state_dict().items())
+    student(torch.randn(2, 1, 28, 28))
+
+
+def test_same_seed_same_student(capsys, tmp_path):
+    students = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        code, *_ = gdfq_command(capsys, *SHORT, "--seed", seed, "--out", tmp_path / name)
+        assert code == 0
+        students.append((tmp_path / name / "student.safetensors").read_bytes())
+    assert students[0] == students[1]
+    assert students[0] != students[2]
+
+
+@pytest.fixture
+def small_test_set(monkeypatch):
+    """The first 500 test images stand for all, to save time."""
+    load = data.load_test_images
+    monkeypatch.setattr("gdfq.run.load_test_images", lambda *a: tuple(t[:500] for t in load(*a)))
+
+
+def test_training_reads_no_real_image(capsys, tmp_path, monkeypatch, small_test_set):
+    measured = [*SHORT, "--data", "fashion-mnist"]
+    code, out, _ = gdfq_command(capsys, *measured, "--out", tmp_path / "with")
+    assert code == 0
+    assert "500 test images" in " ".join(out.split())
+    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path / "nowhere")
+    code, out, _ = gdfq_command(capsys, *measured, "--out", tmp_path / "without")
+    assert code == 0
+    assert "skipped: data: cannot read" in " ".join(out.split())
+    names = ("student.safetensors", "images.png")
+    for name in names:
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+
+
+def test_nothing_that_trains_imports_the_data(tmp_path):
+    program = (
+        "import sys, gdfq\n"
+        "assert 'gdfq.training' in sys.modules\n"
+        "assert 'gdfq.data' not in sys.modules, 'gdfq.data was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+def test_evaluate_measures_the_teacher_and_the_student(capsys, tmp_path):
+    gdfq_command(capsys, *SHORT, "--data", "fashion-mnist", "--out", tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    code, out, _ = gdfq_command(capsys, "evaluate", tmp_path / "run")
+    assert code == 0
+    assert f"{result['teacher']:.2f}%" in out
+    assert f"{result['after']:.2f}%" in out
+    assert result["teacher"] >= 93.0
+
+
+def test_recipes_lists_and_shows(capsys):
+    code, out, _ = gdfq_command(capsys, "recipes")
+    assert code == 0
+    assert RECIPE in out
+    code, out, _ = gdfq_command(capsys, "recipes", RECIPE)
+    assert code == 0
+    assert "weight_bits = 4" in out
+
+
+def test_a_shown_recipe_is_a_recipe(capsys, recipe_file):
+    assert load_recipe(str(recipe_file())) == load_recipe(RECIPE)
+
+
+def test_version_and_info(capsys):
+    assert gdfq_command(capsys, "--version")[1].strip() == f"gdfq {gdfq.__version__}"
+    assert torch.__version__ in gdfq_command(capsys, "info")[1]
+
+
+def test_a_loss_that_is_not_finite_ends_with_advice_and_the_last_student(capsys, tmp_path):
+    code, _, err = gdfq_command(
+        capsys, *SHORT, "--student-lr", "1e30", "--epochs", 6, "--out", tmp_path / "run"
+    )
+    assert code == 1
+    assert "Lower student_lr" in err
+    assert len(err.strip().splitlines()) == 2
+    state = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(v.isfinite().all() for v in state.values())
+    assert (
+        "Lower student_lr" in json.loads((tmp_path / "run" / "result.json").read_text())["failure"]
+    )
+
+
+def test_ctrl_c_keeps_what_was_reached(tmp_path):
+    command = [sys.executable, "-c", "from gdfq.cli import main; main()", *SHORT]
+    command += ["--epochs", "1000", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopped at step" in " ".join(out.split())
+    assert str(tmp_path / "run" / "student.safetensors") in out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert not result["finished"]
+    assert result["steps"] >= 6
+    load_run(tmp_path / "run")
+
+
+# ---- bad input: one line, exit code 2, nothing written ----
+
+
+def changed_weights(tmp_path, change):
+    state = load_file(BUILTIN_WEIGHTS)
+    change(state)
+    save_file(state, tmp_path / "changed.safetensors")
+    return tmp_path / "changed.safetensors"
+
+
+def nan_weights(tmp_path):
+    return changed_weights(tmp_path, lambda s: s["layer1.0.conv1.weight"].fill_(float("nan")))
+
+
+def missing_weights(tmp_path):
+    return changed_weights(tmp_path, lambda s: s.pop("fc.bias"))
+
+
+def garbage(tmp_path):
+    (tmp_path / "garbage").write_bytes(os.urandom(100))
+    return tmp_path / "garbage"
+
+
+def used_folder(tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.tex").touch()
+    return tmp_path / "used"
+
+
+def below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "run"
+
+
+OVERRIDES = {
+    "bits of 1": (["--weight-bits", 1], "weight_bits: .* greater than or equal to 2, got 1"),
+    "bits of 9": (["--act-bits", 9], "act_bits: .* less than or equal to 8, got 9"),
+    "schedule": (["--schedule", "warm"], "schedule: .*'step', 'cosine' or 'constant', got 'warm'"),
+    "ste": (["--ste", "soft"], "ste: .*'identity' or 'clip', got 'soft'"),
+    "learning rate": (["--student-lr", -1], "student_lr: .* greater than 0, got -1"),
+    "learning rate nan": (["--student-lr", "nan"], "student_lr: .* finite number, got nan"),
+    "momentum": (["--momentum", 1.5], "momentum: .* less than 1, got 1.5"),
+    "batch of one": (["--batch-size", 1], "batch_size: .* greater than or equal to 2, got 1"),
+    "warm-up": (["--warmup-epochs", 99], "warmup_epochs: must be <= training.epochs = 3, got 99"),
+    "image size": (["--image-size", 30], "image_size: .* multiple of 4, got 30"),
+    "class count": (
+        ["--num-classes", 12],
+        "weights: .* does not fit resnet20: size mismatch for fc",
+    ),
+    "channels": (
+        ["--channels", 3, *["--mean", 0] * 3, *["--std", 1] * 3],
+        "size mismatch for conv1",
+    ),
+    "normalization": (["--mean", 0, "--mean", 1], r"mean: needs one entry .* 1 channels, got \[0"),
+    "std of zero": (["--std", 0], "std.0: .* greater than 0, got 0"),
+    "no weights": (["--weights", "none.safetensors"], "weights: there is no file none.safetensors"),
+    "nan weights": (["--weights", nan_weights], "teacher: 'layer1.0.conv1.weight' holds NaN"),
+    "missing weights": (
+        ["--weights", missing_weights],
+        "does not fit resnet20: Missing key.*fc.bias",
+    ),
+    "garbage weights": (["--weights", garbage], "weights: cannot read"),
+    "used folder": (["--out", used_folder], "out: .*used exists and is not empty"),
+    "unwritable folder": (["--out", below_a_file], "out: cannot write to .*: Not a directory"),
+    "architecture": (["--arch", "vgg"], "arch: .* 'resnet20', got 'vgg'"),
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_bad_options(capsys, tmp_path, case):
+    options, message = OVERRIDES[case]
+    options = [o(tmp_path) if callable(o) else o for o in options]
+    out = [] if "--out" in options else ["--out", tmp_path / "run"]
+    code, _, err = gdfq_command(capsys, *SHORT, *options, *out)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert re.search(message, err), err
+    assert not (tmp_path / "run").exists()
+
+
+CHANGES = {
+    "unknown key": (
+        "[training]",
+        "[training]\nlr = 1",
+        "training.lr: unknown key; allowed are batch",
+    ),
+    "unknown table": (
+        "[training]",
+        "[tuning]\n[training]",
+        "tuning: unknown key; allowed are name",
+    ),
+    "wrong type": (
+        "weight_bits = 4",
+        'weight_bits = "4"',
+        "weight_bits: .* valid integer, got '4'",
+    ),
+    "fraction": ("batch_size = 64", "batch_size = 6.5", "batch_size: .* valid integer, got 6.5"),
+    "missing key": ("num_classes = 10\n", "", "teacher.num_classes: missing"),
+    "not TOML": ("[training]", "[training", "is not TOML"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_bad_recipes(capsys, tmp_path, recipe_file, case):
+    old, new, message = CHANGES[case]
+    path = recipe_file(old, new)
+    code, _, err = gdfq_command(capsys, "quantize", "--recipe", path, "--out", tmp_path / "run")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert re.search(message, err), err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quantize", "--recipe", "resnet"], "recipe: 'resnet' is none of fashion-mnist-resnet20"),
+        (["quantize", "--recipe", "none.toml"], "recipe: cannot read none.toml: No such file"),
+        (["recipes", "resnet"], "recipe: 'resnet' is none of"),
+        (["evaluate", "nowhere"], "run: nowhere is no run folder"),
+        (["quantize"], "Missing option '--recipe'"),
+        (["quantize", "--recipe", RECIPE, "--bits", "4"], "No such option: --bits"),
+        (["quantize", "--recipe", RECIPE, "--seed", "x"], "Invalid value for '--seed'"),
+    ],
+)
+def test_bad_commands(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = gdfq_command(capsys, *arguments)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_a_broken_student(capsys, tmp_path):
+    gdfq_command(capsys, *SHORT, "--out", tmp_path / "run")
+    code, _, err = gdfq_command(capsys, "evaluate", tmp_path / "run")
+    assert code == 2
+    assert "names no data set" in err
+    (tmp_path / "run" / "student.safetensors").write_bytes(b"broken")
+    code, _, err = gdfq_command(capsys, "evaluate", tmp_path / "run")
+    assert code == 2
+    assert "run: cannot load" in err
