@@ -57,7 +57,7 @@ def use_cuda(torch_has_cuda: bool) -> bool:
     choice = os.environ.get("GDFQ_CUDA", "auto").lower()
     if choice not in ("auto", "on", "off"):
         fail(f"GDFQ_CUDA is {choice!r}: allowed are auto, on and off.")
-    has_nvcc = shutil.which("nvcc") is not None or "CUDACXX" in os.environ
+    has_nvcc = bool(shutil.which("nvcc") or os.environ.get("CUDACXX"))
     if choice == "on" and not torch_has_cuda:
         fail("GDFQ_CUDA=on needs a CUDA build of torch; the installed one has none.")
     if choice == "on" and not has_nvcc:
