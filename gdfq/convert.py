@@ -6,6 +6,7 @@ import copy
 import operator
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,12 @@ _MOVES = (
     operator.floordiv, "flatten", "reshape", "view", "size", "dim", "chunk", "split", "permute",
     "transpose", "contiguous", "squeeze", "unsqueeze", "detach", "clone",
 )  # fmt: skip
-_ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FLOAT_REASONS: dict[Any, str] = {
     **dict.fromkeys(_POOLS, "pooling: works on values that are quantized already"),
     **dict.fromkeys(_MOVES, "moves values, computes none"),
     **dict.fromkeys(_NORMS, "batch norm: a per-channel scale and shift with frozen statistics"),
-    **dict.fromkeys(_ADDS, "addition: in float; a ReLU behind it quantizes the sum"),
 }
 
 
@@ -145,11 +145,12 @@ class _Converter:
         self.operations: list[Operation] = []
         self.taken = set(self.modules)
         self.replaced: dict[nn.Module, nn.Module] = {}
+        self.sums: dict[str, fx.Node] = {}
 
     def paths_of(self, module: nn.Module) -> list[str]:
         return [path for path, other in self.modules.items() if other is module]
 
-    def replace(self, module: nn.Module, quantized: nn.Module) -> None:
+    def swap(self, module: nn.Module, quantized: nn.Module) -> None:
         for path in self.paths_of(module):
             self.root.set_submodule(path, quantized)
         self.replaced[module] = quantized
@@ -157,6 +158,20 @@ class _Converter:
     def note(self, node: fx.Node, kind: str, status: Status, reason: str) -> None:
         name = str(node.target) if node.op == "call_module" else node.name
         self.operations.append(Operation(name, kind, status, reason))
+
+    def explain_sum(self, operation: Operation) -> Operation:
+        """``operation``; if it is a sum, with the reason that its users, known by now, give."""
+        if operation.name not in self.sums:
+            return operation
+        users = self.sums[operation.name].users
+        if any(
+            user.op == "call_module" and isinstance(self.root.get_submodule(str(user.target)), QAct)
+            for user in users
+        ):
+            reason = "a sum: quantized by the activation behind it"
+        else:
+            reason = "a sum without an activation: the method quantizes those of ReLUs only"
+        return replace(operation, reason=reason)
 
     def free_name(self, path: str) -> str:
         name, suffix = path, 0
@@ -233,7 +248,7 @@ def quantize_model(
             _convert_module(converter, node, weight_bits, act_bits, ste)
         elif node.op in ("call_function", "call_method"):
             _convert_call(converter, node, act_bits)
-    coverage = CoverageReport(converter.operations)
+    coverage = CoverageReport([converter.explain_sum(op) for op in converter.operations])
     if not coverage.counts()["quantized"]:
         raise InputError("model: has no Conv2d, Linear or ReLU that could be quantized")
     if strict and coverage.uncovered:
@@ -251,7 +266,7 @@ def _convert_module(
     if type(module) in (nn.Conv2d, nn.Linear):
         if module not in converter.replaced:
             layer = QConv2d if type(module) is nn.Conv2d else QLinear
-            converter.replace(module, layer.from_float(module, weight_bits, ste=ste))
+            converter.swap(module, layer.from_float(module, weight_bits, ste=ste))
         converter.note(node, kind, "quantized", f"weight, {weight_bits} bits per output channel")
     elif type(module) in ACTIVATION_MODULES:
         act = ACTIVATION_MODULES[type(module)]
@@ -260,7 +275,7 @@ def _convert_module(
             converter.use_act(node, name, act)
             reason = f"output, {act_bits} bits, with a range of its own at {name}"
         else:
-            converter.replace(module, converter.make_act(act))
+            converter.swap(module, converter.make_act(act))
             reason = f"output, {act_bits} bits per tensor"
         converter.note(node, kind, "quantized", reason)
     elif isinstance(module, (QConv2d, QLinear, QAct)):
@@ -283,5 +298,8 @@ def _convert_call(converter: _Converter, node: fx.Node, act_bits: int) -> None:
         converter.use_act(node, name, act)
     elif target in FLOAT_REASONS:
         converter.note(node, kind, "float", FLOAT_REASONS[target])
+    elif target in SUMS:
+        converter.sums[node.name] = node
+        converter.note(node, kind, "float", "")
     else:
         converter.note(node, kind, "uncovered", "no quantized counterpart; stays in float")
