@@ -20,8 +20,8 @@ def fail(sentence: str) -> None:
     raise SystemExit(f"gdfq: {sentence}")
 
 
-def find_torch() -> tuple[Path, bool]:
-    """The folder of the installed torch, and whether it is a CUDA build."""
+def find_torch() -> tuple[Path, str | None]:
+    """The folder of the installed torch, and the CUDA version it was built with, if any."""
     try:
         import torch
     except ImportError:
@@ -33,7 +33,7 @@ def find_torch() -> tuple[Path, bool]:
     if version < MINIMUM_TORCH:
         needed = ".".join(map(str, MINIMUM_TORCH))
         fail(f"torch {torch.__version__} is too old: {needed} or newer is needed.")
-    return Path(torch.__file__).parent, torch.version.cuda is not None
+    return Path(torch.__file__).parent, torch.version.cuda
 
 
 def find_compiler() -> None:
@@ -53,23 +53,40 @@ def find_tool(name: str) -> str:
     return tool
 
 
-def use_cuda(torch_has_cuda: bool) -> bool:
+def nvcc_version() -> str | None:
+    """The version of the CUDA compiler CMake will find, or None without one."""
+    compiler = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if not compiler:
+        return None
+    answer = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    release = re.search(r"release (\d+\.\d+)", answer.stdout)
+    return release.group(1) if release else None
+
+
+def use_cuda(torch_cuda: str | None) -> bool:
     choice = os.environ.get("GDFQ_CUDA", "auto").lower()
     if choice not in ("auto", "on", "off"):
         fail(f"GDFQ_CUDA is {choice!r}: allowed are auto, on and off.")
-    has_nvcc = bool(shutil.which("nvcc") or os.environ.get("CUDACXX"))
-    if choice == "on" and not torch_has_cuda:
-        fail("GDFQ_CUDA=on needs a CUDA build of torch; the installed one has none.")
-    if choice == "on" and not has_nvcc:
-        fail("GDFQ_CUDA=on needs nvcc on the PATH (or CUDACXX set); none was found.")
-    return choice != "off" and torch_has_cuda and has_nvcc
+    if choice == "off":
+        return False
+    nvcc = nvcc_version()
+    reason = None
+    if torch_cuda is None:
+        reason = "needs a CUDA build of torch; the installed one has none."
+    elif nvcc is None:
+        reason = "needs nvcc on the PATH (or CUDACXX set); none was found."
+    elif nvcc.split(".")[0] != torch_cuda.split(".")[0]:
+        reason = f"needs nvcc {torch_cuda.split('.')[0]} like torch's CUDA, found {nvcc}."
+    if choice == "on" and reason:
+        fail(f"GDFQ_CUDA=on {reason}")
+    return reason is None
 
 
 class BuildKernels(build_ext):
-    """One CMake project; its build folder is kept, so that an unchanged tree builds nothing."""
+    """One CMake project in a build folder that is kept: an unchanged tree builds nothing."""
 
     def build_extension(self, ext: Extension) -> None:
-        torch_root, torch_has_cuda = find_torch()
+        torch_root, torch_cuda = find_torch()
         find_compiler()
         try:
             import pybind11
@@ -78,7 +95,7 @@ class BuildKernels(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
-        cuda = use_cuda(torch_has_cuda)
+        cuda = use_cuda(torch_cuda)
         configure = [
             find_tool("cmake"),
             f"-S{ROOT}",

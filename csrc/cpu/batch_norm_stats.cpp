@@ -19,6 +19,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "../batch_norm_stats_double.h"
 #include "layout.h"
 #include "simd.h"
 
@@ -174,43 +175,6 @@ void forward(const at::Tensor& input, at::Tensor& output, const Layout& layout,
     }
 }
 
-// The layout around the channel axis, which is 1; (N, C) counts as channels last.
-Layout channel_layout(const at::Tensor& x) {
-  const int64_t channels = x.size(1);
-  if (channels == 1) return {x.size(0), 1, x.numel() / x.size(0)};
-  return layout_of(x, 1);
-}
-
-// Contiguous or channels last, which is what the kernels walk.
-at::Tensor walkable(const at::Tensor& x) {
-  return x.contiguous(x.suggest_memory_format());
-}
-
-// ---- float64: for checking gradients, from PyTorch's own operators ----
-
-at::Tensor per_channel(const at::Tensor& t, const at::Tensor& x) {
-  std::vector<int64_t> shape(x.dim(), 1);
-  shape[1] = -1;
-  return t.to(at::kDouble).view(shape);
-}
-
-at::Tensor factor_double(const at::Tensor& x, const at::Tensor& running_var,
-                         const std::optional<at::Tensor>& weight, double eps) {
-  const at::Tensor std = (per_channel(running_var, x) + eps).sqrt();
-  return weight ? per_channel(*weight, x) / std : 1 / std;
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_double(
-    const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
-  std::vector<int64_t> reduced = {0};
-  for (int64_t d = 2; d < x.dim(); ++d) reduced.push_back(d);
-  at::Tensor y =
-      (x - per_channel(running_mean, x)) * factor_double(x, running_var, weight, eps);
-  if (bias) y = y + per_channel(*bias, x);
-  return {y, x.mean(reduced), x.var(reduced, /*unbiased=*/false)};
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
     const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
@@ -223,7 +187,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
     TORCH_CHECK(!t || t->numel() == channels, "x has ", channels, " channels, weight or bias has ",
                 t ? t->numel() : 0);
   TORCH_CHECK(x.numel() > 0, "x must not be empty: a batch of none has no statistics");
-  if (x.scalar_type() == at::kDouble) return forward_double(x, running_mean, running_var, weight, bias, eps);
+  if (x.scalar_type() == at::kDouble)
+    return forward_double(x, running_mean, running_var, weight, bias, eps);
 
   const at::Tensor input = walkable(x);
   at::Tensor output = at::empty_like(input, input.suggest_memory_format());
@@ -284,12 +249,8 @@ at::Tensor batch_norm_stats_backward(const at::Tensor& grad_y, const at::Tensor&
                                      const at::Tensor& grad_var, const at::Tensor& x,
                                      const at::Tensor& mean, const at::Tensor& running_var,
                                      const std::optional<at::Tensor>& weight, double eps) {
-  if (x.scalar_type() == at::kDouble) {
-    const double count = static_cast<double>(x.numel() / x.size(1));
-    return grad_y * factor_double(x, running_var, weight, eps) +
-           (x - per_channel(mean, x)) * per_channel(grad_var, x) * (2 / count) +
-           per_channel(grad_mean, x) / count;
-  }
+  if (x.scalar_type() == at::kDouble)
+    return backward_double(grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps);
   const at::Tensor input = walkable(x);
   at::Tensor output = at::empty_like(input, input.suggest_memory_format());
   const at::Tensor dy_dense = in_layout_of(grad_y.to(input.scalar_type()), input);

@@ -1,42 +1,17 @@
-// How a dense tensor lies in memory around one axis, and the loops over it.
+// The CPU's loops over a dense tensor around one axis.
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <optional>
 #include <vector>
+
+#include "../dense.h"
 
 namespace gdfq::cpu {
 
 // Elements a thread should get at least: below it, starting a thread costs more than it saves.
 constexpr int64_t kGrain = 32768;
-
-// Memory read as [outer][channels][inner]; one channel when there is no axis.
-struct Layout {
-  int64_t outer;
-  int64_t channels;
-  int64_t inner;
-};
-
-// `like` decides shape and strides; a tensor that already has them is returned as it is.
-inline at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
-  if (tensor.strides() == like.strides() && tensor.is_non_overlapping_and_dense()) return tensor;
-  return at::empty_like(like, like.options().dtype(tensor.scalar_type())).copy_(tensor);
-}
-
-inline at::Tensor dense(const at::Tensor& tensor) {
-  return tensor.is_non_overlapping_and_dense() ? tensor : at::empty_like(tensor).copy_(tensor);
-}
-
-inline Layout layout_of(const at::Tensor& tensor, std::optional<int64_t> axis) {
-  if (!axis.has_value() || tensor.size(*axis) == 1) return {1, 1, tensor.numel()};
-  const int64_t channels = tensor.size(*axis);
-  const int64_t inner = tensor.stride(*axis);
-  return {tensor.numel() / (channels * inner), channels, inner};
-}
 
 // Short runs of one channel (channels_last, small kernels) are walked across channels, with
 // constants that repeat every channels * inner elements.

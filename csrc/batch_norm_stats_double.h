@@ -1,0 +1,48 @@
+// batch_norm_stats of float64 tensors, which exist for checking gradients: composed of PyTorch's
+// own operators, for every native backend.
+#pragma once
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace gdfq {
+
+inline at::Tensor per_channel(const at::Tensor& t, const at::Tensor& x) {
+  std::vector<int64_t> shape(x.dim(), 1);
+  shape[1] = -1;
+  return t.to(at::kDouble).view(shape);
+}
+
+inline at::Tensor factor_double(const at::Tensor& x, const at::Tensor& running_var,
+                         const std::optional<at::Tensor>& weight, double eps) {
+  const at::Tensor std = (per_channel(running_var, x) + eps).sqrt();
+  return weight ? per_channel(*weight, x) / std : 1 / std;
+}
+
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_double(
+    const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
+    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
+  std::vector<int64_t> reduced = {0};
+  for (int64_t d = 2; d < x.dim(); ++d) reduced.push_back(d);
+  at::Tensor y =
+      (x - per_channel(running_mean, x)) * factor_double(x, running_var, weight, eps);
+  if (bias) y = y + per_channel(*bias, x);
+  return {y, x.mean(reduced), x.var(reduced, /*unbiased=*/false)};
+}
+
+inline at::Tensor backward_double(
+    const at::Tensor& grad_y, const at::Tensor& grad_mean, const at::Tensor& grad_var,
+    const at::Tensor& x, const at::Tensor& mean, const at::Tensor& running_var,
+    const std::optional<at::Tensor>& weight, double eps) {
+  const double count = static_cast<double>(x.numel() / x.size(1));
+  return grad_y * factor_double(x, running_var, weight, eps) +
+         (x - per_channel(mean, x)) * per_channel(grad_var, x) * (2 / count) +
+         per_channel(grad_mean, x) / count;
+}
+
+}  // namespace gdfq

@@ -1,0 +1,70 @@
+// The dispatcher's side of fake_quantize on CUDA.
+
+#include "fake_quantize.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <torch/library.h>
+
+#include "operators.h"
+#include "tensor.h"
+
+namespace gdfq::cuda {
+namespace {
+
+void check_range(const at::Tensor& lo, const at::Tensor& hi, int64_t bits, const Layout& layout) {
+  TORCH_CHECK(lo.numel() == hi.numel() && lo.numel() >= layout.channels, "lo and hi need ",
+              layout.channels, " entries, got ", lo.numel(), " and ", hi.numel());
+  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+}
+
+at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo,
+                                  const at::Tensor& hi, int64_t bits, std::optional<int64_t> axis) {
+  if (x.scalar_type() == at::kDouble) {
+    // Codes come from the float32 value; the gradient itself is only passed or not.
+    const at::Tensor narrow = x.to(at::kFloat);
+    const at::Tensor passes =
+        fake_quantize_backward(at::ones_like(narrow), narrow, lo, hi, bits, axis);
+    return at::where(passes.to(at::kBool), grad.to(at::kDouble), at::zeros_like(x));
+  }
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor input = dense(x);
+  at::Tensor output = at::empty_like(input);
+  if (input.numel() == 0) return output;
+  const at::Tensor dy = in_layout_of(grad.to(input.scalar_type()), input);
+  const Layout layout = layout_of(input, axis);
+  check_range(lo, hi, bits, layout);
+  const at::Tensor lows = floats(lo), highs = floats(hi);
+  C10_CUDA_CHECK(launch_fake_quantize_backward(
+      dtype_of(input), dy.const_data_ptr(), input.const_data_ptr(), output.mutable_data_ptr(),
+      lows.const_data_ptr<float>(), highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
+      c10::cuda::getCurrentCUDAStream()));
+  return output;
+}
+
+}  // namespace
+
+at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
+                         int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
+  if (x.scalar_type() == at::kDouble)
+    return fake_quantize(x.to(at::kFloat), lo, hi, bits, axis, ste).to(at::kDouble);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor input = dense(x);
+  at::Tensor output = at::empty_like(input);
+  if (input.numel() == 0) return output;
+  const Layout layout = layout_of(input, axis);
+  check_range(lo, hi, bits, layout);
+  const at::Tensor lows = floats(lo), highs = floats(hi);
+  C10_CUDA_CHECK(launch_fake_quantize(
+      dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
+      lows.const_data_ptr<float>(), highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
+      c10::cuda::getCurrentCUDAStream()));
+  return output;
+}
+
+TORCH_LIBRARY_IMPL(gdfq, CUDA, m) {
+  m.impl("fake_quantize", fake_quantize);
+  m.impl("fake_quantize_backward", fake_quantize_backward);
+}
+
+}  // namespace gdfq::cuda

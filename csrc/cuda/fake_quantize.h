@@ -1,0 +1,18 @@
+// Launchers of fake_quantize; dense memory in `layout`, at least one element.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../layout.h"
+#include "dtype.h"
+
+namespace gdfq::cuda {
+
+cudaError_t launch_fake_quantize(Dtype dtype, const void* x, void* y, const float* lo,
+                                 const float* hi, int bits, Layout layout, cudaStream_t stream);
+
+cudaError_t launch_fake_quantize_backward(Dtype dtype, const void* dy, const void* x, void* dx,
+                                          const float* lo, const float* hi, int bits, Layout layout,
+                                          cudaStream_t stream);
+
+}  // namespace gdfq::cuda

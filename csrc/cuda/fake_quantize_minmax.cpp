@@ -1,0 +1,56 @@
+// The dispatcher's side of fake_quantize_minmax on CUDA.
+
+#include "fake_quantize_minmax.h"
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "operators.h"
+#include "tensor.h"
+
+namespace gdfq::cuda {
+namespace {
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
+    const at::Tensor& w, int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
+  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+  if (w.scalar_type() == at::kDouble) {
+    auto [y, lo, hi] = fake_quantize_minmax(w.to(at::kFloat), bits, axis, ste);
+    return {y.to(at::kDouble), lo, hi};
+  }
+  const c10::cuda::CUDAGuard guard(w.device());
+  const at::Tensor input = dense(w);
+  const auto float32 = input.options().dtype(at::kFloat);
+  if (input.numel() == 0) {
+    at::Tensor lo = axis ? at::zeros({input.size(*axis)}, float32) : at::zeros({}, float32);
+    return {at::empty_like(input), lo, lo.clone()};
+  }
+  if (!axis || layout_of(input, axis).outer != 1) {
+    // One range for everything, or an axis whose entries are scattered: two operators.
+    std::vector<int64_t> reduced;
+    for (int64_t d = 0; d < input.dim(); ++d)
+      if (!axis || d != *axis) reduced.push_back(d);
+    // amin of no dimension reduces all.
+    const bool alone = axis && reduced.empty();
+    at::Tensor lo = (alone ? input : input.amin(reduced)).to(at::kFloat, false, true);
+    at::Tensor hi = (alone ? input : input.amax(reduced)).to(at::kFloat, false, true);
+    return {fake_quantize(input, lo, hi, bits, axis, ste), lo, hi};
+  }
+  const int64_t rows = input.size(*axis);
+  at::Tensor output = at::empty_like(input);
+  at::Tensor lo = at::empty({rows}, float32), hi = at::empty({rows}, float32);
+  C10_CUDA_CHECK(launch_fake_quantize_minmax(
+      dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
+      lo.mutable_data_ptr<float>(), hi.mutable_data_ptr<float>(), static_cast<int>(bits), rows,
+      input.numel() / rows, c10::cuda::getCurrentCUDAStream()));
+  return {output, lo, hi};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gdfq, CUDA, m) { m.impl("fake_quantize_minmax", fake_quantize_minmax); }
+
+}  // namespace gdfq::cuda

@@ -1,0 +1,78 @@
+// fake_quantize_minmax on the GPU: each row w[c, :] is quantized over its own minimum and maximum,
+// lo[c] = min(w[c, :]), hi[c] = max(w[c, :]), in one launch.
+//
+// A block takes a row, cut at the 16-byte boundaries of memory; a thread takes every blockDim-th
+// slot, keeps it in dynamic shared memory where the row fits, and quantizes the slots it read
+// itself. Bytes per element: 2s where the row fits, else 3s. Deterministic: minimum and maximum
+// don't depend on order. A NaN makes its row NaN.
+//
+// Not yet run on a GPU: run on the CPU stand-in of tests/standin, and compiled.
+#pragma once
+
+#include "../quantizer.h"
+#include "launch.cuh"
+#include "reduce.cuh"
+#include "vector.cuh"
+
+namespace gdfq::cuda {
+
+constexpr int kRowThreads = 512;
+// Static and dynamic shared memory together stay within the 48 KiB that need no opt-in.
+constexpr int64_t kRowBytesOnChip = 47 * 1024;
+
+namespace {
+
+template <typename T, bool kOnChip>
+__global__ void __launch_bounds__(kRowThreads)
+    quantize_minmax_rows(const T* __restrict__ w, T* __restrict__ y, float* __restrict__ lo,
+                         float* __restrict__ hi, int bits, int64_t length) {
+  GDFQ_DYNAMIC_SHARED(uint4, chip);
+  __shared__ float low_of_warp[kRowThreads / 32];
+  __shared__ float high_of_warp[kRowThreads / 32];
+  const T* row = w + blockIdx.x * length;
+  T* out = y + blockIdx.x * length;
+  const int skew = misalignment(row);
+  const bool aligned = misalignment(out) == skew;
+  const int64_t slots = (skew + length + kVector<T> - 1) / kVector<T>;
+  const Minimum minimum;
+  const Maximum maximum;
+
+  float v[kVector<T>];
+  // The row's first element is neutral to both, and NaN where the row starts with one.
+  const float some = to_float(row[0]);
+  float low = some, high = some;
+  for (int64_t s = threadIdx.x; s < slots; s += blockDim.x) {
+    Slot<T>(s, skew, length).load(row, some, v);
+    if constexpr (kOnChip) chip[s] = pack<T>(v);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      low = minimum(low, v[i]);
+      high = maximum(high, v[i]);
+    }
+  }
+  low = reduce_block(low, low_of_warp, minimum);
+  high = reduce_block(high, high_of_warp, maximum);
+  if (threadIdx.x == 0) {
+    lo[blockIdx.x] = low;
+    hi[blockIdx.x] = high;
+  }
+
+  const Grid grid = make_grid(low, high, bits);
+  const CodeBounds bounds = code_bounds(bits);
+  for (int64_t s = threadIdx.x; s < slots; s += blockDim.x) {
+    const Slot<T> slot(s, skew, length);
+    if constexpr (kOnChip) {
+      unpack<T>(chip[s], v);
+    } else {
+      slot.load(row, some, v);
+    }
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i)
+      v[i] = quantize_value(v[i], grid.scale, grid.zero, bounds.lowest, bounds.highest,
+                            kRoundMagic);
+    slot.store(out, aligned, v);
+  }
+}
+
+}  // namespace
+}  // namespace gdfq::cuda

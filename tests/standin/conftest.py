@@ -1,0 +1,14 @@
+import os
+
+import pytest
+
+from tests.standin import library
+
+
+@pytest.fixture(scope="session")
+def standin():
+    """The library that GDFQ_STANDIN names; test_builds.py runs these tests with each."""
+    if missing := library.missing_tools():
+        pytest.skip(f"the stand-in needs {missing}")
+    library.build()
+    return library.Standin(os.environ.get("GDFQ_STANDIN", "shuffled"))
