@@ -1,14 +1,18 @@
 """The operators: one file each, with wrapper, checks, tracing kernel, gradient and reference.
 
-Importing this package loads the native module, which registers ``torch.ops.gdfq``. A device
-without a native kernel runs the reference.
+Importing this package loads the native module, which registers ``torch.ops.gdfq``. Which kernels
+run is :func:`backend`'s to say.
 """
 
 import torch  # noqa: F401  (its libraries must be loaded before the native module)
 
 from gdfq.ops import _native  # noqa: F401  isort: skip
+from gdfq.ops import _backend
+from gdfq.ops._backend import backend
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 
-__all__ = ["batch_norm_stats", "fake_quantize", "fake_quantize_minmax"]
+_backend.start()
+
+__all__ = ["backend", "batch_norm_stats", "fake_quantize", "fake_quantize_minmax"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gdfq.errors import InputError
+from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float, check_vector
 from gdfq.ops.fake_quantize import _no_second_derivative
 
@@ -106,9 +107,7 @@ def _backward(
     x, running_mean, running_var, weight, mean = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _backward_op(
-            grad_y, grad_mean, grad_var, x, mean, running_var, weight, ctx.eps
-        )
+        grad_x = _backward_op(grad_y, grad_mean, grad_var, x, mean, running_var, weight, ctx.eps)
     reduced = [d for d in range(x.dim()) if d != 1]
     if weight is not None and ctx.needs_input_grad[3]:
         inverse_std = torch.rsqrt(running_var.to(mean.dtype) + ctx.eps)
@@ -179,6 +178,5 @@ def batch_norm_stats_backward_reference(
     return dx.to(x.dtype).contiguous(memory_format=memory_format)
 
 
-# A device without a native kernel runs the reference.
-torch.library.impl("gdfq::batch_norm_stats", "default", batch_norm_stats_reference)
-torch.library.impl("gdfq::batch_norm_stats_backward", "default", batch_norm_stats_backward_reference)
+register_reference("batch_norm_stats", batch_norm_stats_reference)
+register_reference("batch_norm_stats_backward", batch_norm_stats_backward_reference)
