@@ -9,6 +9,7 @@
 from gdfq import functional, losses, models, nn
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.ops import backend
 from gdfq.training import GDFQTrainer
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "GDFQTrainer",
     "InputError",
     "NonFiniteLossError",
+    "backend",
     "functional",
     "losses",
     "models",

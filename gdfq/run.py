@@ -21,7 +21,7 @@ from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import CLASS_NAMES, load_test_images, top1
 from gdfq.errors import InputError, NonFiniteLossError
-from gdfq.ops import _native
+from gdfq.ops import _backend, _native
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.schema import Teacher
@@ -110,7 +110,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine."""
+    """Versions, machine, and which kernels run on it."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -129,7 +129,12 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "built_for_torch": _native.torch_version,
         "built_with_cuda": _native.cuda_version,
+        "built_for_cuda_architectures": _native.cuda_architectures,
         "compiler": _native.compiler,
+        "triton": _backend.triton_version(),
+        "backend": _backend.chosen(),
+        "cpu_kernels": _backend.describe("CPU"),
+        "cuda_kernels": _backend.describe("CUDA"),
     }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gdfq.errors import InputError
+from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float, check_vector
 from gdfq.ops.fake_quantize import _no_second_derivative
 
@@ -177,8 +178,5 @@ def batch_norm_stats_backward_reference(
     return dx.to(x.dtype).contiguous(memory_format=memory_format)
 
 
-# A device without a native kernel runs the reference.
-torch.library.impl("gdfq::batch_norm_stats", "default", batch_norm_stats_reference)
-torch.library.impl(
-    "gdfq::batch_norm_stats_backward", "default", batch_norm_stats_backward_reference
-)
+register_reference("batch_norm_stats", batch_norm_stats_reference)
+register_reference("batch_norm_stats_backward", batch_norm_stats_backward_reference)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gdfq.errors import InputError
+from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import Ste, check_axis, check_bits, check_float, check_ste
 
 _op = torch.ops.gdfq.fake_quantize
@@ -134,6 +135,5 @@ def fake_quantize_backward_reference(
     return torch.where(inside, grad, torch.zeros_like(grad)).to(x.dtype)
 
 
-# A device without a native kernel runs the reference.
-torch.library.impl("gdfq::fake_quantize", "default", fake_quantize_reference)
-torch.library.impl("gdfq::fake_quantize_backward", "default", fake_quantize_backward_reference)
+register_reference("fake_quantize", fake_quantize_reference)
+register_reference("fake_quantize_backward", fake_quantize_backward_reference)

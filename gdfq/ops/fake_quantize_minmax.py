@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import Ste, check_axis, check_bits, check_float, check_ste
 from gdfq.ops.fake_quantize import fake_quantize_reference
 
@@ -86,5 +87,4 @@ def fake_quantize_minmax_reference(
     return fake_quantize_reference(w, lo, hi, bits, axis), lo, hi
 
 
-# A device without a native kernel runs the reference.
-torch.library.impl("gdfq::fake_quantize_minmax", "default", fake_quantize_minmax_reference)
+register_reference("fake_quantize_minmax", fake_quantize_minmax_reference)

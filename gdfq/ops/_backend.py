@@ -1,0 +1,222 @@
+"""Which kernels run: chosen by ``GDFQ_BACKEND`` or, for the length of a block, :func:`backend`.
+
+A choice is a set of kernels laid over the built ones in PyTorch's dispatcher. So it reaches every
+operator, its gradient and graphs that are compiled already, and "auto", which lays nothing over
+what was built, costs nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from gdfq.errors import InputError
+from gdfq.ops import _native, triton
+
+VARIABLE = "GDFQ_BACKEND"
+BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
+DEVICES = ("CPU", "CUDA")
+
+Kernel = Callable[..., Any]
+
+_references: dict[str, Kernel] = {}
+_automatic = torch.library.Library("gdfq", "IMPL")
+_chosen = "auto"
+_overlay: torch.library.Library | None = None
+_native_kernels: frozenset[tuple[str, str]] = frozenset()
+
+
+def register_reference(operator: str, function: Kernel) -> None:
+    """``function`` computes ``operator`` where no kernel was built, and where it is asked for."""
+    _references[operator] = function
+    torch.library.impl(f"gdfq::{operator}", "default", function)
+
+
+def operators() -> list[str]:
+    """The names of all operators, backwards included."""
+    return sorted(_references)
+
+
+def chosen() -> str:
+    """The name of the backend in force.
+
+    Raises:
+        InputError: the environment names a backend that does not exist or cannot be used.
+    """
+    _check(_chosen, VARIABLE)
+    return _chosen
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every operator on one backend inside a ``with`` block, in all threads.
+
+    Args:
+        name: ``"reference"`` (plain PyTorch), ``"cpu"`` and ``"cuda"`` (the native kernels, for
+            tensors on that device alone), ``"triton"`` (on CUDA tensors; on CPU tensors where
+            ``TRITON_INTERPRET=1`` was set before the start), or ``"auto"``: on a CPU tensor the
+            native kernel; on a CUDA tensor the native kernel where it was built, else Triton's
+            where it imports; the reference where there is none of these.
+
+    Raises:
+        InputError: ``name`` is none of these, or cannot be used in this process. A tensor on a
+            device that the backend does not serve is refused where the operator is called.
+    """
+    _check(name, "backend")
+    previous = _chosen
+    _install(name)
+    try:
+        yield
+    finally:
+        _install(previous)
+
+
+def uses(operator: str, device: str) -> str:
+    """The backend that computes ``operator`` on tensors of ``device``, "CPU" or "CUDA".
+
+    Raises:
+        InputError: as :func:`chosen`; or there is none because the chosen one refuses the device.
+    """
+    choice = chosen()
+    if choice == "auto":
+        if (operator, device) in _native_kernels:
+            return device.lower()
+        return "triton" if device == "CUDA" and _triton_kernel(operator) else "reference"
+    if choice == "reference":
+        return "reference"
+    if choice == "triton":
+        if device == "CPU" and not _interpreted():
+            raise InputError(
+                "backend: 'triton' runs on CUDA tensors, and on CPU tensors only where "
+                "TRITON_INTERPRET=1 was set before the start; got a CPU tensor"
+            )
+        return "triton" if _triton_kernel(operator) else "reference"
+    if choice != device.lower():
+        raise InputError(f"backend: {choice!r} was chosen, got a {device} tensor")
+    return choice if (operator, device) in _native_kernels else "reference"
+
+
+def describe(device: str) -> str:
+    """What runs on tensors of ``device``, with the operators that the backend leaves to another."""
+    try:
+        groups: dict[str, list[str]] = {}
+        for operator in operators():
+            groups.setdefault(uses(operator, device), []).append(operator)
+    except InputError as error:
+        return f"refused ({error})"
+    main = max(groups, key=lambda name: len(groups[name]))
+    rest = [f"{name}: {', '.join(groups[name])}" for name in groups if name != main]
+    name = "triton, interpreted" if main == "triton" and _interpreted() else main
+    return f"{name} ({'; '.join(rest)})" if rest else name
+
+
+def triton_version() -> str | None:
+    """The version of Triton, or None where it does not import."""
+    try:
+        return importlib.import_module("triton").__version__
+    except ImportError:
+        return None
+
+
+# ---- what there is ----
+
+
+def _interpreted() -> bool:
+    return importlib.import_module("gdfq.ops.triton._launch").INTERPRETED
+
+
+@functools.cache
+def _triton_kernel(operator: str) -> Kernel | None:
+    """The launcher of Triton's kernel; imported when first asked for, for that takes a while."""
+    if operator not in triton.OPERATORS:
+        return None
+    try:
+        module = importlib.import_module(f"gdfq.ops.triton.{operator.removesuffix('_backward')}")
+    except ImportError as error:
+        if (error.name or "").startswith("gdfq"):
+            raise
+        return None
+    return getattr(module, operator)
+
+
+def _check(name: str, source: str) -> None:
+    if name not in BACKENDS:
+        raise InputError(f"{source}: must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if name == "triton" and triton_version() is None:
+        raise InputError(f"{source}: 'triton' cannot be used: it is not installed")
+    if name == "cuda" and _native.cuda_version is None:
+        raise InputError(f"{source}: 'cuda' cannot be used: gdfq was built without it")
+
+
+# ---- laying kernels over the dispatcher's ----
+
+
+def _install(name: str) -> None:
+    global _chosen, _overlay
+    if name == _chosen:
+        return
+    if _overlay is not None:
+        _overlay._destroy()
+        _overlay = None
+    _chosen = name
+    if name == "auto":
+        return
+    _overlay = torch.library.Library("gdfq", "IMPL")
+    for operator in operators():
+        for device in DEVICES:
+            kernel = _chosen_kernel(operator, device)
+            if kernel is not None:
+                _overlay.impl(operator, kernel, device, allow_override=True)
+
+
+def _chosen_kernel(operator: str, device: str) -> Kernel | None:
+    """The kernel that the choice lays over what was built; None leaves that in place."""
+    try:
+        name = uses(operator, device)
+    except InputError as error:
+        return _refusal(str(error))
+    if name == "reference":
+        return _references[operator]
+    return _triton_kernel(operator) if name == "triton" else None
+
+
+def _refusal(message: str) -> Kernel:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise InputError(message)
+
+    return refuse
+
+
+def _automatic_kernel(operator: str) -> Kernel:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        return (_triton_kernel(operator) or _references[operator])(*args, **kwargs)
+
+    return kernel
+
+
+def start() -> None:
+    """Register Triton's kernels where no native one was built, and apply ``GDFQ_BACKEND``.
+
+    What is wrong with the variable is said when an operator is first called, so that importing
+    the package never fails because of it.
+    """
+    global _native_kernels
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    _native_kernels = frozenset(
+        (operator, device)
+        for operator in operators()
+        for device in DEVICES
+        if has_kernel(f"gdfq::{operator}", device)
+    )
+    if torch.version.cuda is not None and importlib.util.find_spec("triton") is not None:
+        for operator in triton.OPERATORS:
+            if (operator, "CUDA") not in _native_kernels:
+                _automatic.impl(operator, _automatic_kernel(operator), "CUDA")
+    _install(os.environ.get(VARIABLE) or "auto")

@@ -1,0 +1,207 @@
+"""What kernels share: csrc/quantizer.h's arithmetic, rounding stores, and walks over memory.
+
+Every multiplication, subtraction and division rounds once, to nearest even, in float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gdfq.ops.triton import _launch
+
+INTERPRETED = tl.constexpr(_launch.INTERPRETED)
+
+# Before 3.8, Triton's ptxas contracts packed float32 arithmetic on Blackwell whatever it is told.
+ROUND_BY_ASM = tl.constexpr(
+    not _launch.INTERPRETED and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+)
+
+
+# ---- arithmetic ----
+
+
+@triton.jit
+def multiply(a, b):
+    """``a * b``, kept apart from an addition that follows."""
+    if ROUND_BY_ASM:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return a * b
+
+
+@triton.jit
+def multiply_subtract(a, b, c):
+    """``a * b - c`` with two roundings."""
+    return multiply(a, b) - c
+
+
+@triton.jit
+def multiply_add(a, b, c):
+    """``a * b + c`` with two roundings."""
+    return multiply(a, b) + c
+
+
+@triton.jit
+def round_half_even(v):
+    """Half to even for any float32; above 2^23 every one is an integer already."""
+    magic = tl.where(v < 0, -8388608.0, 8388608.0)
+    return tl.where(tl.abs(v) < 8388608.0, (v + magic) - magic, v)
+
+
+@triton.jit
+def make_grid(lo, hi, BITS: tl.constexpr):
+    """Scale and zero point of the ranges from ``lo`` to ``hi``."""
+    width = hi - lo
+    width = tl.where(width < 1e-8, 1e-8, width)  # keeps NaN
+    scale = tl.div_rn(tl.full(width.shape, 1.0, tl.float32), width) * (2**BITS - 1.0)
+    zero = round_half_even(multiply(scale, lo)) + 2.0 ** (BITS - 1)
+    return scale, zero
+
+
+@triton.jit
+def quantize(x, scale, zero, BITS: tl.constexpr):
+    """The values of ``x`` on the grid. The bounds are integers, so it may clamp, then round."""
+    lowest: tl.constexpr = -(2.0 ** (BITS - 1))
+    highest: tl.constexpr = 2.0 ** (BITS - 1) - 1
+    v = multiply_subtract(scale, x, zero)
+    # Comparisons rather than tl.clamp: NaN compares false and stays.
+    v = tl.where(v < lowest, lowest, v)
+    v = tl.where(v > highest, highest, v)
+    code = (v + 12582912.0) - 12582912.0  # half to even for |v| < 2^22
+    return tl.div_rn(code + zero, tl.broadcast_to(scale, code.shape))
+
+
+@triton.jit
+def passes_clip(x, scale, zero, BITS: tl.constexpr):
+    """Where the rounded code needs no clamp.
+
+    Half to even at the bounds: the lowest code is even, so half below it rounds inside; the
+    highest is odd, so half above it rounds outside.
+    """
+    v = multiply_subtract(scale, x, zero)
+    return (v >= -(2.0 ** (BITS - 1)) - 0.5) & (v < 2.0 ** (BITS - 1) - 0.5)
+
+
+@triton.jit
+def minimum(x, axis: tl.constexpr):
+    """The minimum along ``axis``, NaN where there is one; ``tl.min`` drops it."""
+    any_nan = tl.max((x != x).to(tl.int32), axis) > 0
+    return tl.where(any_nan, float("nan"), tl.min(x, axis))
+
+
+@triton.jit
+def maximum(x, axis: tl.constexpr):
+    """The maximum along ``axis``, NaN where there is one; ``tl.max`` drops it."""
+    return -minimum(-x, axis)
+
+
+# ---- loads and stores ----
+
+
+@triton.jit
+def load(pointers, mask, other=0.0):
+    """Values of any floating-point dtype as float32."""
+    return tl.load(pointers, mask=mask, other=other).to(tl.float32)
+
+
+@triton.jit
+def load_vector(pointer, index):
+    """Entries that all exist, of any floating-point dtype, as float32."""
+    return tl.load(pointer + index).to(tl.float32)
+
+
+@triton.jit
+def store(pointers, values, mask):
+    """Float32 values rounded to the memory's dtype, to nearest even."""
+    if INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
+        # The interpreter's conversion truncates.
+        bits = values.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits = tl.where(values == values, bits, 0x7FC0)
+        tl.store(pointers, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
+    else:
+        tl.store(pointers, values.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_grid(lo_ptr, hi_ptr, channel, BITS: tl.constexpr):
+    """Scale and zero point of each channel."""
+    return make_grid(load_vector(lo_ptr, channel), load_vector(hi_ptr, channel), BITS)
+
+
+# ---- walks over memory ----
+
+
+@triton.jit
+def tile(
+    rows,  # of memory; runs of one channel, or pixels
+    cols,  # elements of a run, or channels
+    channels,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """This program's tile: its offsets and mask, and the channel of each row or column."""
+    pid = tl.program_id(0).to(tl.int64)
+    across = tl.cdiv(cols, COLS)
+    row = (pid // across) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = (pid % across) * COLS + tl.arange(0, COLS)[None, :]
+    if CHANNEL_IS_COLUMN:
+        channel = tl.where(col < cols, col, 0)
+    else:
+        channel = row % channels
+    return row * cols + col, (row < rows) & (col < cols), channel
+
+
+@triton.jit
+def band_of(
+    outer,
+    channels,
+    inner,
+    per_split,  # tiles of a program
+    splits,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """This program's band and split, its first tile and the one after its last."""
+    pid = tl.program_id(0).to(tl.int64)
+    down = tl.cdiv(outer, ROWS)
+    tiles = down if CHANNEL_IS_COLUMN else down * tl.cdiv(inner, COLS)
+    split = pid % splits
+    begin = split * per_split
+    return pid // splits, split, begin, tl.minimum(begin + per_split, tiles)
+
+
+@triton.jit
+def band_tile(
+    index,  # of the tile in the band
+    band,
+    outer,
+    channels,
+    inner,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """Offsets and mask of a tile of a band."""
+    if CHANNEL_IS_COLUMN:
+        row = index * ROWS + tl.arange(0, ROWS)[:, None]
+        col = band * COLS + tl.arange(0, COLS)[None, :]
+        return row * channels + col, (row < outer) & (col < channels)
+    across = tl.cdiv(inner, COLS)
+    row = (index // across) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = (index % across) * COLS + tl.arange(0, COLS)[None, :]
+    return (row * channels + band) * inner + col, (row < outer) & (col < inner)
+
+
+@triton.jit
+def band_channel(band, channels, COLS: tl.constexpr, CHANNEL_IS_COLUMN: tl.constexpr):
+    """The band's channels as a row ``[1, COLS]`` or ``[1, 1]``, and which of them exist."""
+    if CHANNEL_IS_COLUMN:
+        channel = band * COLS + tl.arange(0, COLS)[None, :]
+    else:
+        channel = band + tl.arange(0, 1)[None, :]
+    return channel, channel < channels

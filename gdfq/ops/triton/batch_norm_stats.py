@@ -1,0 +1,285 @@
+"""Evaluation-mode batch normalization with its input's statistics, in Triton.
+
+Never run on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gdfq.ops.batch_norm_stats import (
+    batch_norm_stats_backward_reference,
+    batch_norm_stats_reference,
+)
+from gdfq.ops.triton._language import (
+    band_channel,
+    band_of,
+    band_tile,
+    load,
+    load_vector,
+    multiply,
+    multiply_add,
+    store,
+    tile,
+)
+from gdfq.ops.triton._launch import (
+    in_layout_of,
+    launch,
+    layout_of,
+    memory_format,
+    merging,
+    sweep,
+    tiling,
+)
+
+
+@triton.jit
+def factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT: tl.constexpr):
+    """weight / sqrt(running_var + eps), each step rounded once."""
+    std = tl.sqrt_rn(load_vector(running_var_ptr, channel) + eps)
+    if HAS_WEIGHT:
+        weight = load_vector(weight_ptr, channel)
+    else:
+        weight = tl.full(std.shape, 1.0, tl.float32)
+    return tl.div_rn(weight, std)
+
+
+@triton.jit
+def sum_rows(values, CHANNEL_IS_COLUMN: tl.constexpr):
+    """The sum over a tile's elements of each channel, as ``[1, COLS]`` or ``[1, 1]``."""
+    total = tl.sum(values, 0)[None, :]
+    if not CHANNEL_IS_COLUMN:
+        total = tl.sum(total, 1)[:, None]
+    return total
+
+
+@triton.jit
+def _forward(
+    x_ptr,  # [outer, channels, inner]
+    running_mean_ptr,  # [channels]
+    running_var_ptr,  # [channels]
+    weight_ptr,  # [channels], unused without HAS_WEIGHT
+    bias_ptr,  # [channels], unused without HAS_BIAS
+    y_ptr,  # [outer, channels, inner]
+    partial_ptr,  # [3, splits, channels]: count, mean, sum of squares about the mean
+    eps,
+    outer,
+    channels,
+    inner,
+    per_split,
+    splits,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """y = (x - running_mean) * a + bias, and the partial statistics of a split of a band.
+
+    A program walks its tiles in order; each tile's mean and squares about that mean are taken
+    from registers and merged into the program's by Chan's formula, so a large mean costs no
+    accuracy. Reads x and writes y once. No atomics: partials lie apart and are merged in order.
+    """
+    band, split, begin, end = band_of(
+        outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
+    )
+    channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
+    entry = tl.where(exists, channel, 0)
+    shift = load_vector(running_mean_ptr, entry)
+    factor = factor_of(weight_ptr, running_var_ptr, entry, eps, HAS_WEIGHT)
+    if HAS_BIAS:
+        bias = load_vector(bias_ptr, entry)
+    count = tl.zeros(shift.shape, tl.float32)
+    mean = tl.zeros(shift.shape, tl.float32)
+    squares = tl.zeros(shift.shape, tl.float32)
+    for index in range(begin, end):
+        offsets, mask = band_tile(
+            index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
+        )
+        x = load(x_ptr + offsets, mask)
+        y = multiply(x - shift, factor)
+        if HAS_BIAS:
+            y = y + bias
+        store(y_ptr + offsets, y, mask)
+
+        tile_count = sum_rows(mask.to(tl.float32), CHANNEL_IS_COLUMN)
+        tile_mean = tl.div_rn(sum_rows(x, CHANNEL_IS_COLUMN), tl.maximum(tile_count, 1.0))
+        centered = tl.where(mask, x - tile_mean, 0.0)
+        tile_squares = sum_rows(centered * centered, CHANNEL_IS_COLUMN)
+        total = tl.maximum(count + tile_count, 1.0)
+        delta = tile_mean - mean
+        share = tl.div_rn(tile_count, total)
+        mean += delta * share
+        squares += tile_squares + delta * delta * count * share
+        count += tile_count
+    partial = partial_ptr + split * channels + channel
+    tl.store(partial, count, mask=exists)
+    tl.store(partial + splits * channels, mean, mask=exists)
+    tl.store(partial + 2 * splits * channels, squares, mask=exists)
+
+
+@triton.jit
+def _merge(
+    partial_ptr,  # [3, splits, channels]
+    mean_ptr,  # [channels]
+    var_ptr,  # [channels]
+    splits,
+    channels,
+    SPLITS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Mean and biased variance of each channel from its splits' partial statistics.
+
+    A program takes COLS channels and all their splits at once, in an order that the shape
+    decides.
+    """
+    split = tl.arange(0, SPLITS)[:, None]
+    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
+    mask = (split < splits) & (channel < channels)
+    partial = partial_ptr + split * channels + channel
+    count = tl.load(partial, mask=mask, other=0.0)
+    means = tl.load(partial + splits * channels, mask=mask, other=0.0)
+    squares = tl.load(partial + 2 * splits * channels, mask=mask, other=0.0)
+    total = tl.maximum(tl.sum(count, 0), 1.0)[None, :]
+    share = tl.div_rn(count, tl.broadcast_to(total, count.shape))
+    # A first mean, then its correction: the sum of shares is 1 up to a rounding only.
+    pivot = tl.sum(means * share, 0)[None, :]
+    centered = tl.where(mask, means - pivot, 0.0)
+    correction = tl.sum(centered * share, 0)[None, :]
+    centered = tl.where(mask, centered - correction, 0.0)
+    var = (
+        tl.div_rn(tl.sum(squares, 0)[None, :], total)
+        + tl.sum(centered * centered * share, 0)[None, :]
+    )
+    tl.store(mean_ptr + channel, pivot + correction, mask=channel < channels)
+    tl.store(var_ptr + channel, var, mask=channel < channels)
+
+
+@triton.jit
+def _backward(
+    grad_y_ptr,  # [rows, cols]
+    grad_mean_ptr,  # [channels]
+    grad_var_ptr,  # [channels]
+    x_ptr,  # [rows, cols]
+    mean_ptr,  # [channels]
+    running_var_ptr,  # [channels]
+    weight_ptr,  # [channels], unused without HAS_WEIGHT
+    dx_ptr,  # [rows, cols]
+    eps,
+    count,  # elements of a channel
+    rows,
+    cols,
+    channels,
+    HAS_WEIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """dx = dy * a + (x - mean) * (2 * dvar / M) + dmean / M.
+
+    A program takes one tile; the constants are computed once per row or column of it. Reads dy
+    and x and writes dx once. Elements are independent.
+    """
+    offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
+    factor = factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT)
+    mean = load_vector(mean_ptr, channel)
+    elements = tl.zeros(mean.shape, tl.float32) + count
+    slope = tl.div_rn(load_vector(grad_var_ptr, channel) * 2, elements)
+    offset = tl.div_rn(load_vector(grad_mean_ptr, channel), elements)
+    centered = load(x_ptr + offsets, mask) - mean
+    dx = multiply(load(grad_y_ptr + offsets, mask), factor)
+    store(dx_ptr + offsets, multiply_add(centered, slope, dx) + offset, mask)
+
+
+def batch_norm_stats(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and partial statistics in one launch, their merge in another.
+
+    Float64 runs the reference.
+    """
+    if x.dtype == torch.float64:
+        return batch_norm_stats_reference(x, running_mean, running_var, weight, bias, eps)
+    x = x.contiguous(memory_format=memory_format(x))
+    y = torch.empty_like(x, memory_format=memory_format(x))
+    layout = layout_of(x, 1)
+    cut = sweep(layout)
+    partial = x.new_empty((3, cut.splits, layout.channels), dtype=torch.float32)
+    mean = x.new_empty((x.shape[1],), dtype=torch.float32)
+    var = torch.empty_like(mean)
+    vectors = [
+        None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)
+    ]
+    launch(
+        _forward,
+        cut.bands * cut.splits,
+        x,
+        *vectors,
+        y,
+        partial,
+        eps,
+        *cut.sizes,
+        cut.splits,
+        HAS_WEIGHT=weight is not None,
+        HAS_BIAS=bias is not None,
+        **cut.constants,
+    )
+    programs, constants = merging(cut.splits, layout.channels)
+    launch(
+        _merge,
+        programs,
+        partial,
+        mean,
+        var,
+        cut.splits,
+        layout.channels,
+        **constants,
+    )
+    return y, mean, var
+
+
+def batch_norm_stats_backward(
+    grad_y: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """One launch; float64 runs the reference."""
+    if x.dtype == torch.float64:
+        return batch_norm_stats_backward_reference(
+            grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps
+        )
+    x = x.contiguous(memory_format=memory_format(x))
+    dx = torch.empty_like(x, memory_format=memory_format(x))
+    layout = layout_of(x, 1)
+    tiles = tiling(layout)
+    launch(
+        _backward,
+        tiles.programs,
+        in_layout_of(grad_y, x),
+        grad_mean.contiguous(),
+        grad_var.contiguous(),
+        x,
+        mean.contiguous(),
+        running_var.contiguous(),
+        None if weight is None else weight.contiguous(),
+        dx,
+        eps,
+        float(x.numel() // x.shape[1]),
+        *tiles.sizes,
+        HAS_WEIGHT=weight is not None,
+        **tiles.constants,
+    )
+    return dx

@@ -1,0 +1,167 @@
+"""Fake quantization of each channel over its own minimum and maximum, in Triton.
+
+Never run on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax_reference
+from gdfq.ops.triton._language import (
+    band_channel,
+    band_of,
+    band_tile,
+    make_grid,
+    maximum,
+    minimum,
+    quantize,
+    store,
+)
+from gdfq.ops.triton._launch import Layout, dense, launch, layout_of, merging, sweep
+from gdfq.ops.triton.fake_quantize import fake_quantize
+
+# The longest row that a program keeps in registers, 32 elements a thread.
+LONGEST_ROW = 16384
+
+
+@triton.jit
+def _rows(
+    w_ptr,  # [rows, cols]
+    y_ptr,  # [rows, cols]
+    lo_ptr,  # [rows]
+    hi_ptr,  # [rows]
+    cols,
+    BITS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """lo, hi = min(w), max(w) of the row; y = w quantized over them.
+
+    A program takes one row and keeps it in registers. Reads w and writes y once. Minimum and
+    maximum do not depend on the order they are taken in.
+    """
+    row = tl.program_id(0)
+    col = tl.arange(0, COLS)[None, :]
+    mask = col < cols
+    offsets = row.to(tl.int64) * cols + col
+    w = tl.load(w_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    lo = minimum(tl.where(mask, w, float("inf")), 1)[:, None]
+    hi = maximum(tl.where(mask, w, -float("inf")), 1)[:, None]
+    entry = row + tl.arange(0, 1)[:, None]
+    tl.store(lo_ptr + entry, lo)
+    tl.store(hi_ptr + entry, hi)
+    scale, zero = make_grid(lo, hi, BITS)
+    store(y_ptr + offsets, quantize(w, scale, zero, BITS), mask)
+
+
+@triton.jit
+def _partial(
+    w_ptr,  # [outer, channels, inner]
+    lo_ptr,  # [splits, channels]
+    hi_ptr,  # [splits, channels]
+    outer,
+    channels,
+    inner,
+    per_split,
+    splits,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """lo, hi = min(w), max(w) of a split of a band of channels. Reads w once."""
+    band, split, begin, end = band_of(
+        outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
+    )
+    low = tl.full((ROWS, COLS), float("inf"), tl.float32)
+    high = tl.full((ROWS, COLS), -float("inf"), tl.float32)
+    for index in range(begin, end):
+        offsets, mask = band_tile(
+            index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
+        )
+        w = tl.load(w_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        low = tl.where(mask & ((w < low) | (w != w)), w, low)  # once NaN, it stays
+        high = tl.where(mask & ((w > high) | (w != w)), w, high)
+    lo, hi = minimum(low, 0)[None, :], maximum(high, 0)[None, :]
+    if not CHANNEL_IS_COLUMN:
+        lo, hi = minimum(lo, 1)[:, None], maximum(hi, 1)[:, None]
+    channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
+    tl.store(lo_ptr + split * channels + channel, lo, mask=exists)
+    tl.store(hi_ptr + split * channels + channel, hi, mask=exists)
+
+
+@triton.jit
+def _merge(
+    partial_lo_ptr,  # [splits, channels]
+    partial_hi_ptr,  # [splits, channels]
+    lo_ptr,  # [channels]
+    hi_ptr,  # [channels]
+    splits,
+    channels,
+    SPLITS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """lo, hi = min, max over a channel's splits; a program takes COLS channels."""
+    split = tl.arange(0, SPLITS)[:, None]
+    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
+    mask = (split < splits) & (channel < channels)
+    offsets = split * channels + channel
+    low = tl.load(partial_lo_ptr + offsets, mask=mask, other=float("inf"))
+    high = tl.load(partial_hi_ptr + offsets, mask=mask, other=-float("inf"))
+    tl.store(lo_ptr + channel, minimum(low, 0)[None, :], mask=channel < channels)
+    tl.store(hi_ptr + channel, maximum(high, 0)[None, :], mask=channel < channels)
+
+
+def _minmax(w: Tensor, layout: Layout, lo: Tensor, hi: Tensor) -> None:
+    """Minimum and maximum of dense ``w`` per channel, in two launches."""
+    cut = sweep(layout)
+    partial_lo, partial_hi = lo.new_empty((2, cut.splits, layout.channels))
+    launch(
+        _partial,
+        cut.bands * cut.splits,
+        w,
+        partial_lo,
+        partial_hi,
+        *cut.sizes,
+        cut.splits,
+        **cut.constants,
+    )
+    programs, constants = merging(cut.splits, layout.channels)
+    launch(
+        _merge,
+        programs,
+        partial_lo,
+        partial_hi,
+        lo,
+        hi,
+        cut.splits,
+        layout.channels,
+        **constants,
+    )
+
+
+def fake_quantize_minmax(
+    w: Tensor, bits: int, axis: int | None, ste: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One launch where rows fit on chip, else min/max, its merge and the quantizer.
+
+    Float64 and empty tensors run the reference.
+    """
+    if w.dtype == torch.float64 or w.numel() == 0:
+        return fake_quantize_minmax_reference(w, bits, axis, ste)
+    w = dense(w)
+    layout = layout_of(w, axis)
+    lo = w.new_empty(() if axis is None else (w.shape[axis],), dtype=torch.float32)
+    hi = torch.empty_like(lo)
+    if layout.outer > 1 or layout.inner > LONGEST_ROW:
+        _minmax(w, layout, lo, hi)
+        return fake_quantize(w, lo, hi, bits, axis, ste), lo, hi
+    y = torch.empty_like(w)
+    cols = triton.next_power_of_2(layout.inner)
+    warps = min(max(cols // 512, 4), 16)
+    launch(
+        _rows, layout.channels, w, y, lo, hi, layout.inner, num_warps=warps, BITS=bits, COLS=cols
+    )
+    return y, lo, hi
