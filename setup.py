@@ -93,7 +93,8 @@ class BuildKernels(build_ext):
         except ImportError:
             fail("building needs pybind11: run `pip install pybind11` first.")
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        default = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build = Path(os.environ.get("GDFQ_BUILD", default)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         cuda = use_cuda(torch_cuda)
         configure = [
