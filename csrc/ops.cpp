@@ -21,6 +21,17 @@ TORCH_LIBRARY(gdfq, m) {
   m.def(
       "batch_norm_stats_backward(Tensor grad_y, Tensor grad_mean, Tensor grad_var, Tensor x,"
       " Tensor mean, Tensor running_var, Tensor? weight, float eps) -> Tensor");
+
+  // act: "relu", "relu6" or "none". The residual's gradient is empty where there is no residual.
+  m.def(
+      "bn_act_fake_quantize(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight,"
+      " Tensor? bias, float eps, Tensor lo, Tensor hi, int bits, str act, Tensor? residual,"
+      " str ste) -> Tensor");
+  m.def(
+      "bn_act_fake_quantize_backward(Tensor grad, Tensor x, Tensor running_mean,"
+      " Tensor running_var, Tensor? weight, Tensor? bias, float eps, Tensor lo, Tensor hi,"
+      " int bits, str act, Tensor? residual, str ste)"
+      " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 }
 
 PYBIND11_MODULE(_C, m) {
