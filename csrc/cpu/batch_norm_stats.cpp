@@ -71,7 +71,7 @@ GDFQ_MULTIVERSION void forward_run(const scalar_t* x, scalar_t* y, int64_t n, fl
     }
     if (rest) {
       const f32x16 v = load(in + whole, rest);
-      const f32x16 d = lane_mask(rest) ? v - vpivot : f32x16{};
+      const f32x16 d = keep(lane_mask(rest), v - vpivot);
       first += d;
       second += d * d;
       store(out + whole, (v - vshift) * vfactor + vbias, rest);

@@ -28,6 +28,7 @@ namespace {
 // Everything behind the normalization that is one for the whole tensor.
 struct Tail {
   float low, high;  // the activation's bounds; NaN, which clamps nothing, where there is none
+  int32_t no_low, no_high;  // all ones where there is none
   Grid grid;
   CodeBounds bounds;
 };
@@ -41,7 +42,10 @@ Tail make_tail(c10::string_view act, const at::Tensor& lo, const at::Tensor& hi,
   TORCH_CHECK(act == "relu" || act == "relu6" || act == "none",
               "act must be relu, relu6 or none, got ", act);
   const float none = std::numeric_limits<float>::quiet_NaN();
-  return {act == "none" ? none : 0.0f, act == "relu6" ? 6.0f : none,
+  return {act == "none" ? none : 0.0f,
+          act == "relu6" ? 6.0f : none,
+          act == "none" ? -1 : 0,
+          act == "relu6" ? 0 : -1,
           make_grid(lo.item<float>(), hi.item<float>(), static_cast<int>(bits)),
           code_bounds(static_cast<int>(bits))};
 }
@@ -97,13 +101,14 @@ GDFQ_MULTIVERSION void forward_periodic(const scalar_t* x, const scalar_t* resid
 // The gradient in front of the quantizer and the activation, whose input is v.
 template <bool kClip>
 GDFQ_INLINE f32x16 masked(f32x16 g, f32x16 v, const Tail& tail) {
-  const f32x16 low = splat(tail.low), high = splat(tail.high), none = {};
+  const f32x16 low = splat(tail.low), high = splat(tail.high);
+  const i32x16 inside = (less(low, v) | tail.no_low) & (less(v, high) | tail.no_high);
+  g = keep(inside, g);
   if constexpr (kClip)
-    g = clip_value_gradient(g, clamp_keep_nan(v, low, high), splat(tail.grid.scale),
-                            splat(tail.grid.zero), splat(tail.bounds.lowest),
-                            splat(tail.bounds.highest), splat(0.5f), none);
-  g = v <= low ? none : g;
-  return v >= high ? none : g;
+    g = clip_gradient(g, clamp_keep_nan(v, low, high), splat(tail.grid.scale),
+                      splat(tail.grid.zero), splat(tail.bounds.lowest),
+                      splat(tail.bounds.highest));
+  return g;
 }
 
 constexpr int64_t kChunk = 1024;
@@ -132,6 +137,34 @@ GDFQ_MULTIVERSION void backward_run(const scalar_t* dy, const scalar_t* x,
   }
 }
 
+// Columns c to c + 16 * kVectors of some rows; several vectors keep the reads of a row together.
+template <int kVectors, bool kResidual, bool kClip, typename scalar_t>
+GDFQ_INLINE void backward_columns(const scalar_t* dy, const scalar_t* x, const scalar_t* residual,
+                                  scalar_t* dx, scalar_t* dresidual, int64_t start, int64_t stop,
+                                  int64_t channels, int64_t c, int64_t lanes, const float* mean,
+                                  const float* factor, const float* bias, const Tail& tail,
+                                  double* sum_g, double* sum_gx) {
+  f32x16 first[kVectors] = {}, second[kVectors] = {};
+  for (int64_t r = start; r < stop; ++r)
+    for (int k = 0; k < kVectors; ++k) {
+      const int64_t at = c + k * kLanes, i = r * channels + at;
+      const f32x16 vfactor = load(factor + at, lanes);
+      const f32x16 centered = load(x + i, lanes) - load(mean + at, lanes);
+      f32x16 v = centered * vfactor + load(bias + at, lanes);
+      if constexpr (kResidual) v += load(residual + i, lanes);
+      const f32x16 g = masked<kClip>(load(dy + i, lanes), v, tail);
+      store(dx + i, g * vfactor, lanes);
+      if constexpr (kResidual) store(dresidual + i, g, lanes);
+      first[k] += g;
+      second[k] += g * centered;
+    }
+  for (int k = 0; k < kVectors; ++k)
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      sum_g[c + k * kLanes + lane] += first[k][lane];
+      sum_gx[c + k * kLanes + lane] += second[k][lane];
+    }
+}
+
 template <bool kResidual, bool kClip, typename scalar_t>
 GDFQ_MULTIVERSION void backward_rows(const scalar_t* dy, const scalar_t* x,
                                      const scalar_t* residual, scalar_t* dx, scalar_t* dresidual,
@@ -141,27 +174,14 @@ GDFQ_MULTIVERSION void backward_rows(const scalar_t* dy, const scalar_t* x,
   const int64_t chunk = rows_per_chunk(channels);
   for (int64_t start = 0; start < rows; start += chunk) {
     const int64_t stop = std::min(rows, start + chunk);
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const int64_t lanes = std::min(kLanes, channels - c);
-      const f32x16 vmean = load(mean + c, lanes), vfactor = load(factor + c, lanes);
-      const f32x16 vbias = load(bias + c, lanes);
-      f32x16 first = {}, second = {};
-      for (int64_t r = start; r < stop; ++r) {
-        const int64_t i = r * channels + c;
-        const f32x16 centered = load(x + i, lanes) - vmean;
-        f32x16 v = centered * vfactor + vbias;
-        if constexpr (kResidual) v += load(residual + i, lanes);
-        const f32x16 g = masked<kClip>(load(dy + i, lanes), v, tail);
-        store(dx + i, g * vfactor, lanes);
-        if constexpr (kResidual) store(dresidual + i, g, lanes);
-        first += g;
-        second += g * centered;
-      }
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        sum_g[c + lane] += first[lane];
-        sum_gx[c + lane] += second[lane];
-      }
-    }
+    int64_t c = 0;
+    for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
+      backward_columns<4, kResidual, kClip>(dy, x, residual, dx, dresidual, start, stop, channels,
+                                            c, kLanes, mean, factor, bias, tail, sum_g, sum_gx);
+    for (; c < channels; c += kLanes)
+      backward_columns<1, kResidual, kClip>(dy, x, residual, dx, dresidual, start, stop, channels,
+                                            c, std::min(kLanes, channels - c), mean, factor, bias,
+                                            tail, sum_g, sum_gx);
   }
 }
 

@@ -9,7 +9,16 @@ import torch  # noqa: F401  (its libraries must be loaded before the native modu
 from gdfq.ops import _native  # noqa: F401  isort: skip
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
+from gdfq.ops.bns_loss import bns_loss
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
+from gdfq.ops.kd_ce_loss import kd_ce_loss
 
-__all__ = ["batch_norm_stats", "bn_act_fake_quantize", "fake_quantize", "fake_quantize_minmax"]
+__all__ = [
+    "batch_norm_stats",
+    "bn_act_fake_quantize",
+    "bns_loss",
+    "fake_quantize",
+    "fake_quantize_minmax",
+    "kd_ce_loss",
+]

@@ -216,9 +216,9 @@ def bn_act_fake_quantize_backward_reference(
     if ste == "clip":
         g = fake_quantize_backward_reference(g, _activate(v, act), lo, hi, bits)
     if act != "none":
-        g = torch.where(v <= 0, 0.0, g)
+        g = torch.where(v > 0, g, 0.0)
     if act == "relu6":
-        g = torch.where(v >= 6, 0.0, g)
+        g = torch.where(v < 6, g, 0.0)
     reduced = [d for d in range(x.dim()) if d != 1]
     std = torch.sqrt(running_var.double() + eps)
     grad_weight = (g * centered).sum(reduced, dtype=torch.float64) / std
