@@ -20,6 +20,7 @@
 #include <tuple>
 
 #include "../batch_norm_stats_double.h"
+#include "channels.h"
 #include "layout.h"
 #include "simd.h"
 
@@ -29,21 +30,6 @@ namespace {
 struct Affine {
   std::vector<float> shift, factor, bias;  // y = (x - shift) * factor + bias
 };
-
-std::vector<float> values(const at::Tensor& t) {
-  const at::Tensor flat = t.to(at::kFloat).contiguous();
-  const float* p = flat.const_data_ptr<float>();
-  return {p, p + flat.numel()};
-}
-
-std::vector<float> factors(const at::Tensor& running_var, const std::optional<at::Tensor>& weight,
-                           double eps) {
-  std::vector<float> factor = values(running_var);
-  const std::vector<float> gamma = weight ? values(*weight) : std::vector<float>(factor.size(), 1);
-  for (size_t c = 0; c < factor.size(); ++c)
-    factor[c] = gamma[c] / std::sqrt(factor[c] + static_cast<float>(eps));
-  return factor;
-}
 
 struct Sums {
   double first = 0;   // sum of x
@@ -86,7 +72,7 @@ GDFQ_MULTIVERSION void forward_run(const scalar_t* x, scalar_t* y, int64_t n, fl
     }
     if (rest) {
       const f32x16 v = load(in + whole, rest);
-      const f32x16 d = lane_mask(rest) ? v - vpivot : f32x16{};
+      const f32x16 d = keep(lane_mask(rest), v - vpivot);
       first += d;
       second += d * d;
       store(out + whole, (v - vshift) * vfactor + vbias, rest);

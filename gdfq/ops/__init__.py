@@ -10,8 +10,11 @@ from gdfq.ops import (  # noqa: F401
     _backend,
     _native,
     batch_norm_stats,
+    bn_act_fake_quantize,
+    bns_loss,
     fake_quantize,
     fake_quantize_minmax,
+    kd_ce_loss,
 )
 from gdfq.ops._backend import backend
 
