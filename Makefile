@@ -7,7 +7,7 @@ RUNS := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 RECIPE := fashion-mnist-resnet20
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu-check lint format clean
 
 demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 4 --act-bits 4 --out $(RUNS)/w4a4
@@ -19,6 +19,9 @@ test: $(VENV)/.test-tools ## Run the tests
 
 bench: $(VENV)/.test-tools ## Time the operators; writes benchmarks/results/operators-cpu.md
 	$(BIN)/python -m benchmarks.table
+
+gpu-check: ## Build, test and time the kernels on this machine's GPU, with whatever torch is there
+	$(PYTHON) -m benchmarks.gpu_check
 
 lint: $(VENV)/.dev-tools ## Check formatting, style and types
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +13,27 @@ import torch
 from benchmarks import sizes
 
 Candidate = Callable[[], object]
+DEVICE = os.environ.get("GDFQ_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """Tensors that a benchmark makes are on the device that GDFQ_TEST_DEVICE names."""
+    with torch.device(DEVICE) as chosen:
+        yield chosen
+
+
+def timed(candidate: Candidate) -> Candidate:
+    """``candidate`` as one timing calls it: on a GPU, 20 launches, and one wait for them all."""
+    if DEVICE == "cpu":
+        return candidate
+
+    def launches() -> None:
+        for _ in range(20):
+            candidate()
+        torch.cuda.synchronize()
+
+    return launches
 
 
 @pytest.fixture
@@ -22,6 +44,8 @@ def interleave(benchmark):
     """
 
     def run(ours: Candidate, rivals: dict[str, Candidate], rounds: int = 25) -> None:
+        ours = timed(ours)
+        rivals = {name: timed(rival) for name, rival in rivals.items()}
         times: dict[str, list[float]] = {name: [] for name in rivals}
         for candidate in (ours, *rivals.values()):
             for _ in range(3):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from gdfq.run import environment
+from gdfq.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 RIVALS = ("eager", "torch.compile", "aten", "copy")
 
 
-def run(selection: str | None) -> list[dict]:
+def run(selection: str | None, device: str) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-q",
@@ -25,7 +26,8 @@ def run(selection: str | None) -> list[dict]:
                    "--benchmark-disable-gc", "--benchmark-columns=median"]  # fmt: skip
         if selection:
             command += ["-k", selection]
-        if subprocess.run(command, stdout=sys.stderr).returncode:
+        chosen = {**os.environ, "GDFQ_TEST_DEVICE": device}
+        if subprocess.run(command, stdout=sys.stderr, env=chosen).returncode:
             raise SystemExit("a benchmark failed; no table was written")
         return json.loads(report.read_text())["benchmarks"]
 
@@ -34,10 +36,11 @@ def cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def markdown(benchmarks: list[dict]) -> str:
+def markdown(benchmarks: list[dict], device: str) -> str:
     machine = environment()
+    where = f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else machine["gpu"]
     lines = [
-        f"# Operators on {machine['cpu']}, {machine['threads']} threads",
+        f"# Operators on {where}",
         "",
         f"torch {machine['torch']}, gdfq {machine['gdfq']}. A number is the rival's median time "
         "divided by ours, interleaved in one run: 2.00 means ours is twice as fast. `copy` is "
@@ -66,10 +69,12 @@ def markdown(benchmarks: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-k", dest="selection", help="only benchmarks whose name matches")
-    parser.add_argument("--out", type=Path, default=RESULTS / "operators-cpu.md")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="default: results/operators-<device>.md")
     arguments = parser.parse_args()
-    table = markdown(run(arguments.selection))
-    arguments.out.write_text(table, encoding="utf-8")
+    table = markdown(run(arguments.selection, arguments.device), arguments.device)
+    out = arguments.out or RESULTS / f"operators-{arguments.device}.md"
+    out.write_text(table, encoding="utf-8")
     print(table)
 
 

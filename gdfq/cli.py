@@ -16,11 +16,12 @@ from rich.table import Table
 
 from gdfq import __version__
 from gdfq.data import load_test_images, top1
+from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.progress import LiveProgress, PlainProgress
 from gdfq.recipes import load_recipe, recipe_names
 from gdfq.recipes.schema import fields
-from gdfq.run import Result, environment, load_run
+from gdfq.run import Result, load_run
 from gdfq.run import quantize as run_quantize
 
 app = typer.Typer(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -20,8 +17,8 @@ from torch import Tensor, nn
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import CLASS_NAMES, load_test_images, top1
+from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
-from gdfq.ops import _backend, _native
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.schema import Teacher
@@ -107,35 +104,6 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         momentum=spec.range_momentum,
     )
     return student.to(memory_format=torch.channels_last)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine, and which kernels run on it."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-                break
-    return {
-        "gdfq": importlib.metadata.version("gdfq"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": cpu,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "built_for_torch": _native.torch_version,
-        "built_with_cuda": _native.cuda_version,
-        "built_for_cuda_architectures": _native.cuda_architectures,
-        "compiler": _native.compiler,
-        "triton": _backend.triton_version(),
-        "backend": _backend.chosen(),
-        "cpu_kernels": _backend.describe("CPU"),
-        "cuda_kernels": _backend.describe("CUDA"),
-    }
 
 
 class _RunCallback(TrainerCallback):

@@ -11,7 +11,7 @@ PACKAGE = Path(gdfq.__file__).parent
 LAYERS = [
     ["errors"],
     ["ops"],
-    ["functional", "losses"],
+    ["functional", "losses", "environment"],
     ["nn", "models"],
     ["coverage"],
     ["convert"],

@@ -1,0 +1,226 @@
+"""Everything that only a GPU can show, in under nine minutes: ``make gpu-check``.
+
+Builds the CUDA kernels for the GPU that is there, runs the operators' tests on it with the native
+kernels and with Triton's, a short part of them under compute-sanitizer, and the benchmarks; needs
+no network. Writes ``gpu-<device>.md`` and ``.json`` into ``benchmarks/results/``. What failed or
+had no time left is in the table as such; the exit code is 1 if anything failed.
+
+``--rehearse`` runs all of it on the CPU, with the CPU's kernels in the GPU's place, and writes
+nothing into the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+BUDGET = 9 * 60 - 20  # seconds for everything, less what writing the table takes
+
+
+@dataclass
+class Step:
+    """One step's outcome; ``operators`` maps an operator to [passed, failed, skipped]."""
+
+    name: str
+    outcome: str
+    seconds: float = 0.0
+    operators: dict[str, list[int]] = field(default_factory=dict)
+    output: str = ""
+
+
+class Check:
+    """Runs steps one after another within the budget."""
+
+    def __init__(self, rehearse: bool, selection: str | None, out: Path) -> None:
+        self.rehearse = rehearse
+        self.selection = selection
+        self.out = out
+        self.started = time.monotonic()
+        self.steps: list[Step] = []
+
+    def run(self, name: str, command: list[str], limit: float, **environment: str) -> Step:
+        """Run ``command``; an error, or more than ``limit`` seconds, is a failure."""
+        left = min(limit, BUDGET - (time.monotonic() - self.started))
+        start = time.monotonic()
+        if left < 10:
+            step = Step(name, "not run: no time left")
+        else:
+            try:
+                done = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, **environment},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    timeout=left,
+                )
+                outcome = "passed" if done.returncode == 0 else f"failed (exit {done.returncode})"
+                output = done.stdout
+            except subprocess.TimeoutExpired as error:
+                outcome, raw = f"failed (stopped after {left:.0f} s)", error.stdout or b""
+                output = raw.decode(errors="replace") if isinstance(raw, bytes) else raw
+            step = Step(name, outcome, time.monotonic() - start, output=output[-6000:])
+        self.steps.append(step)
+        print(f"{step.name}: {step.outcome}, {step.seconds:.0f} s", flush=True)
+        if step.outcome.startswith("failed"):
+            print(step.output, flush=True)
+        return step
+
+    def skip(self, name: str, reason: str) -> None:
+        """Record a step that cannot be run here."""
+        self.steps.append(Step(name, f"not run: {reason}"))
+        print(f"{name}: not run: {reason}", flush=True)
+
+    def tests(
+        self,
+        name: str,
+        backend: str,
+        limit: float,
+        prefix: tuple[str, ...] = (),
+        selection: str | None = None,
+    ) -> None:
+        """Run the operators' tests on the device with one backend and count them by operator."""
+        device = "cpu" if self.rehearse else "cuda"
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            command = [*prefix, sys.executable, "-m", "pytest", "tests/ops", "-q"]
+            command += [f"--junitxml={report}", "-p", "no:cacheprovider"]
+            chosen = " and ".join(f"({s})" for s in (selection, self.selection) if s)
+            if chosen:
+                command += ["-k", chosen]
+            step = self.run(name, command, limit, GDFQ_TEST_DEVICE=device, GDFQ_BACKEND=backend)
+            if report.exists():
+                step.operators = count(report)
+
+
+def count(report: Path) -> dict[str, list[int]]:
+    """Passed, failed and skipped tests by operator, from pytest's XML report."""
+    operators: dict[str, list[int]] = {}
+    for case in ET.parse(report).iter("testcase"):
+        match = re.search(r"test_(\w+)$", case.get("classname", "").split(".Test")[0])
+        if not match:
+            continue
+        counts = operators.setdefault(match.group(1), [0, 0, 0])
+        kinds = {child.tag for child in case}
+        counts[1 if kinds & {"failure", "error"} else 2 if "skipped" in kinds else 0] += 1
+    return operators
+
+
+def native_architecture() -> str:
+    """The GPU's compute capability in CMake's notation."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}-real"
+
+
+def device_name(rehearse: bool) -> str:
+    """The GPU's name; refuses to go on without one."""
+    import torch
+
+    if rehearse:
+        return "rehearsal on the CPU"
+    if not torch.cuda.is_available():
+        raise SystemExit("gpu-check: torch sees no GPU; `--rehearse` runs everything on the CPU")
+    return torch.cuda.get_device_name()
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on, without importing gdfq, which may not build."""
+    import torch
+
+    answer = {"python": sys.version.split()[0], "torch": torch.__version__}
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        answer["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return answer
+
+
+def markdown(device: str, check: Check, benchmarks: str) -> str:
+    """The table of a check."""
+    when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    lines = [f"# {device}", "", f"{when}; {json.dumps(versions())}", ""]
+    lines += ["| step | outcome | seconds |", "|---|---|---|"]
+    lines += [f"| {s.name} | {s.outcome} | {s.seconds:.0f} |" for s in check.steps]
+    suites = [s for s in check.steps if s.operators]
+    if suites:
+        lines += ["", "Tests passed / failed / skipped by operator:", ""]
+        lines.append("| operator | " + " | ".join(s.name for s in suites) + " |")
+        lines.append("|---" * (len(suites) + 1) + "|")
+        for operator in sorted({o for s in suites for o in s.operators}):
+            cells = [" / ".join(map(str, s.operators.get(operator, ["-"]))) for s in suites]
+            lines.append(f"| {operator} | " + " | ".join(cells) + " |")
+    failed = [s for s in check.steps if s.outcome.startswith("failed")]
+    for step in failed:
+        lines += ["", f"## {step.name}", "", "```", step.output.strip()[-3000:], "```"]
+    return "\n".join([*lines, "", benchmarks])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rehearse", action="store_true", help="run everything on the CPU")
+    parser.add_argument("-k", dest="selection", help="only tests and benchmarks that match")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the table")
+    parser.add_argument("--skip-build", action="store_true", help="use the kernels as they are")
+    arguments = parser.parse_args()
+    device = device_name(arguments.rehearse)
+    out = arguments.out or (Path(tempfile.mkdtemp()) if arguments.rehearse else RESULTS)
+    out.mkdir(parents=True, exist_ok=True)
+    check = Check(arguments.rehearse, arguments.selection, out)
+
+    if not arguments.skip_build:
+        cuda = {"GDFQ_CUDA": "off"}
+        if not arguments.rehearse:
+            cuda = {"GDFQ_CUDA": "on", "GDFQ_CUDA_ARCHITECTURES": native_architecture()}
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        check.run("build", build, 240, **cuda)
+    native, triton = ("cpu", "reference") if arguments.rehearse else ("cuda", "triton")
+    check.tests(f"operators, {native}", native, 120)
+    check.tests(f"operators, {triton}", triton, 150)
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in ("memcheck", "racecheck"):
+        name = f"compute-sanitizer {tool}"
+        if sanitizer is None or arguments.rehearse:
+            check.skip(name, "rehearsal" if arguments.rehearse else "not on the PATH")
+            continue
+        prefix = (sanitizer, "--tool", tool, "--error-exitcode", "3")
+        check.tests(name, native, 45, prefix, "equals_the_reference and 4x16x7x7 and float32")
+    table = out / "benchmarks.md"
+    command = [sys.executable, "-m", "benchmarks.table", "--out", str(table)]
+    command += ["--device", "cpu" if arguments.rehearse else "cuda"]
+    if arguments.selection:
+        command += ["-k", arguments.selection]
+    check.run("benchmarks", command, 200)
+    text = table.read_text() if table.exists() else ""
+    table.unlink(missing_ok=True)
+
+    name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    (out / f"{name}.md").write_text(markdown(device, check, text), encoding="utf-8")
+    record = {
+        "device": device,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "steps": [asdict(step) for step in check.steps],
+    }
+    (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"table: {out / f'{name}.md'}")
+    if any(step.outcome.startswith("failed") for step in check.steps):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

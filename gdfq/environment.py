@@ -1,0 +1,49 @@
+"""What a result depends on: versions, the machine, and which kernels run on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gdfq.ops import _backend, _native
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, and which kernels run on it."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    return {
+        "gdfq": _version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": cpu,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "built_for_torch": _native.torch_version,
+        "built_with_cuda": _native.cuda_version,
+        "built_for_cuda_architectures": _native.cuda_architectures,
+        "compiler": _native.compiler,
+        "triton": _backend.triton_version(),
+        "backend": _backend.chosen(),
+        "cpu_kernels": _backend.describe("CPU"),
+        "cuda_kernels": _backend.describe("CUDA"),
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("gdfq")
+    except importlib.metadata.PackageNotFoundError:
+        return "built in place"
