@@ -222,9 +222,17 @@ def test_a_spill_fails_the_build(tmp_path):
     )
     flags = [f for f in re.findall(r"-(?:Xptxas|Werror)=[\w,-]+", line) if "Xcompiler" not in f]
     assert len(flags) == 2
+    nvcc = os.environ.get("CUDACXX") or "nvcc"
     done = subprocess.run(
-        [os.environ.get("CUDACXX") or "nvcc", f"-arch=sm_{ARCHITECTURE}", "-cubin", *flags]
-        + [str(source), "-o", str(tmp_path / "spills.cubin")],
+        [
+            nvcc,
+            f"-arch=sm_{ARCHITECTURE}",
+            "-cubin",
+            *flags,
+            source,
+            "-o",
+            tmp_path / "spills.cubin",
+        ],
         capture_output=True,
         text=True,
     )
