@@ -52,6 +52,7 @@ def build() -> None:
             f"-B{BUILD}",
             "-GNinja",
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DTORCH_ROOT={Path(torch.__file__).parent}",
         ],
         [tool("cmake"), "--build", str(BUILD)],
     ):
