@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,14 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 class DeviceError(Exception):
     """The stand-in stopped a launch."""
+
+
+def cuda_operators() -> list[str]:
+    """The operators that csrc/cuda registers."""
+    sources = (HERE.parents[1] / "csrc" / "cuda").glob("*.cpp")
+    return sorted(
+        name for source in sources for name in re.findall(r'm\.impl\("(\w+)"', source.read_text())
+    )
 
 
 def tool(name: str) -> str | None:

@@ -12,14 +12,7 @@ from tests.standin import library
 library.build()
 torch.ops.load_library(str(library.BUILD / "libstandin_operators.so"))
 
-_REPLACED = (
-    "fake_quantize",
-    "fake_quantize_backward",
-    "fake_quantize_minmax",
-    "batch_norm_stats",
-    "batch_norm_stats_backward",
-)
-for _name in _REPLACED:
+for _name in library.cuda_operators():
     _table = torch._C._dispatch_dump_table(f"gdfq::{_name}")
     _cpu = next(line for line in _table.splitlines() if line.startswith("CPU:"))
     if "csrc/cuda/" not in _cpu:

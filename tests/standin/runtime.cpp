@@ -27,7 +27,9 @@
 #include <vector>
 
 #if !defined(__x86_64__) || defined(STANDIN_UCONTEXT)
+#if !defined(STANDIN_UCONTEXT)
 #define STANDIN_UCONTEXT
+#endif
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
