@@ -1,4 +1,10 @@
-"""Builds the stand-in's libraries and calls the kernels in them on CPU tensors."""
+"""Builds the stand-in's libraries and calls the kernels in them on CPU tensors.
+
+An operator is added by ``drivers/NAME.cpp``, which makes its launcher callable, and
+``test_NAME.py``; ``test_builds.py`` then runs that file with the sanitizers and the race checker
+too, and ``operators.py`` puts the operator in the place of the CPU's. ``GDFQ_STANDIN=races pytest
+tests/standin/test_NAME.py`` runs one file with the race checker.
+"""
 
 from __future__ import annotations
 
