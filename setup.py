@@ -55,7 +55,7 @@ def find_tool(name: str) -> str:
 
 def nvcc_version() -> str | None:
     """The version of the CUDA compiler CMake will find, or None without one."""
-    compiler = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    compiler = shutil.which(os.environ.get("CUDACXX") or "nvcc")
     if not compiler:
         return None
     answer = subprocess.run([compiler, "--version"], capture_output=True, text=True)

@@ -15,17 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.standin.library import cuda_operators
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cuda-test"
 ARCHITECTURE = "90"
 
-OPERATORS = (
-    "fake_quantize",
-    "fake_quantize_backward",
-    "fake_quantize_minmax",
-    "batch_norm_stats",
-    "batch_norm_stats_backward",
-)
 # Kernels that read no tensor by vectors: rows of channels no vector divides, and partial sums.
 SCALAR_KERNELS = (r"batch_norm_stats_rowsI.*Li1E", r"finish_statistics")
 QUANTIZER_KERNELS = ("FakeQuantize", "ClipGradient", "quantize_minmax_rows")
@@ -44,7 +39,7 @@ def disassembler() -> str | None:
 
 
 def missing() -> str | None:
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
     if not nvcc:
         return "nvcc is not on the PATH"
     if torch.version.cuda is None:
@@ -146,7 +141,7 @@ spec = importlib.util.spec_from_file_location("gdfq._C", {str(extension)!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert module.cuda_architectures == "{ARCHITECTURE}-real", module.cuda_architectures
-for name in {OPERATORS}:
+for name in {cuda_operators()}:
     assert torch._C._dispatch_has_kernel_for_dispatch_key("gdfq::" + name, "CUDA"), name
 print("imported", module.cuda_version)
 """
@@ -222,9 +217,17 @@ def test_a_spill_fails_the_build(tmp_path):
     )
     flags = [f for f in re.findall(r"-(?:Xptxas|Werror)=[\w,-]+", line) if "Xcompiler" not in f]
     assert len(flags) == 2
-    compiler, cubin = os.environ.get("CUDACXX") or "nvcc", str(tmp_path / "spills.cubin")
+    nvcc = os.environ.get("CUDACXX") or "nvcc"
     done = subprocess.run(
-        [compiler, f"-arch=sm_{ARCHITECTURE}", "-cubin", *flags, str(source), "-o", cubin],
+        [
+            nvcc,
+            f"-arch=sm_{ARCHITECTURE}",
+            "-cubin",
+            *flags,
+            source,
+            "-o",
+            tmp_path / "spills.cubin",
+        ],
         capture_output=True,
         text=True,
     )

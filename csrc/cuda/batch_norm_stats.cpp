@@ -70,7 +70,7 @@ at::Tensor batch_norm_stats_backward(const at::Tensor& grad_y, const at::Tensor&
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gdfq, CUDA, m) {
+TORCH_LIBRARY_IMPL(gdfq, GDFQ_CUDA_KEY, m) {
   m.impl("batch_norm_stats", batch_norm_stats);
   m.impl("batch_norm_stats_backward", batch_norm_stats_backward);
 }

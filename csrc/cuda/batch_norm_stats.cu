@@ -67,11 +67,11 @@ cudaError_t launch_batch_norm_stats(Dtype dtype, const void* x, void* y, float* 
       error = launch(batch_norm_stats_runs<T>, grid, dim3(kThreads), 0, stream, in, out, norm,
                      layout, plan.slots_per_run, sums);
     } else {
-      const dim3 grid(static_cast<unsigned>(plan.pieces), static_cast<unsigned>(plan.groups));
+      const dim3 grid(static_cast<unsigned>(plan.pieces * plan.groups));
       const auto kernel = plan.vectors ? batch_norm_stats_rows<T, kVector<T>>
                                        : batch_norm_stats_rows<T, 1>;
       error = launch(kernel, grid, plan.block, 0, stream, in, out, norm, layout.outer,
-                     layout.channels, plan.rows_per_thread, sums);
+                     layout.channels, plan.groups, plan.rows_per_thread, sums);
     }
     if (error != cudaSuccess) return error;
     const dim3 grid(static_cast<unsigned>(divide_up(layout.channels, kWarps)));

@@ -128,15 +128,17 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) sums[blockIdx.x] = {first, second};
 }
 
-// Channels last: block (X, Y) takes X * n channels, n a vector's where rows are aligned and else
-// 1, and Y * rows_per_thread rows. sums: [pieces][channels].
+// Channels last: block (X, Y) takes X * n channels, one of `groups`, n a vector's where rows are
+// aligned and else 1, and Y * rows_per_thread rows. sums: [pieces][channels].
 template <typename T, int n>
 __global__ void __launch_bounds__(kThreads)
     batch_norm_stats_rows(const T* __restrict__ x, T* __restrict__ y, FrozenNorm norm, int64_t rows,
-                          int64_t channels, int rows_per_thread, ChannelSums* __restrict__ sums) {
+                          int64_t channels, int64_t groups, int rows_per_thread,
+                          ChannelSums* __restrict__ sums) {
   constexpr int kPivotRows = 4;
   __shared__ ChannelSums of_warp[kWarps][32 * n];
-  const int64_t group = static_cast<int64_t>(blockIdx.y) * blockDim.x * n;
+  const int64_t piece = quotient(blockIdx.x, groups);
+  const int64_t group = (blockIdx.x - piece * groups) * blockDim.x * n;  // its first channel
   const int64_t channel = group + threadIdx.x * n;
   const bool active = channel < channels;
 
@@ -147,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
     if (active) constants[i] = NormConstants(norm, channel + i);
     own[i] = {0, 0, 0, 0};
   }
-  int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y * rows_per_thread + threadIdx.y;
+  int64_t row = piece * blockDim.y * rows_per_thread + threadIdx.y;
   const int64_t left = active && row < rows ? (rows - row - 1) / blockDim.y + 1 : 0;
   const int count = left < rows_per_thread ? static_cast<int>(left) : rows_per_thread;
 
@@ -215,7 +217,7 @@ __global__ void __launch_bounds__(kThreads)
       total.first += of_warp[warp][c].first;
       total.second += of_warp[warp][c].second;
     }
-    sums[blockIdx.x * channels + group + c] = total;
+    sums[piece * channels + group + c] = total;
   }
 }
 

@@ -94,20 +94,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Channels last: block (X, Y) takes X vectors of channels and Y * kRowsPerThread rows, so that a
-// thread keeps the constants of its channels. Rows are aligned.
+// Channels last: block (X, Y) takes X vectors of channels, one of `groups`, and Y * kRowsPerThread
+// rows, so that a thread keeps the constants of its channels. Rows are aligned.
 template <typename T, int kInputs, typename Op>
 __global__ void __launch_bounds__(kThreads)
     map_rows(Inputs<T, kInputs> inputs, T* __restrict__ output, Op op, int64_t rows,
-             int64_t channels) {
+             int64_t channels, int64_t groups) {
   constexpr int n = kVector<T>;
-  const int64_t channel = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * n;
+  const int64_t piece = quotient(blockIdx.x, groups);
+  const int64_t channel = ((blockIdx.x - piece * groups) * blockDim.x + threadIdx.x) * n;
   if (channel >= channels) return;
   typename Op::Constants constants[n];
 #pragma unroll
   for (int i = 0; i < n; ++i) constants[i] = op.constants(channel + i);
 
-  int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y * kRowsPerThread + threadIdx.y;
+  int64_t row = piece * blockDim.y * kRowsPerThread + threadIdx.y;
 #pragma unroll 2
   for (int k = 0; k < kRowsPerThread; ++k, row += blockDim.y) {
     if (row >= rows) break;
@@ -147,10 +148,10 @@ cudaError_t map(const Inputs<T, kInputs>& inputs, T* output, const Op& op, const
   if (layout.inner == 1 && layout.channels % n == 0 && aligned && skew == 0) {
     const int64_t vectors = layout.channels / n;
     const dim3 block = rows_block(vectors);
-    const dim3 grid(static_cast<unsigned>(divide_up(layout.outer, block.y * kRowsPerThread)),
-                    static_cast<unsigned>(divide_up(vectors, block.x)));
-    return launch(map_rows<T, kInputs, Op>, grid, block, 0, stream, inputs, output, op,
-                  layout.outer, layout.channels);
+    const int64_t groups = divide_up(vectors, block.x);
+    const int64_t pieces = divide_up(layout.outer, block.y * kRowsPerThread);
+    return launch(map_rows<T, kInputs, Op>, dim3(static_cast<unsigned>(pieces * groups)), block, 0,
+                  stream, inputs, output, op, layout.outer, layout.channels, groups);
   }
   int64_t head = aligned && skew > 0 ? n - skew : 0;
   if (head > numel) head = numel;

@@ -62,7 +62,7 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Te
   return output;
 }
 
-TORCH_LIBRARY_IMPL(gdfq, CUDA, m) {
+TORCH_LIBRARY_IMPL(gdfq, GDFQ_CUDA_KEY, m) {
   m.impl("fake_quantize", fake_quantize);
   m.impl("fake_quantize_backward", fake_quantize_backward);
 }

@@ -51,6 +51,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gdfq, CUDA, m) { m.impl("fake_quantize_minmax", fake_quantize_minmax); }
+TORCH_LIBRARY_IMPL(gdfq, GDFQ_CUDA_KEY, m) { m.impl("fake_quantize_minmax", fake_quantize_minmax); }
 
 }  // namespace gdfq::cuda

@@ -11,6 +11,11 @@
 #include "../dense.h"
 #include "dtype.h"
 
+// The tests' stand-in registers these operators for CPU tensors.
+#ifndef GDFQ_CUDA_KEY
+#define GDFQ_CUDA_KEY CUDA
+#endif
+
 namespace gdfq::cuda {
 
 inline Dtype dtype_of(const at::Tensor& t) {

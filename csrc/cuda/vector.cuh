@@ -74,6 +74,8 @@ __device__ __forceinline__ uint4 pack(const float (&v)[kVector<T>]) {
 }
 
 // ---- loads and stores of n elements, 128 bits at once where `aligned` says they may be ----
+//
+// __stwb, a store with the default cache policy: the compiler splits a plain store of a uint4.
 
 template <int n, typename T>
 __device__ __forceinline__ void load(const T* p, bool aligned, float (&v)[n]) {
@@ -91,7 +93,7 @@ template <int n, typename T>
 __device__ __forceinline__ void store(T* p, bool aligned, const float (&v)[n]) {
   if constexpr (n == kVector<T>) {
     if (aligned) {
-      *reinterpret_cast<uint4*>(p) = pack<T>(v);
+      __stwb(reinterpret_cast<uint4*>(p), pack<T>(v));
       return;
     }
   }
@@ -134,7 +136,7 @@ struct Slot {
 
   __device__ __forceinline__ void store(T* row, bool aligned, const float (&v)[kVector<T>]) const {
     if (full() && aligned) {
-      *reinterpret_cast<uint4*>(row + first) = pack<T>(v);
+      __stwb(reinterpret_cast<uint4*>(row + first), pack<T>(v));
     } else {
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i)

@@ -1,10 +1,17 @@
-"""Builds the stand-in's libraries and calls the kernels in them on CPU tensors."""
+"""Builds the stand-in's libraries and calls the kernels in them on CPU tensors.
+
+An operator is added by ``drivers/NAME.cpp``, which makes its launcher callable, and
+``test_NAME.py``; ``test_builds.py`` then runs that file with the sanitizers and the race checker
+too, and ``operators.py`` puts the operator in the place of the CPU's. ``GDFQ_STANDIN=races pytest
+tests/standin/test_NAME.py`` runs one file with the race checker.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +32,14 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 class DeviceError(Exception):
     """The stand-in stopped a launch."""
+
+
+def cuda_operators() -> list[str]:
+    """The operators that csrc/cuda registers."""
+    sources = (HERE.parents[1] / "csrc" / "cuda").glob("*.cpp")
+    return sorted(
+        name for source in sources for name in re.findall(r'm\.impl\("(\w+)"', source.read_text())
+    )
 
 
 def tool(name: str) -> str | None:
@@ -52,6 +67,7 @@ def build() -> None:
             f"-B{BUILD}",
             "-GNinja",
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DTORCH_ROOT={Path(torch.__file__).parent}",
         ],
         [tool("cmake"), "--build", str(BUILD)],
     ):

@@ -128,6 +128,22 @@ __global__ void uninitialised_shared(const float* x, float* y, int64_t n) {
   }
 }
 
+// y = x after a flag that another thread sets: waited for by spinning.
+template <bool kCorrect>
+__global__ void spin_wait(const float* x, float* y, int64_t) {
+  __shared__ volatile int flag;
+  if (threadIdx.x == 0) flag = 0;
+  __syncthreads();
+  if (threadIdx.x == kThreads - 1) flag = 1;
+  if (kCorrect) {
+    __syncthreads();
+  } else {
+    while (flag == 0) {
+    }
+  }
+  y[threadIdx.x] = x[threadIdx.x];
+}
+
 }  // namespace
 
 #define PLANTED(name, shared)                                                                     \
@@ -144,6 +160,7 @@ PLANTED(misaligned_vector, 0)
 PLANTED(overrun_tail, 0)
 PLANTED(overrun_shared, static_cast<size_t>(n) * sizeof(float))
 PLANTED(uninitialised_shared, 0)
+PLANTED(spin_wait, 0)
 
 extern "C" int planted_missing_fence(int64_t correct, const float* x, float* y, int64_t n) {
   constexpr int kBlocks = 6;

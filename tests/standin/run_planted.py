@@ -22,6 +22,7 @@ CASES = {
     "misaligned_vector": (64, list),
     "overrun_tail": (101, list),
     "overrun_shared": (60, list),
+    "spin_wait": (THREADS, list),
     "uninitialised_shared": (77, lambda x: [sum(x)]),
 }
 
@@ -43,6 +44,7 @@ def main(name: str, twin: str) -> int:
     y = (ctypes.c_float * len(expected)).from_address(libc.malloc(4 * len(expected)))
     for i, value in enumerate(values):
         x[i + skew] = value
+    library.standin_time_limit(ctypes.c_uint(3))
     for seed, poison in SCHEDULES:
         library.standin_schedule(ctypes.c_ulong(seed), ctypes.c_int(poison))
         for i in range(len(expected)):

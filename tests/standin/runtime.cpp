@@ -9,22 +9,27 @@
 // A seed shuffles blocks, warps, and lanes within a warp, at every scheduling round; seed 0 keeps
 // the natural order. Static and dynamic shared memory are filled with a chosen byte before each
 // block, and dynamic shared memory is a heap block of exactly the launch's size, so that
-// AddressSanitizer sees where it ends. A thread that spins instead of waiting hangs: tests run the
-// stand-in under a time limit.
+// AddressSanitizer sees where it ends. A thread that spins instead of waiting never lets another
+// run: a launch that takes longer than a time limit ends the process.
 
 #include "runtime.h"
 
 #include <link.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
 #include <random>
 #include <vector>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(STANDIN_UCONTEXT)
+#if !defined(STANDIN_UCONTEXT)
+#define STANDIN_UCONTEXT
+#endif
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -53,7 +58,7 @@ namespace {
 
 // ---- fibers ----
 
-#if defined(__x86_64__)
+#if !defined(STANDIN_UCONTEXT)
 extern "C" void standin_switch(void** save, void* load);
 asm(R"(
   .text
@@ -130,6 +135,13 @@ void* dynamic_memory = nullptr;
 std::string error;
 unsigned long seed = 0;
 int poison = 0xff;
+unsigned time_limit = 120;  // seconds
+
+void out_of_time(int) {
+  const char message[] = "stand-in: a launch exceeded its time limit; does a thread spin?\n";
+  [[maybe_unused]] const auto written = write(2, message, sizeof(message) - 1);
+  _exit(5);
+}
 
 #if defined(__SANITIZE_ADDRESS__)
 const void* scheduler_stack = nullptr;
@@ -429,6 +441,8 @@ cudaError_t run(dim3 grid, dim3 block, size_t dynamic_size, void (*kernel)(void*
 
   const Region region = static_shared();
   races::begin_launch();
+  const auto handler = std::signal(SIGALRM, out_of_time);
+  alarm(time_limit);
   for (int64_t number : order) {
     block_number = number;
     blockIdx = {static_cast<unsigned>(number % grid.x),
@@ -451,9 +465,11 @@ cudaError_t run(dim3 grid, dim3 block, size_t dynamic_size, void (*kernel)(void*
     run_block(random);
     std::free(dynamic_memory);
     races::end_block();
-    if (!error.empty()) return cudaErrorUnknown;
+    if (!error.empty()) break;
   }
-  return cudaSuccess;
+  alarm(0);
+  std::signal(SIGALRM, handler);
+  return error.empty() ? cudaSuccess : cudaErrorUnknown;
 }
 
 }  // namespace standin
@@ -505,5 +521,6 @@ void standin_schedule(unsigned long number, int byte) {
   standin::seed = number;
   standin::poison = byte;
 }
+void standin_time_limit(unsigned seconds) { standin::time_limit = seconds; }
 const char* standin_error() { return standin::error.c_str(); }
 }

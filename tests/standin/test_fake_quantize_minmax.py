@@ -28,14 +28,14 @@ def agrees(standin, w, bits=4, skew=0):
 
 
 # 27, 49 and 147 are weights whose rows are not aligned; 13,000 and 26,001 do not fit on chip.
-LONG = ((2, 13000), (2, 26001))
+SHAPES = (
+    *((1, 1), (3, 2), (5, 7), (16, 27), (3, 49), (2, 64), (2, 147), (3, 576), (2, 4608)),
+    *((2, 13000), (2, 26001)),
+)
 
 
 @every_dtype
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 1), (3, 2), (5, 7), (16, 27), (3, 49), (2, 64), (2, 147), (3, 576), (2, 4608), *LONG],
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize(("skew_in", "skew_out"), [(0, 0), (1, 1), (3, 0)])
 def test_equals_the_reference(standin, dtype, shape, skew_in, skew_out):
     torch.manual_seed(0)

@@ -163,6 +163,10 @@ __forceinline__ T __ldcg(const T* p) {
   return *p;
 }
 template <typename T>
+__forceinline__ void __stwb(T* p, T value) {
+  *p = value;
+}
+template <typename T>
 __forceinline__ void __stcs(T* p, T value) {
   *p = value;
 }
