@@ -5,15 +5,38 @@
 #include <torch/version.h>
 
 TORCH_LIBRARY(gdfq, m) {
-  // ste: "identity" or "clip"; it only decides the gradient.
+  // ste: "identity", "clip" or, in fake_quantize only, "learned"; it only decides the gradient.
   m.def("fake_quantize(Tensor x, Tensor lo, Tensor hi, int bits, int? axis, str ste) -> Tensor");
   m.def(
       "fake_quantize_backward(Tensor grad, Tensor x, Tensor lo, Tensor hi, int bits, int? axis)"
       " -> Tensor");
+  m.def(
+      "fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor lo, Tensor hi, int bits,"
+      " int? axis) -> (Tensor grad_x, Tensor grad_lo, Tensor grad_hi)");
 
   m.def(
       "fake_quantize_minmax(Tensor w, int bits, int? axis, str ste)"
       " -> (Tensor y, Tensor lo, Tensor hi)");
+
+  // Dimension 0 of each tensor, with its own number of bits.
+  m.def(
+      "fake_quantize_minmax_list(Tensor[] ws, int[] bits, str ste)"
+      " -> (Tensor[] ys, Tensor[] los, Tensor[] his)");
+  m.def(
+      "fake_quantize_minmax_list_backward(Tensor[] grads, Tensor[] ws, Tensor[] los, Tensor[] his,"
+      " int[] bits) -> Tensor[]");
+
+  m.def(
+      "observe_fake_quantize(Tensor x, Tensor(a!) average_lo, Tensor(b!) average_hi,"
+      " Tensor(c!) lo, Tensor(d!) hi, Tensor(e!) num_batches_tracked, int bits, float momentum,"
+      " str ste) -> Tensor");
+
+  // Codes are int8, centred: -2^(bits - 1) to 2^(bits - 1) - 1. Packed, they are a stream of bits.
+  m.def(
+      "quantize_codes(Tensor x, Tensor lo, Tensor hi, int bits, int? axis)"
+      " -> (Tensor codes, Tensor scale, Tensor zero)");
+  m.def("pack_codes(Tensor codes, int bits) -> Tensor");
+  m.def("unpack_codes(Tensor packed, int bits, SymInt[] shape) -> Tensor");
 
   m.def(
       "batch_norm_stats(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight,"
@@ -21,6 +44,30 @@ TORCH_LIBRARY(gdfq, m) {
   m.def(
       "batch_norm_stats_backward(Tensor grad_y, Tensor grad_mean, Tensor grad_var, Tensor x,"
       " Tensor mean, Tensor running_var, Tensor? weight, float eps) -> Tensor");
+
+  // act: "relu", "relu6" or "none". The residual's gradient is empty where there is no residual.
+  m.def(
+      "bn_act_fake_quantize(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight,"
+      " Tensor? bias, float eps, Tensor lo, Tensor hi, int bits, str act, Tensor? residual,"
+      " str ste) -> Tensor");
+  m.def(
+      "bn_act_fake_quantize_backward(Tensor grad, Tensor x, Tensor running_mean,"
+      " Tensor running_var, Tensor? weight, Tensor? bias, float eps, Tensor lo, Tensor hi,"
+      " int bits, str act, Tensor? residual, str ste)"
+      " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+
+  // Lists have one entry per layer.
+  m.def(
+      "bns_loss(Tensor[] means, Tensor[] vars, Tensor[] running_means, Tensor[] running_vars)"
+      " -> Tensor");
+  m.def(
+      "bns_loss_backward(Tensor grad, Tensor[] means, Tensor[] vars, Tensor[] running_means,"
+      " Tensor[] running_vars) -> (Tensor[] grad_means, Tensor[] grad_vars)");
+
+  // The gradient is that of the loss to the student's logits, in float32 (float64 for float64).
+  m.def(
+      "kd_ce_loss(Tensor student_logits, Tensor teacher_logits, Tensor labels, float temperature,"
+      " float alpha) -> (Tensor loss, Tensor gradient)");
 }
 
 PYBIND11_MODULE(_C, m) {

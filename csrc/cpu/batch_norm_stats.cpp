@@ -19,6 +19,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "channels.h"
 #include "layout.h"
 #include "simd.h"
 
@@ -28,21 +29,6 @@ namespace {
 struct Affine {
   std::vector<float> shift, factor, bias;  // y = (x - shift) * factor + bias
 };
-
-std::vector<float> values(const at::Tensor& t) {
-  const at::Tensor flat = t.to(at::kFloat).contiguous();
-  const float* p = flat.const_data_ptr<float>();
-  return {p, p + flat.numel()};
-}
-
-std::vector<float> factors(const at::Tensor& running_var, const std::optional<at::Tensor>& weight,
-                           double eps) {
-  std::vector<float> factor = values(running_var);
-  const std::vector<float> gamma = weight ? values(*weight) : std::vector<float>(factor.size(), 1);
-  for (size_t c = 0; c < factor.size(); ++c)
-    factor[c] = gamma[c] / std::sqrt(factor[c] + static_cast<float>(eps));
-  return factor;
-}
 
 struct Sums {
   double first = 0;   // sum of x
@@ -85,7 +71,7 @@ GDFQ_MULTIVERSION void forward_run(const scalar_t* x, scalar_t* y, int64_t n, fl
     }
     if (rest) {
       const f32x16 v = load(in + whole, rest);
-      const f32x16 d = lane_mask(rest) ? v - vpivot : f32x16{};
+      const f32x16 d = keep(lane_mask(rest), v - vpivot);
       first += d;
       second += d * d;
       store(out + whole, (v - vshift) * vfactor + vbias, rest);
@@ -172,18 +158,6 @@ void forward(const at::Tensor& input, at::Tensor& output, const Layout& layout,
       sums[c].first += partial[piece * channels + c].first;
       sums[c].second += partial[piece * channels + c].second;
     }
-}
-
-// The layout around the channel axis, which is 1; (N, C) counts as channels last.
-Layout channel_layout(const at::Tensor& x) {
-  const int64_t channels = x.size(1);
-  if (channels == 1) return {x.size(0), 1, x.numel() / x.size(0)};
-  return layout_of(x, 1);
-}
-
-// Contiguous or channels last, which is what the kernels walk.
-at::Tensor walkable(const at::Tensor& x) {
-  return x.contiguous(x.suggest_memory_format());
 }
 
 // ---- float64: for checking gradients, from PyTorch's own operators ----

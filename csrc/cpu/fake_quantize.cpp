@@ -1,15 +1,23 @@
 // fake_quantize: y = (clamp(round(scale * x - zero)) + zero) / scale, one range per tensor or per
-// entry of an axis, and the clip estimator's gradient.
+// entry of an axis, and the gradients of the clip and the learned estimator. The latter's are, with
+// v = scale * x - zero, per range of n elements:
+//   dhi = (sum of dy above + sum of dy * (round(v) - v) / levels inside) / sqrt(n * levels)
+//   dlo = (sum of dy below - sum of dy * (round(v) - v) / levels inside) / sqrt(n * levels)
 //
-// Bytes: forward reads x and writes y once; the gradient reads x and dy and writes dx once.
-// Threads take contiguous stretches of memory; every element is independent, so the result does
-// not depend on how many there are.
+// Bytes: forward reads x and writes y once; the gradients read x and dy and write dx once, sums
+// included. Threads take contiguous stretches of memory; every element is independent, and sums
+// are taken over segments cut by shape alone and merged in order, so the result does not depend on
+// how many threads there are.
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "fake_quantize.h"
+#include <tuple>
 
+#include "channels.h"
+#include "fake_quantize.h"
+#include "grids.h"
 #include "layout.h"
 #include "simd.h"
 
@@ -50,11 +58,10 @@ GDFQ_MULTIVERSION void gradient_span(
     CodeBounds bounds) {
   const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
   const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
-  const f32x16 half = splat(0.5f), none = splat(0.0f);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const f32x16 v = clip_value_gradient(
-        load(dy + i, lanes), load(x + i, lanes), scale, zero, lowest, highest, half, none);
+    const f32x16 v =
+        clip_gradient(load(dy + i, lanes), load(x + i, lanes), scale, zero, lowest, highest);
     store(dx + i, v, lanes);
   }
 }
@@ -64,42 +71,143 @@ GDFQ_MULTIVERSION void gradient_periodic(
     const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n, int64_t phase,
     int64_t period, const float* scale, const float* zero, CodeBounds bounds) {
   const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
-  const f32x16 half = splat(0.5f), none = splat(0.0f);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
     const f32x16 v =
-        clip_value_gradient(load(dy + i, lanes), load(x + i, lanes), load(scale + phase),
-                      load(zero + phase), lowest, highest, half, none);
+        clip_gradient(load(dy + i, lanes), load(x + i, lanes), load(scale + phase),
+                      load(zero + phase), lowest, highest);
     store(dx + i, v, lanes);
     phase = (phase + kLanes) % period;
   }
 }
 
-struct Grids {
-  std::vector<Grid> per_channel;
-  std::vector<float> scale, zero;  // over one period, where runs are short
+// ---- learned range ----
 
-  Grids(const at::Tensor& lo, const at::Tensor& hi, int64_t bits, const Layout& layout) {
-    const at::Tensor lows = lo.to(at::kFloat).contiguous();
-    const at::Tensor highs = hi.to(at::kFloat).contiguous();
-    TORCH_CHECK(lows.numel() == highs.numel() && lows.numel() >= layout.channels,
-                "lo and hi need ", layout.channels, " entries, got ", lows.numel(), " and ",
-                highs.numel());
-    TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
-    std::vector<float> scales, zeros;
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      const Grid grid = make_grid(lows.const_data_ptr<float>()[c],
-                                  highs.const_data_ptr<float>()[c], static_cast<int>(bits));
-      per_channel.push_back(grid);
-      scales.push_back(grid.scale);
-      zeros.push_back(grid.zero);
-    }
-    if (has_short_runs(layout)) {
-      scale = spread(scales, layout.inner);
-      zero = spread(zeros, layout.inner);
-    }
-  }
+// Of one range: dy times the rounding error inside, and dy beyond either end.
+struct RangeSums {
+  double rounding = 0, below = 0, above = 0;
 };
+
+struct RangeTerms {
+  f32x16 dx, rounding, below, above;
+};
+
+GDFQ_INLINE RangeTerms range_terms(f32x16 dy, f32x16 x, f32x16 scale, f32x16 zero,
+                                   f32x16 lowest, f32x16 highest) {
+  const f32x16 v = position(x, scale, zero);
+  const f32x16 code =
+      round_half_even(clamp_keep_nan(v, lowest, highest), splat(kRoundMagic));
+  const i32x16 below = less(v, lowest - 0.5f);
+  const i32x16 inside = ~below & less(v, highest + 0.5f);
+  const i32x16 above = ~below & ~inside & ~is_nan(v);
+  return {keep(inside, dy), keep(inside, dy * (code - v)), keep(below, dy), keep(above, dy)};
+}
+
+constexpr int64_t kChunk = 1024;
+
+template <typename scalar_t>
+GDFQ_MULTIVERSION void learned_run(const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n,
+                                   Grid grid, CodeBounds bounds, RangeSums* sums) {
+  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
+  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  for (int64_t start = 0; start < n; start += kChunk) {
+    f32x16 rounding = {}, below = {}, above = {};
+    for (int64_t i = start; i < std::min(n, start + kChunk); i += kLanes) {
+      const int64_t lanes = std::min(kLanes, n - i);
+      const RangeTerms terms =
+          range_terms(load(dy + i, lanes), load(x + i, lanes), scale, zero, lowest, highest);
+      store(dx + i, terms.dx, lanes);
+      rounding += terms.rounding;
+      below += terms.below;
+      above += terms.above;
+    }
+    sums->rounding += sum(rounding);
+    sums->below += sum(below);
+    sums->above += sum(above);
+  }
+}
+
+template <typename scalar_t>
+GDFQ_MULTIVERSION void learned_rows(const scalar_t* dy, const scalar_t* x, scalar_t* dx,
+                                    int64_t rows, int64_t channels, const float* scale,
+                                    const float* zero, CodeBounds bounds, RangeSums* sums) {
+  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const int64_t chunk = rows_per_chunk(channels);
+  for (int64_t start = 0; start < rows; start += chunk)
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t lanes = std::min(kLanes, channels - c);
+      const f32x16 vscale = load(scale + c), vzero = load(zero + c);
+      f32x16 rounding = {}, below = {}, above = {};
+      for (int64_t r = start; r < std::min(rows, start + chunk); ++r) {
+        const int64_t i = r * channels + c;
+        const RangeTerms terms =
+            range_terms(load(dy + i, lanes), load(x + i, lanes), vscale, vzero, lowest, highest);
+        store(dx + i, terms.dx, lanes);
+        rounding += terms.rounding;
+        below += terms.below;
+        above += terms.above;
+      }
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        sums[c + lane].rounding += rounding[lane];
+        sums[c + lane].below += below[lane];
+        sums[c + lane].above += above[lane];
+      }
+    }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
+    int64_t bits, std::optional<int64_t> axis) {
+  const at::Tensor input = dense(x);
+  const auto float32 = lo.options().dtype(at::kFloat);
+  at::Tensor dx = at::empty_like(input);
+  at::Tensor dlo = at::zeros(lo.sizes(), float32), dhi = at::zeros(hi.sizes(), float32);
+  if (input.numel() == 0) return {dx, dlo, dhi};
+  const at::Tensor dy_dense = in_layout_of(grad.to(input.scalar_type()), input);
+  const Layout layout = layout_of(input, axis);
+  const Grids grids(lo, hi, bits, layout);
+  const CodeBounds bounds = code_bounds(static_cast<int>(bits));
+  const int64_t channels = layout.channels;
+  const Segments segments = segments_of(layout);
+  std::vector<RangeSums> partial(segments.count * channels);
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_learned_backward", [&] {
+        const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
+        const scalar_t* in = input.const_data_ptr<scalar_t>();
+        scalar_t* out = dx.mutable_data_ptr<scalar_t>();
+        for_each_segment(
+            layout,
+            [&](int64_t segment, int64_t begin, int64_t end, int64_t c) {
+              learned_run(dy + begin, in + begin, out + begin, end - begin, grids.per_channel[c],
+                          bounds, &partial[segment * channels + c]);
+            },
+            [&](int64_t segment, int64_t row, int64_t rows) {
+              const int64_t begin = row * channels;
+              learned_rows(dy + begin, in + begin, out + begin, rows, channels,
+                           grids.scale.data(), grids.zero.data(), bounds,
+                           &partial[segment * channels]);
+            });
+      });
+  const double levels = static_cast<double>((1 << bits) - 1);
+  const double elements = static_cast<double>(input.numel() / channels);
+  const double factor = 1 / std::sqrt(elements * levels);
+  for (int64_t c = 0; c < channels; ++c) {
+    RangeSums total;
+    for (int64_t segment = 0; segment < segments.count; ++segment) {
+      const RangeSums& part = partial[segment * channels + c];
+      total.rounding += part.rounding;
+      total.below += part.below;
+      total.above += part.above;
+    }
+    dlo.mutable_data_ptr<float>()[c] =
+        static_cast<float>(factor * (total.below - total.rounding / levels));
+    dhi.mutable_data_ptr<float>()[c] =
+        static_cast<float>(factor * (total.above + total.rounding / levels));
+  }
+  return {dx, dlo, dhi};
+}
+
+}  // namespace
 
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
                                   const at::Tensor& lo, const at::Tensor& hi, int64_t bits,
@@ -131,8 +239,6 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
   return output;
 }
 
-}  // namespace
-
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
                          int64_t bits, std::optional<int64_t> axis, c10::string_view) {
   const at::Tensor input = dense(x);
@@ -162,6 +268,7 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Te
 TORCH_LIBRARY_IMPL(gdfq, CPU, m) {
   m.impl("fake_quantize", fake_quantize);
   m.impl("fake_quantize_backward", fake_quantize_backward);
+  m.impl("fake_quantize_learned_backward", fake_quantize_learned_backward);
 }
 
 }  // namespace gdfq::cpu

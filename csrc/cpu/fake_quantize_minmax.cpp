@@ -7,51 +7,14 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <tuple>
 
 #include "fake_quantize.h"
+#include "fake_quantize_minmax.h"
 #include "layout.h"
-#include "simd.h"
+#include "minmax.h"
 
 namespace gdfq::cpu {
-namespace {
-
-template <typename scalar_t>
-GDFQ_MULTIVERSION void quantize_row(
-    const scalar_t* w, scalar_t* y, int64_t n, int bits, float* lo, float* hi) {
-  f32x16 low = splat(std::numeric_limits<float>::infinity());
-  f32x16 high = -low;
-  i32x16 nan = {};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t lanes = std::min(kLanes, n - i);
-    const f32x16 v = load(w + i, lanes);
-    const i32x16 valid = lane_mask(lanes);
-    low = (valid & (v < low)) ? v : low;
-    high = (valid & (v > high)) ? v : high;
-    nan |= v != v;
-  }
-  float row_low = low[0], row_high = high[0];
-  int any_nan = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    row_low = low[lane] < row_low ? low[lane] : row_low;
-    row_high = high[lane] > row_high ? high[lane] : row_high;
-    any_nan |= nan[lane];
-  }
-  if (any_nan) row_low = row_high = std::numeric_limits<float>::quiet_NaN();
-  *lo = row_low;
-  *hi = row_high;
-
-  const Grid grid = make_grid(row_low, row_high, bits);
-  const CodeBounds bounds = code_bounds(bits);
-  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
-  const f32x16 magic = splat(kRoundMagic);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t lanes = std::min(kLanes, n - i);
-    store(y + i, quantize_value(load(w + i, lanes), scale, zero, lowest, highest, magic), lanes);
-  }
-}
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
     const at::Tensor& w, int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
@@ -91,15 +54,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
         float* highs = hi.mutable_data_ptr<float>();
         const int64_t grain = std::max<int64_t>(1, kGrain / inner);
         at::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
-          for (int64_t c = begin; c < end; ++c)
-            quantize_row(in + c * inner, out + c * inner, inner, static_cast<int>(bits),
-                         lows + c, highs + c);
+          for (int64_t c = begin; c < end; ++c) {
+            const MinMax range = minmax(in + c * inner, inner);
+            lows[c] = range.low;
+            highs[c] = range.high;
+            quantize_over(in + c * inner, out + c * inner, inner, range, static_cast<int>(bits));
+          }
         });
       });
   return {output, lo, hi};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(gdfq, CPU, m) { m.impl("fake_quantize_minmax", fake_quantize_minmax); }
 

@@ -70,8 +70,9 @@ void for_each_run(const Layout& layout, const Span& span, const Periodic& period
 inline std::vector<float> spread(const std::vector<float>& per_channel, int64_t inner) {
   const int64_t period = static_cast<int64_t>(per_channel.size()) * inner;
   std::vector<float> table(period + 16);
-  for (size_t i = 0; i < table.size(); ++i)
-    table[i] = per_channel[(static_cast<int64_t>(i) % period) / inner];
+  for (size_t c = 0; c < per_channel.size(); ++c)
+    std::fill_n(table.begin() + static_cast<int64_t>(c) * inner, inner, per_channel[c]);
+  for (int64_t i = period; i < period + 16; ++i) table[i] = table[i - period];
   return table;
 }
 

@@ -37,6 +37,46 @@ GDFQ_INLINE To bit_cast(From from) {
 
 GDFQ_INLINE f32x16 splat(float value) { return f32x16{} + value; }
 
+// ---- comparisons, as masks of all ones or zeros per lane ----
+//
+// Written with the sign of a difference: GCC makes one scalar comparison per lane of a comparison
+// of wide vectors in an inlined function. Ternaries that amount to a minimum or maximum are safe.
+
+GDFQ_INLINE f32x16 select(i32x16 mask, f32x16 yes, f32x16 no) {
+  return bit_cast<f32x16>((mask & bit_cast<i32x16>(yes)) | (~mask & bit_cast<i32x16>(no)));
+}
+
+// v where the mask is set, else +0.
+GDFQ_INLINE f32x16 keep(i32x16 mask, f32x16 v) {
+  return bit_cast<f32x16>(mask & bit_cast<i32x16>(v));
+}
+
+GDFQ_INLINE i32x16 is_nan(f32x16 v) {
+  return (0x7f800000 - (bit_cast<i32x16>(v) & 0x7fffffff)) >> 31;
+}
+
+// a < b; false where either is NaN. Subnormals keep a - b from vanishing where a != b.
+GDFQ_INLINE i32x16 less(f32x16 a, f32x16 b) {
+  const f32x16 difference = a - b;
+  return (bit_cast<i32x16>(difference) >> 31) & ~is_nan(difference);
+}
+
+// a < b for numbers below 2^31.
+GDFQ_INLINE u32x16 less(u32x16 a, u32x16 b) {
+  return bit_cast<u32x16>(bit_cast<i32x16>(a - b) >> 31);
+}
+
+GDFQ_INLINE u32x16 select(u32x16 mask, u32x16 yes, u32x16 no) {
+  return (mask & yes) | (~mask & no);
+}
+
+// clip_value_gradient of quantizer.h, by masks.
+GDFQ_INLINE f32x16 clip_gradient(f32x16 grad, f32x16 x, f32x16 scale, f32x16 zero,
+                                 f32x16 lowest, f32x16 highest) {
+  const f32x16 v = position(x, scale, zero);
+  return keep(~less(v, lowest - 0.5f) & less(v, highest + 0.5f), grad);
+}
+
 // ---- float16 and bfloat16, branch-free ----
 
 GDFQ_INLINE f32x16 from_bfloat16(u16x16 bits) {
@@ -47,7 +87,7 @@ GDFQ_INLINE u16x16 to_bfloat16(f32x16 value) {
   const u32x16 bits = bit_cast<u32x16>(value);
   const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const u32x16 nan = u32x16{} + 0x7fc0u;
-  return __builtin_convertvector(value == value ? rounded : nan, u16x16);
+  return __builtin_convertvector(select(bit_cast<u32x16>(is_nan(value)), nan, rounded), u16x16);
 }
 
 GDFQ_INLINE f32x16 from_half(u16x16 half) {
@@ -55,7 +95,7 @@ GDFQ_INLINE f32x16 from_half(u16x16 half) {
   const u32x16 magnitude = (bits & 0x7fffu) << 13;
   // Rebiasing the exponent by a multiplication also normalizes float16's subnormals.
   u32x16 result = bit_cast<u32x16>(bit_cast<f32x16>(magnitude) * bit_cast<float>(0x77800000u));
-  result = magnitude >= (0x7c00u << 13) ? (result | 0x7f800000u) : result;
+  result |= ~less(magnitude, u32x16{} + (0x7c00u << 13)) & 0x7f800000u;  // infinity and NaN
   return bit_cast<f32x16>(result | ((bits & 0x8000u) << 16));
 }
 
@@ -68,9 +108,9 @@ GDFQ_INLINE u16x16 to_half(f32x16 value) {
   const u32x16 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   const u32x16 infinity = u32x16{} + 0x7c00u;
   const u32x16 nan = u32x16{} + 0x7e00u;
-  u32x16 result = magnitude < 0x38800000u ? subnormal : normal;
-  result = magnitude >= 0x47800000u ? infinity : result;
-  result = magnitude > 0x7f800000u ? nan : result;
+  u32x16 result = select(less(magnitude, u32x16{} + 0x38800000u), subnormal, normal);
+  result = select(less(magnitude, u32x16{} + 0x47800000u), result, infinity);
+  result = select(bit_cast<u32x16>(is_nan(value)), nan, result);
   return __builtin_convertvector(result | sign, u16x16);
 }
 
@@ -137,7 +177,7 @@ GDFQ_INLINE void store(scalar_t* p, f32x16 v, int64_t n) {
 // All ones in the first n lanes.
 GDFQ_INLINE i32x16 lane_mask(int64_t n) {
   const i32x16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return index < static_cast<int32_t>(n);
+  return (index - static_cast<int32_t>(n)) >> 31;
 }
 
 GDFQ_INLINE float sum(f32x16 v) {

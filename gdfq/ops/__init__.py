@@ -10,9 +10,20 @@ from gdfq.ops import _native  # noqa: F401  isort: skip
 from gdfq.ops import _backend
 from gdfq.ops._backend import backend
 from gdfq.ops.batch_norm_stats import batch_norm_stats
+from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
+from gdfq.ops.bns_loss import bns_loss
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
+from gdfq.ops.kd_ce_loss import kd_ce_loss
 
 _backend.start()
 
-__all__ = ["backend", "batch_norm_stats", "fake_quantize", "fake_quantize_minmax"]
+__all__ = [
+    "backend",
+    "batch_norm_stats",
+    "bn_act_fake_quantize",
+    "bns_loss",
+    "fake_quantize",
+    "fake_quantize_minmax",
+    "kd_ce_loss",
+]

@@ -13,6 +13,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MIN_BITS, MAX_BITS = 2, 8
 
 Ste = Literal["identity", "clip"]
+Activation = Literal["relu", "relu6", "none"]
 
 
 def check_bits(bits: int, name: str = "bits") -> None:
@@ -57,3 +58,55 @@ def check_vector(tensor: Tensor | None, entries: int, name: str, like: Tensor) -
         raise InputError(f"{name}: shape must be ({entries},), got {tuple(tensor.shape)}")
     if tensor.device != like.device:
         raise InputError(f"{name}: must be on {like.device}, got {tensor.device}")
+
+
+def check_range(lo: Tensor, hi: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    """``lo`` and ``hi`` are floats of ``shape`` on the device of ``x``."""
+    for name, end in (("lo", lo), ("hi", hi)):
+        check_float(end, name)
+        if tuple(end.shape) != shape:
+            raise InputError(
+                f"{name}: shape must be {shape} for x of shape {tuple(x.shape)}, "
+                f"got {tuple(end.shape)}"
+            )
+        if end.device != x.device:
+            raise InputError(f"{name}: must be on {x.device} like x, got {end.device}")
+
+
+def check_act(act: str) -> None:
+    """``act`` names an activation."""
+    if act not in ("relu", "relu6", "none"):
+        raise InputError(f"act: must be 'relu', 'relu6' or 'none', got {act!r}")
+
+
+def check_same(tensor: Tensor | None, name: str, like: Tensor, like_name: str) -> None:
+    """``tensor`` is None or has the shape, dtype and device of ``like``."""
+    if tensor is None:
+        return
+    check_float(tensor, name)
+    for what in ("shape", "dtype", "device"):
+        actual, expected = getattr(tensor, what), getattr(like, what)
+        if actual != expected:
+            if what == "shape":
+                actual, expected = tuple(actual), tuple(expected)
+            raise InputError(f"{name}: {what} must be {expected} like {like_name}, got {actual}")
+
+
+def check_batch_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> None:
+    """``x`` is ``(N, C, ...)`` and everything else fits its C channels."""
+    check_float(x, "x")
+    if x.dim() < 2:
+        raise InputError(f"x: must be (N, C, ...), got shape {tuple(x.shape)}")
+    if not eps > 0:
+        raise InputError(f"eps: must be > 0, got {eps!r}")
+    check_vector(running_mean, x.shape[1], "running_mean", like=x)
+    check_vector(running_var, x.shape[1], "running_var", like=x)
+    check_vector(weight, x.shape[1], "weight", like=x)
+    check_vector(bias, x.shape[1], "bias", like=x)

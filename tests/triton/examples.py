@@ -59,9 +59,8 @@ def _batch_norm_stats_backward(dtype: torch.dtype) -> Iterator[Call]:
         x = _x(dtype, channels_last)
         a, b, c, d, e = _channels(5)
         for weight in (e, None):
-            yield lambda x=x, w=weight: batch_norm_stats.batch_norm_stats_backward(
-                x, a, b, x, c, d, w, 1e-5
-            )
+            arguments = (x, a, b, x, c, d, weight, 1e-5)
+            yield lambda a=arguments: batch_norm_stats.batch_norm_stats_backward(*a)
 
 
 EXAMPLES: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {

@@ -1,0 +1,39 @@
+"""bns_loss over all layers of a network: a few thousand numbers, so calls are what it costs."""
+
+import pytest
+import torch
+
+from gdfq.losses import bns_loss
+from gdfq.ops.bns_loss import bns_loss_reference
+
+LAYERS = {
+    "resnet20": [16] * 7 + [32] * 6 + [64] * 6,
+    "resnet18": [64] * 5 + [128] * 5 + [256] * 5 + [512] * 5,
+    "mobilenetv2": [32, 16, 96, 144, 192, 384, 576, 960, 1280] * 6,
+}
+
+
+def eager(means, vars, running_means, running_vars):
+    """What one writes with stock PyTorch: two mse_loss a layer."""
+    losses = [
+        torch.nn.functional.mse_loss(m, rm) + torch.nn.functional.mse_loss(v, rv)
+        for m, v, rm, rv in zip(means, vars, running_means, running_vars, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+compiled = torch.compile(bns_loss_reference, dynamic=False)
+
+
+@pytest.mark.parametrize("network", LAYERS)
+def test_bns_loss_training(interleave, network):
+    given = [[torch.randn(c) for c in LAYERS[network]] for _ in range(4)]
+    inputs = [t.requires_grad_() for statistic in given[:2] for t in statistic]
+
+    def step(function):
+        return torch.autograd.grad(function(*given), inputs)
+
+    interleave(
+        lambda: step(bns_loss),
+        {"eager": lambda: step(eager), "torch.compile": lambda: step(compiled)},
+    )

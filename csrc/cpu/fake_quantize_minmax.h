@@ -1,0 +1,15 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace gdfq::cpu {
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Tensor& w,
+                                                                    int64_t bits,
+                                                                    std::optional<int64_t> axis,
+                                                                    c10::string_view ste);
+
+}  // namespace gdfq::cpu

@@ -1,0 +1,170 @@
+// fake_quantize_minmax_list: every entry of dimension 0 of every tensor is quantized over its own
+// minimum and maximum, and the clip estimator's gradient.
+//
+// All rows of all tensors are one list, which threads share by its elements, so that a network of
+// many small weights is one parallel section. Bytes: each weight is read once from memory and once
+// more from cache, each result written once; the gradient reads both and writes one. Rows are
+// independent, so the result does not depend on the number of threads.
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "fake_quantize.h"
+#include "fake_quantize_minmax.h"
+#include "layout.h"
+#include "minmax.h"
+
+namespace gdfq::cpu {
+namespace {
+
+struct Row {
+  int64_t tensor;
+  int64_t index;  // of dimension 0
+};
+
+// Rows in an order that fits memory, cut into groups of at least kGrain elements or one row.
+struct Rows {
+  std::vector<Row> rows;
+  std::vector<int64_t> group_starts;
+
+  explicit Rows(const std::vector<at::Tensor>& tensors) {
+    int64_t elements = kGrain;  // opens the first group
+    for (size_t t = 0; t < tensors.size(); ++t) {
+      if (!tensors[t].defined()) continue;
+      const int64_t inner = tensors[t].numel() / tensors[t].size(0);
+      for (int64_t r = 0; r < tensors[t].size(0); ++r) {
+        if (elements >= kGrain) {
+          group_starts.push_back(static_cast<int64_t>(rows.size()));
+          elements = 0;
+        }
+        rows.push_back({static_cast<int64_t>(t), r});
+        elements += inner;
+      }
+    }
+    group_starts.push_back(static_cast<int64_t>(rows.size()));
+  }
+
+  template <typename F>
+  void for_each(const F& f) const {
+    at::parallel_for(0, static_cast<int64_t>(group_starts.size()) - 1, 1,
+                     [&](int64_t from, int64_t to) {
+                       for (int64_t i = group_starts[from]; i < group_starts[to]; ++i) f(rows[i]);
+                     });
+  }
+};
+
+bool has_rows(const at::Tensor& dense_tensor) {
+  return dense_tensor.dim() > 0 && dense_tensor.numel() > 0 &&
+         layout_of(dense_tensor, 0).outer == 1;
+}
+
+void check(at::TensorList ws, at::IntArrayRef bits) {
+  TORCH_CHECK(bits.size() == ws.size(), "bits must have one entry per tensor, got ", bits.size(),
+              " for ", ws.size());
+  for (const int64_t b : bits) TORCH_CHECK(b >= 2 && b <= 8, "bits must be 2 to 8, got ", b);
+  for (const at::Tensor& w : ws)
+    TORCH_CHECK(w.dim() > 0, "ws must have at least one dimension each, got a 0-d tensor");
+}
+
+using Lists =
+    std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+
+Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::string_view ste) {
+  check(ws, bits);
+  const size_t count = ws.size();
+  std::vector<at::Tensor> inputs(count), ys(count), los(count), his(count);
+  for (size_t t = 0; t < count; ++t) {
+    const at::Tensor input = dense(ws[t]);
+    if (!has_rows(input)) {  // empty, or rows are scattered
+      std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste);
+      continue;
+    }
+    inputs[t] = input;
+    ys[t] = at::empty_like(input);
+    los[t] = at::empty({input.size(0)}, input.options().dtype(at::kFloat));
+    his[t] = at::empty_like(los[t]);
+  }
+  Rows(inputs).for_each([&](const Row& row) {
+    const at::Tensor& input = inputs[row.tensor];
+    const int64_t inner = input.numel() / input.size(0), offset = row.index * inner;
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_minmax_list", [&] {
+          const scalar_t* in = input.const_data_ptr<scalar_t>() + offset;
+          scalar_t* out = ys[row.tensor].mutable_data_ptr<scalar_t>() + offset;
+          const MinMax range = minmax(in, inner);
+          los[row.tensor].mutable_data_ptr<float>()[row.index] = range.low;
+          his[row.tensor].mutable_data_ptr<float>()[row.index] = range.high;
+          quantize_over(in, out, inner, range, static_cast<int>(bits[row.tensor]));
+        });
+  });
+  return {ys, los, his};
+}
+
+template <typename scalar_t>
+GDFQ_MULTIVERSION void gradient_row(const scalar_t* dy, const scalar_t* w, scalar_t* dw, int64_t n,
+                                    float low, float high, int bits) {
+  const Grid grid = make_grid(low, high, bits);
+  const CodeBounds bounds = code_bounds(bits);
+  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
+  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - i);
+    store(dw + i,
+          clip_gradient(load(dy + i, lanes), load(w + i, lanes), scale, zero, lowest, highest),
+          lanes);
+  }
+}
+
+std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads,
+                                                           at::TensorList ws, at::TensorList los,
+                                                           at::TensorList his,
+                                                           at::IntArrayRef bits) {
+  check(ws, bits);
+  const size_t count = ws.size();
+  TORCH_CHECK(grads.size() == count && los.size() == count && his.size() == count,
+              "grads, ws, los and his must be of one length, got ", grads.size(), ", ", count,
+              ", ", los.size(), " and ", his.size());
+  std::vector<at::Tensor> inputs(count), dys(count), dws(count), lows(count), highs(count);
+  for (size_t t = 0; t < count; ++t) {
+    const at::Tensor input = dense(ws[t]);
+    if (!has_rows(input)) {
+      dws[t] = fake_quantize_backward(grads[t], input, los[t], his[t], bits[t], 0);
+      continue;
+    }
+    inputs[t] = input;
+    dys[t] = in_layout_of(grads[t].to(input.scalar_type()), input);
+    dws[t] = at::empty_like(input);
+    lows[t] = los[t].to(at::kFloat).contiguous();
+    highs[t] = his[t].to(at::kFloat).contiguous();
+  }
+  Rows(inputs).for_each([&](const Row& row) {
+    const at::Tensor& input = inputs[row.tensor];
+    const int64_t inner = input.numel() / input.size(0), offset = row.index * inner;
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_minmax_list_backward", [&] {
+          gradient_row(dys[row.tensor].const_data_ptr<scalar_t>() + offset,
+                       input.const_data_ptr<scalar_t>() + offset,
+                       dws[row.tensor].mutable_data_ptr<scalar_t>() + offset, inner,
+                       lows[row.tensor].const_data_ptr<float>()[row.index],
+                       highs[row.tensor].const_data_ptr<float>()[row.index],
+                       static_cast<int>(bits[row.tensor]));
+        });
+  });
+  return dws;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gdfq, CPU, m) {
+  m.impl("fake_quantize_minmax_list", fake_quantize_minmax_list);
+  m.impl("fake_quantize_minmax_list_backward", fake_quantize_minmax_list_backward);
+}
+
+}  // namespace gdfq::cpu

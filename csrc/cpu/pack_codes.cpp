@@ -1,0 +1,144 @@
+// pack_codes, unpack_codes: codes of `bits` bits each as a stream of bits, lowest first, and back.
+// Code i, with 2^(bits - 1) added, takes bits i * bits to (i + 1) * bits - 1 of the stream.
+//
+// Eight codes are eight bytes of a 64-bit word, which is squeezed to `bits` bytes in three steps:
+// neighbouring bytes, then halves, then words move together. Bytes: one byte a code and bits / 8
+// packed, each read or written once. A thread takes whole groups of eight codes, which end on
+// whole bytes, so the result does not depend on the number of threads.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstring>
+#include <type_traits>
+
+#include "layout.h"
+
+namespace gdfq::cpu {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the stream is built in words");
+
+constexpr uint64_t repeated(uint64_t pattern, int width) {
+  uint64_t word = 0;
+  for (int shift = 0; shift < 64; shift += width) word |= pattern << shift;
+  return word;
+}
+
+template <int kBits>
+uint64_t squeeze(uint64_t codes) {
+  constexpr uint64_t bytes = repeated(0xff, 16), halves = repeated(0xffff, 32);
+  codes = (codes & bytes) | ((codes >> 8 & bytes) << kBits);
+  codes = (codes & halves) | ((codes >> 16 & halves) << (2 * kBits));
+  return (codes & 0xffffffff) | (codes >> 32) << (4 * kBits);
+}
+
+template <int kBits>
+uint64_t spread_out(uint64_t stream) {
+  constexpr uint64_t one = (1u << kBits) - 1, two = (1u << 2 * kBits) - 1;
+  constexpr uint64_t four = (uint64_t{1} << 4 * kBits) - 1;
+  stream = (stream & four) | ((stream >> 4 * kBits & four) << 32);
+  stream = (stream & repeated(two, 32)) | ((stream >> 2 * kBits & repeated(two, 32)) << 16);
+  return (stream & repeated(one, 16)) | ((stream >> kBits & repeated(one, 16)) << 8);
+}
+
+template <int kBits>
+bool pack(const int8_t* codes, uint8_t* packed, int64_t numel) {
+  constexpr uint64_t beyond = repeated(0xff & ~((1u << kBits) - 1), 8);
+  uint64_t strays = 0;
+  for (int64_t i = 0; i < numel; i += 8) {
+    const int64_t count = std::min<int64_t>(8, numel - i);
+    uint8_t shifted[8] = {};
+    for (int64_t k = 0; k < count; ++k)
+      shifted[k] = static_cast<uint8_t>(codes[i + k] + (1 << (kBits - 1)));
+    uint64_t word;
+    std::memcpy(&word, shifted, 8);
+    strays |= word & beyond;
+    word = squeeze<kBits>(word);
+    std::memcpy(packed + i / 8 * kBits, &word, (count * kBits + 7) / 8);
+  }
+  return strays == 0;
+}
+
+template <int kBits>
+void unpack(const uint8_t* packed, int8_t* codes, int64_t numel) {
+  for (int64_t i = 0; i < numel; i += 8) {
+    const int64_t count = std::min<int64_t>(8, numel - i);
+    uint64_t word = 0;
+    std::memcpy(&word, packed + i / 8 * kBits, (count * kBits + 7) / 8);
+    word = spread_out<kBits>(word);
+    uint8_t shifted[8];
+    std::memcpy(shifted, &word, 8);
+    for (int64_t k = 0; k < count; ++k)
+      codes[i + k] = static_cast<int8_t>(shifted[k] - (1 << (kBits - 1)));
+  }
+}
+
+// Calls f with the number of bits as a constant.
+template <typename F>
+void with_bits(int64_t bits, const F& f) {
+  TORCH_CHECK(bits >= 2 && bits <= 4, "bits must be 2 to 4, got ", bits);
+  if (bits == 2) f(std::integral_constant<int, 2>{});
+  if (bits == 3) f(std::integral_constant<int, 3>{});
+  if (bits == 4) f(std::integral_constant<int, 4>{});
+}
+
+// Calls f(begin, end) on stretches of whole groups.
+template <typename F>
+void for_each_stretch(int64_t numel, const F& f) {
+  at::parallel_for(0, (numel + 7) / 8, kGrain / 8, [&](int64_t begin, int64_t end) {
+    f(begin * 8, std::min(numel, end * 8));
+  });
+}
+
+at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
+  TORCH_CHECK(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
+  const at::Tensor input = codes.contiguous();
+  const int64_t numel = input.numel();
+  at::Tensor packed = at::empty({(numel * bits + 7) / 8}, input.options().dtype(at::kByte));
+  std::atomic<bool> sound = true;
+  with_bits(bits, [&](auto constant) {
+    constexpr int kBits = decltype(constant)::value;
+    const int8_t* in = input.const_data_ptr<int8_t>();
+    uint8_t* out = packed.mutable_data_ptr<uint8_t>();
+    for_each_stretch(numel, [&](int64_t begin, int64_t end) {
+      if (!pack<kBits>(in + begin, out + begin / 8 * kBits, end - begin)) sound = false;
+    });
+  });
+  TORCH_CHECK_VALUE(sound, "codes: must be from ", -(1 << (bits - 1)), " to ",
+                    (1 << (bits - 1)) - 1, " for ", bits, " bits; some are not");
+  return packed;
+}
+
+at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, at::IntArrayRef shape) {
+  TORCH_CHECK(packed.scalar_type() == at::kByte, "packed must be uint8, got ",
+              packed.scalar_type());
+  const at::Tensor input = packed.contiguous();
+  at::Tensor codes = at::empty(shape, input.options().dtype(at::kChar));
+  const int64_t numel = codes.numel();
+  TORCH_CHECK(input.numel() == (numel * bits + 7) / 8, "packed must have ",
+              (numel * bits + 7) / 8, " bytes for ", numel, " codes of ", bits, " bits, got ",
+              input.numel());
+  with_bits(bits, [&](auto constant) {
+    constexpr int kBits = decltype(constant)::value;
+    const uint8_t* in = input.const_data_ptr<uint8_t>();
+    int8_t* out = codes.mutable_data_ptr<int8_t>();
+    for_each_stretch(numel, [&](int64_t begin, int64_t end) {
+      unpack<kBits>(in + begin / 8 * kBits, out + begin, end - begin);
+    });
+  });
+  return codes;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gdfq, CPU, m) {
+  m.impl("pack_codes", pack_codes);
+  m.impl("unpack_codes", unpack_codes);
+}
+
+}  // namespace gdfq::cpu

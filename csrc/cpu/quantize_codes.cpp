@@ -1,0 +1,98 @@
+// quantize_codes: the integer code = clamp(round(scale * x - zero)) behind fake_quantize, with the
+// scale and zero point that turn it back into (code + zero) / scale.
+//
+// Bytes: x is read once and one byte an element written. Threads take contiguous stretches of
+// memory; every element is independent, so the result does not depend on how many there are.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "channels.h"
+#include "grids.h"
+#include "layout.h"
+#include "simd.h"
+
+namespace gdfq::cpu {
+namespace {
+
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+
+// NaN has no code and gets the lowest.
+GDFQ_INLINE i8x16 to_codes(f32x16 x, f32x16 scale, f32x16 zero, f32x16 lowest, f32x16 highest) {
+  const f32x16 v = clamp_keep_nan(position(x, scale, zero), lowest, highest);
+  const f32x16 code =
+      round_half_even(select(is_nan(v), lowest, v), splat(kRoundMagic));
+  return __builtin_convertvector(__builtin_convertvector(code, i32x16), i8x16);
+}
+
+template <typename scalar_t>
+GDFQ_MULTIVERSION void codes_span(const scalar_t* x, int8_t* codes, int64_t n, Grid grid,
+                                  CodeBounds bounds) {
+  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
+  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - i);
+    const i8x16 v = to_codes(load(x + i, lanes), scale, zero, lowest, highest);
+    std::memcpy(codes + i, &v, lanes);
+  }
+}
+
+template <typename scalar_t>
+GDFQ_MULTIVERSION void codes_periodic(const scalar_t* x, int8_t* codes, int64_t n, int64_t phase,
+                                      int64_t period, const float* scale, const float* zero,
+                                      CodeBounds bounds) {
+  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - i);
+    const i8x16 v = to_codes(load(x + i, lanes), load(scale + phase), load(zero + phase), lowest,
+                             highest);
+    std::memcpy(codes + i, &v, lanes);
+    phase = next_phase(phase, period);
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& x,
+                                                              const at::Tensor& lo,
+                                                              const at::Tensor& hi, int64_t bits,
+                                                              std::optional<int64_t> axis) {
+  const at::Tensor input = dense(x);
+  at::Tensor codes = at::empty_like(input, input.options().dtype(at::kChar));
+  const int64_t ranges = lo.numel();
+  const Grids all(lo, hi, bits, Layout{1, ranges, kShortRun});
+  at::Tensor scale = at::empty(lo.sizes(), lo.options().dtype(at::kFloat));
+  at::Tensor zero = at::empty(lo.sizes(), scale.options());
+  for (int64_t c = 0; c < ranges; ++c) {
+    scale.mutable_data_ptr<float>()[c] = all.per_channel[c].scale;
+    zero.mutable_data_ptr<float>()[c] = all.per_channel[c].zero;
+  }
+  if (input.numel() == 0) return {codes, scale, zero};
+  const Layout layout = layout_of(input, axis);
+  const Grids grids(lo, hi, bits, layout);
+  const CodeBounds bounds = code_bounds(static_cast<int>(bits));
+  const int64_t period = layout.channels * layout.inner;
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, input.scalar_type(), "quantize_codes", [&] {
+        const scalar_t* in = input.const_data_ptr<scalar_t>();
+        int8_t* out = codes.mutable_data_ptr<int8_t>();
+        for_each_run(
+            layout,
+            [&](int64_t begin, int64_t end, int64_t c) {
+              codes_span(in + begin, out + begin, end - begin, grids.per_channel[c], bounds);
+            },
+            [&](int64_t begin, int64_t end) {
+              codes_periodic(in + begin, out + begin, end - begin, begin % period, period,
+                             grids.scale.data(), grids.zero.data(), bounds);
+            });
+      });
+  return {codes, scale, zero};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gdfq, CPU, m) { m.impl("quantize_codes", quantize_codes); }
+
+}  // namespace gdfq::cpu

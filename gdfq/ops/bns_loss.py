@@ -1,0 +1,150 @@
+"""Mismatch between batch statistics and those stored in batch-norm layers, all layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdfq.errors import InputError
+from gdfq.ops._backend import register_reference
+from gdfq.ops._checks import check_float
+from gdfq.ops.fake_quantize import _no_second_derivative
+
+_op = torch.ops.gdfq.bns_loss
+_backward_op = torch.ops.gdfq.bns_loss_backward
+
+
+def bns_loss(
+    means: Sequence[Tensor],
+    vars: Sequence[Tensor],
+    running_means: Sequence[Tensor],
+    running_vars: Sequence[Tensor],
+) -> Tensor:
+    """Mismatch between batch statistics and those that batch-norm layers stored in training.
+
+    Args:
+        means, vars: per layer ``(C_l,)``, the batch's mean and biased variance of the layer's
+            input; see :func:`gdfq.functional.batch_norm_stats`.
+        running_means, running_vars: per layer ``(C_l,)``, what the layer stores, constants; no
+            gradient flows to them.
+
+    Returns:
+        A 0-d float32 tensor (float64 for float64 statistics)::
+
+            mean over layers of [MSE(mean, running_mean) + MSE(var, running_var)]
+
+        each MSE averaged over the layer's channels. With L layers the gradients are
+        ``2 / (L * C_l) * (mean - running_mean)``, and the same for ``var``.
+
+    Raises:
+        InputError: no layer, the four sequences differ in length, shapes or devices, or a dtype
+            is not floating point.
+
+    Source: Xu et al., ECCV 2020, equation 3.
+    """
+    sequences = [list(s) for s in (means, vars, running_means, running_vars)]
+    lengths = [len(s) for s in sequences]
+    if not lengths[0] or len(set(lengths)) != 1:
+        raise InputError(
+            "means, vars, running_means, running_vars: need one entry per layer each, and at "
+            f"least one layer; got {', '.join(map(str, lengths))}"
+        )
+    for index, tensors in enumerate(zip(*sequences, strict=True)):
+        for tensor in tensors:
+            check_float(tensor, f"layer {index}")
+        if len({tuple(t.shape) for t in tensors}) != 1 or not tensors[0].numel():
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+            raise InputError(
+                f"layer {index}: statistics must have one shape and not be empty, got {shapes}"
+            )
+        if len({t.device for t in (sequences[0][0], *tensors)}) != 1:
+            devices = ", ".join(str(t.device) for t in tensors)
+            raise InputError(
+                f"layer {index}: statistics must be on one device, that of layer 0, got {devices}"
+            )
+    return _op(*sequences)
+
+
+def _loss_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("gdfq::bns_loss")
+def _fake(
+    means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
+) -> Tensor:
+    return means[0].new_empty((), dtype=_loss_dtype(means[0]))
+
+
+@torch.library.register_fake("gdfq::bns_loss_backward")
+def _fake_backward(
+    grad: Tensor,
+    means: list[Tensor],
+    vars: list[Tensor],
+    running_means: list[Tensor],
+    running_vars: list[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    return [m.new_empty(m.shape) for m in means], [v.new_empty(v.shape) for v in vars]
+
+
+def _setup_context(ctx: Any, inputs: tuple[list[Tensor], ...], output: Tensor) -> None:
+    ctx.layers = len(inputs[0])
+    ctx.save_for_backward(*(tensor for sequence in inputs for tensor in sequence))
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None], ...]:
+    saved, layers = ctx.saved_tensors, ctx.layers
+    grad_means, grad_vars = _backward_op(
+        grad, *(saved[i : i + layers] for i in range(0, 4 * layers, layers))
+    )
+    return grad_means, grad_vars, [None] * layers, [None] * layers
+
+
+torch.library.register_autograd("gdfq::bns_loss", _backward, setup_context=_setup_context)
+torch.library.register_autograd("gdfq::bns_loss_backward", _no_second_derivative)
+
+
+# ---- reference ----
+
+
+def bns_loss_reference(
+    means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
+) -> Tensor:
+    """:func:`bns_loss` in plain PyTorch."""
+    dtype = _loss_dtype(means[0])
+    mismatches = [
+        torch.mean((mean.to(dtype) - running_mean.to(mean.dtype).to(dtype)) ** 2)
+        + torch.mean((var.to(dtype) - running_var.to(var.dtype).to(dtype)) ** 2)
+        for mean, var, running_mean, running_var in zip(
+            means, vars, running_means, running_vars, strict=True
+        )
+    ]
+    return torch.stack(mismatches).mean()
+
+
+def bns_loss_backward_reference(
+    grad: Tensor,
+    means: list[Tensor],
+    vars: list[Tensor],
+    running_means: list[Tensor],
+    running_vars: list[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of :func:`bns_loss` to ``means`` and ``vars`` in plain PyTorch."""
+
+    def gradient(statistic: Tensor, stored: Tensor) -> Tensor:
+        dtype = _loss_dtype(statistic)
+        difference = statistic.to(dtype) - stored.to(statistic.dtype).to(dtype)
+        factor = 2 / (len(means) * statistic.numel())
+        return (grad.to(dtype) * factor * difference).to(statistic.dtype)
+
+    return (
+        [gradient(*pair) for pair in zip(means, running_means, strict=True)],
+        [gradient(*pair) for pair in zip(vars, running_vars, strict=True)],
+    )
+
+
+register_reference("bns_loss", bns_loss_reference)
+register_reference("bns_loss_backward", bns_loss_backward_reference)
