@@ -138,7 +138,7 @@ def _triton_kernel(operator: str) -> Kernel | None:
     if operator not in triton.OPERATORS:
         return None
     try:
-        module = importlib.import_module(f"gdfq.ops.triton.{operator.removesuffix('_backward')}")
+        module = importlib.import_module(f"gdfq.ops.triton.{triton.OPERATORS[operator]}")
     except ImportError as error:
         if (error.name or "").startswith("gdfq"):
             raise

@@ -6,11 +6,11 @@ Importing this package does not import Triton; the files do.
 
 from __future__ import annotations
 
-# An operator and its backward share a file, named like the operator.
-OPERATORS = (
-    "batch_norm_stats",
-    "batch_norm_stats_backward",
-    "fake_quantize",
-    "fake_quantize_backward",
-    "fake_quantize_minmax",
-)
+# Each operator's file; an operator and its backward share one.
+OPERATORS = {
+    "batch_norm_stats": "batch_norm_stats",
+    "batch_norm_stats_backward": "batch_norm_stats",
+    "fake_quantize": "fake_quantize",
+    "fake_quantize_backward": "fake_quantize",
+    "fake_quantize_minmax": "fake_quantize_minmax",
+}

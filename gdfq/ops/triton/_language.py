@@ -144,10 +144,10 @@ def tile(
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
     """This program's tile: its offsets and mask, and the channel of each row or column."""
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     across = tl.cdiv(cols, COLS)
-    row = (pid // across) * ROWS + tl.arange(0, ROWS)[:, None]
-    col = (pid % across) * COLS + tl.arange(0, COLS)[None, :]
+    row = (pid // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = (pid % across).to(tl.int64) * COLS + tl.arange(0, COLS)[None, :]
     if CHANNEL_IS_COLUMN:
         channel = tl.where(col < cols, col, 0)
     else:
@@ -167,7 +167,7 @@ def band_of(
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
     """This program's band and split, its first tile and the one after its last."""
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     down = tl.cdiv(outer, ROWS)
     tiles = down if CHANNEL_IS_COLUMN else down * tl.cdiv(inner, COLS)
     split = pid % splits
@@ -187,12 +187,13 @@ def band_tile(
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
     """Offsets and mask of a tile of a band."""
+    wide = tl.full((1, 1), 1, tl.int64)
     if CHANNEL_IS_COLUMN:
-        row = index * ROWS + tl.arange(0, ROWS)[:, None]
+        row = wide * index * ROWS + tl.arange(0, ROWS)[:, None]
         col = band * COLS + tl.arange(0, COLS)[None, :]
         return row * channels + col, (row < outer) & (col < channels)
     across = tl.cdiv(inner, COLS)
-    row = (index // across) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = wide * (index // across) * ROWS + tl.arange(0, ROWS)[:, None]
     col = (index % across) * COLS + tl.arange(0, COLS)[None, :]
     return (row * channels + band) * inner + col, (row < outer) & (col < inner)
 

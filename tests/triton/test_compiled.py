@@ -1,0 +1,73 @@
+"""Every kernel, compiled for GPUs that need not be there: what the interpreter hides."""
+
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from gdfq.ops import triton
+from gdfq.ops.triton import _launch
+from tests.ops.cases import DTYPES
+from tests.triton.compiled import compile_for, launches
+from tests.triton.examples import EXAMPLES
+
+pytestmark = pytest.mark.skipif(
+    _launch.INTERPRETED, reason="a process with TRITON_INTERPRET=1 cannot compile"
+)
+
+CAPABILITIES = (80, 90, 100, 120)
+
+# Kernels that merge partial results: small, and their tiles need not be whole vectors.
+MERGES = ("merge",)
+
+
+def every_launch(operator, dtype):
+    return {launch for call in EXAMPLES[operator](dtype) for launch in launches(call)}
+
+
+def test_every_operator_has_an_example():
+    assert set(EXAMPLES) == set(triton.OPERATORS)
+
+
+@pytest.mark.parametrize("operator", EXAMPLES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_arithmetic_and_memory_accesses(operator, dtype, capability):
+    for launch in every_launch(operator, dtype):
+        binary = compile_for(launch, capability)
+        where = f"{launch.name} for sm_{capability}"
+        assert binary.count(r"st\.global"), f"{where}: stores nothing"
+        assert not binary.count(r"fma\."), f"{where}: contracted"
+        assert not re.search(r"\.ftz", binary.ptx), f"{where}: flushes denormals"
+        assert not binary.count(r"\w+\.(?:approx|full)"), f"{where}: approximate arithmetic"
+        spills = re.findall(r"\b(?:LDL|STL)\b", binary.sass)
+        assert len(spills) <= 4, f"{where}: spills registers, {len(spills)} accesses"
+        # ptxas may contract what the PTX keeps apart; a multiplication would be missing then.
+        if "quantize" in launch.name:
+            written = binary.count(r"mul(?:\.rn)?\.f32 ") + 2 * binary.count(r"mul\.rn\.f32x2 ")
+            made = len(re.findall(r"\bFMUL\b", binary.sass))
+            made += 2 * len(re.findall(r"\bFMUL2\b", binary.sass))
+            assert made >= written, f"{where}: {written} multiplications became {made}"
+        if not launch.name.endswith(MERGES):
+            wide = r"\bLDG\S*\.128\b"
+            assert re.search(wide, binary.sass), f"{where}: no 128-bit load"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_checks_see_a_contraction(capability):
+    """The same kernel, compiled as Triton would by default, contracts."""
+    (launch,) = launches(next(EXAMPLES["fake_quantize"](torch.float32)))
+    options = {**dict(launch.options), "enable_fp_fusion": True}
+    careless = compile_for(
+        type(launch)(
+            launch.kernel,
+            launch.signature,
+            launch.constants,
+            launch.divisible,
+            tuple(options.items()),
+        ),
+        capability,
+    )
+    assert careless.count(r"fma\.")
