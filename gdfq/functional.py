@@ -10,8 +10,22 @@ from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
+from gdfq.ops.fake_quantize_minmax_list import fake_quantize_minmax_list
+from gdfq.ops.observe_fake_quantize import observe_fake_quantize
+from gdfq.ops.pack_codes import pack_codes, unpack_codes
+from gdfq.ops.quantize_codes import quantize_codes
 
-__all__ = ["batch_norm_stats", "bn_act_fake_quantize", "fake_quantize", "fake_quantize_minmax"]
+__all__ = [
+    "batch_norm_stats",
+    "bn_act_fake_quantize",
+    "fake_quantize",
+    "fake_quantize_minmax",
+    "fake_quantize_minmax_list",
+    "observe_fake_quantize",
+    "pack_codes",
+    "quantize_codes",
+    "unpack_codes",
+]
 
 
 def activate(x: Tensor, act: Activation) -> Tensor:

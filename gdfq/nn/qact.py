@@ -11,6 +11,7 @@ from gdfq.errors import InputError
 from gdfq.functional import Activation, activate
 from gdfq.ops._checks import Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize import fake_quantize
+from gdfq.ops.observe_fake_quantize import observe_fake_quantize
 
 
 class QAct(nn.Module):
@@ -88,25 +89,24 @@ class QAct(nn.Module):
         """The activation of ``x``, quantized."""
         y = activate(x, self.act)
         if self.training:
-            self._observe(y)
-        elif not self._calibrated and not torch.compiler.is_compiling():
+            self._calibrated = self._calibrated or y.numel() > 0
+            return observe_fake_quantize(
+                y,
+                self.average_lo,
+                self.average_hi,
+                self.lo,
+                self.hi,
+                self.num_batches_tracked,
+                self.act_bits,
+                self.momentum,
+                self.ste,
+            )
+        if not self._calibrated and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "QAct: no batch has set the range yet; run one in training mode first "
                 "(GDFQTrainer.calibrate does so for a whole student)."
             )
         return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
-
-    @torch.no_grad()
-    def _observe(self, y: Tensor) -> None:
-        if y.numel() == 0:
-            return
-        lo, hi = torch.aminmax(y.detach())
-        self.num_batches_tracked += 1
-        correction = 1 - self.momentum ** self.num_batches_tracked.float()
-        for average, end, batch in ((self.average_lo, self.lo, lo), (self.average_hi, self.hi, hi)):
-            average.mul_(self.momentum).add_((1 - self.momentum) * batch.float())
-            end.copy_(average / correction)
-        self._calibrated = True
 
     def reset_range(self) -> None:
         """Forget the range, as if no batch had been seen."""

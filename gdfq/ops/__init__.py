@@ -14,7 +14,11 @@ from gdfq.ops import (  # noqa: F401
     bns_loss,
     fake_quantize,
     fake_quantize_minmax,
+    fake_quantize_minmax_list,
     kd_ce_loss,
+    observe_fake_quantize,
+    pack_codes,
+    quantize_codes,
 )
 from gdfq.ops._backend import backend
 
