@@ -1,0 +1,141 @@
+"""The README's table of what was verified where: ``python -m benchmarks.verified``.
+
+Runs the operators' tests on every backend that this machine can run, counts them by operator, and
+reads what ``make gpu-check`` left in ``benchmarks/results/``. A cell is the number of tests that
+passed and the day; where a kernel was not run, it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from benchmarks.gpu_check import count
+from gdfq.ops import _backend, triton
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+RECORD = RESULTS / "verified.json"
+BEGIN, END = "<!-- verified: begin -->", "<!-- verified: end -->"
+
+# Column: pytest's arguments and the environment.
+SUITES = {
+    "reference": (["tests/ops"], {"GDFQ_BACKEND": "reference"}),
+    "CPU": (["tests/ops"], {}),
+    "CUDA on the stand-in": (["-p", "tests.standin.operators", "tests/ops"], {}),
+    "CUDA compiled": (["tests/test_cuda_build.py"], {}),
+    "Triton interpreted": (["tests/ops"], {"GDFQ_BACKEND": "triton", "TRITON_INTERPRET": "1"}),
+    "Triton compiled": (["tests/triton/test_compiled.py"], {}),
+}
+GPU_SUITES = {"CUDA on a GPU": "operators, cuda", "Triton on a GPU": "operators, triton"}
+
+
+def operators() -> list[str]:
+    """Every operator, without the backwards, which count with their forwards."""
+    return [name for name in _backend.operators() if not name.endswith("_backward")]
+
+
+def has_kernel(operator: str, column: str) -> bool:
+    """Whether the column's backend has a kernel of its own for ``operator``."""
+    if column.startswith("CUDA"):
+        return any(f'"{operator}"' in source.read_text() for source in ROOT.glob("csrc/cuda/*.cpp"))
+    return not column.startswith("Triton") or operator in triton.OPERATORS
+
+
+def run_suite(column: str) -> dict[str, list[int]]:
+    """Passed, failed and skipped tests by operator."""
+    arguments, environment = SUITES[column]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        subprocess.run(
+            [*command, f"--junitxml={report}"], cwd=ROOT, env={**os.environ, **environment}
+        )
+        if not report.exists():
+            return {}
+        if arguments[-1] == "tests/ops":
+            return count(report)
+        return count_named(report)
+
+
+def count_named(report: Path) -> dict[str, list[int]]:
+    """Tests of a suite that names the operator in its parameters, or holds for all of them."""
+    totals: dict[str, list[int]] = {name: [0, 0, 0] for name in operators()}
+    for case in ET.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case}
+        place = 1 if kinds & {"failure", "error"} else 2 if "skipped" in kinds else 0
+        words = re.split(r"[\[\]-]", case.get("name", ""))
+        named = [n for n in totals if n in words or f"{n}_backward" in words]
+        for name in named or ([] if "triton" in case.get("classname", "") else totals):
+            totals[name][place] += 1
+    return totals
+
+
+def cell(operator: str, column: str, record: dict) -> str:
+    """One cell of the table."""
+    suite = record.get(column)
+    counts = (suite or {}).get("operators", {}).get(operator)
+    if not has_kernel(operator, column):
+        return "no kernel"
+    if not counts or counts[0] + counts[1] == 0:
+        return "not run"
+    failed = f", {counts[1]} FAILED" if counts[1] else ""
+    return f"{counts[0]} passed{failed}"
+
+
+def gpu_records() -> dict[str, dict]:
+    """The newest GPU check's suites, as columns."""
+    checks = sorted(
+        (json.loads(path.read_text()) for path in RESULTS.glob("gpu-*.json")),
+        key=lambda check: check["date"],
+    )
+    columns = {}
+    for check in checks:
+        for column, name in GPU_SUITES.items():
+            step = next((s for s in check["steps"] if s["name"] == name), None)
+            if step and step["operators"]:
+                date, device = check["date"][:10], check["device"]
+                columns[column] = {"date": f"{date}, {device}", "operators": step["operators"]}
+    return columns
+
+
+def table(record: dict) -> str:
+    """The table in Markdown."""
+    record = {**record, **gpu_records()}
+    columns = [*SUITES, *GPU_SUITES]
+    lines = ["| operator | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for operator in operators():
+        cells = [cell(operator, column, record) for column in columns]
+        lines.append(f"| `{operator}` | " + " | ".join(cells) + " |")
+    dates = [record[c]["date"] if c in record else "never" for c in columns]
+    lines.append("| *last run* | " + " | ".join(dates) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=SUITES, help="run one suite, keep the others' results")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the table again")
+    arguments = parser.parse_args()
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    today = datetime.date.today().isoformat()
+    for column in () if arguments.table else SUITES:
+        if arguments.only in (None, column):
+            record[column] = {"date": today, "operators": run_suite(column)}
+            RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    text = f"{before}{BEGIN}\n{table(record)}\n{END}{rest.split(END)[1]}"
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
