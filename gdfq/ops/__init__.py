@@ -9,6 +9,7 @@ import torch  # noqa: F401  (its libraries must be loaded before the native modu
 from gdfq.ops import _native  # noqa: F401  isort: skip
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
+from gdfq.ops.bn_leaky_relu import bn_leaky_relu
 from gdfq.ops.bns_loss import bns_loss
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
@@ -17,10 +18,12 @@ from gdfq.ops.kd_ce_loss import kd_ce_loss
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
 from gdfq.ops.pack_codes import pack_codes, unpack_codes
 from gdfq.ops.quantize_codes import quantize_codes
+from gdfq.ops.upsample_conv2d import upsample_conv2d
 
 __all__ = [
     "batch_norm_stats",
     "bn_act_fake_quantize",
+    "bn_leaky_relu",
     "bns_loss",
     "fake_quantize",
     "fake_quantize_minmax",
@@ -30,4 +33,5 @@ __all__ = [
     "pack_codes",
     "quantize_codes",
     "unpack_codes",
+    "upsample_conv2d",
 ]
