@@ -11,6 +11,7 @@ from gdfq.ops import (  # noqa: F401
     _native,
     batch_norm_stats,
     bn_act_fake_quantize,
+    bn_leaky_relu,
     bns_loss,
     fake_quantize,
     fake_quantize_minmax,
@@ -19,6 +20,7 @@ from gdfq.ops import (  # noqa: F401
     observe_fake_quantize,
     pack_codes,
     quantize_codes,
+    upsample_conv2d,
 )
 from gdfq.ops._backend import backend
 
