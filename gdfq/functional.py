@@ -5,10 +5,30 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from gdfq.ops import batch_norm_stats, bn_act_fake_quantize, fake_quantize, fake_quantize_minmax
+from gdfq.ops import (
+    batch_norm_stats,
+    bn_act_fake_quantize,
+    fake_quantize,
+    fake_quantize_minmax,
+    fake_quantize_minmax_list,
+    observe_fake_quantize,
+    pack_codes,
+    quantize_codes,
+    unpack_codes,
+)
 from gdfq.ops._checks import Activation, check_act
 
-__all__ = ["batch_norm_stats", "bn_act_fake_quantize", "fake_quantize", "fake_quantize_minmax"]
+__all__ = [
+    "batch_norm_stats",
+    "bn_act_fake_quantize",
+    "fake_quantize",
+    "fake_quantize_minmax",
+    "fake_quantize_minmax_list",
+    "observe_fake_quantize",
+    "pack_codes",
+    "quantize_codes",
+    "unpack_codes",
+]
 
 
 def activate(x: Tensor, act: Activation) -> Tensor:

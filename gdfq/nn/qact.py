@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gdfq.errors import InputError
 from gdfq.functional import Activation, activate
-from gdfq.ops import fake_quantize
+from gdfq.ops import fake_quantize, observe_fake_quantize
 from gdfq.ops._checks import Ste, check_bits, check_ste
 
 
@@ -68,7 +68,9 @@ class QAct(nn.Module):
         self.momentum = momentum
         for name in ("lo", "hi", "average_lo", "average_hi"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer(
+            "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device)
+        )
         self._calibrated = False
 
     @classmethod
@@ -86,25 +88,24 @@ class QAct(nn.Module):
         """The activation of ``x``, quantized."""
         y = activate(x, self.act)
         if self.training:
-            self._observe(y)
-        elif not self._calibrated and not torch.compiler.is_compiling():
+            self._calibrated = self._calibrated or y.numel() > 0
+            return observe_fake_quantize(
+                y,
+                self.average_lo,
+                self.average_hi,
+                self.lo,
+                self.hi,
+                self.num_batches_tracked,
+                self.act_bits,
+                self.momentum,
+                self.ste,
+            )
+        if not self._calibrated and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "QAct: no batch has set the range yet; run one in training mode first "
                 "(GDFQTrainer.calibrate does so for a whole student)."
             )
         return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
-
-    @torch.no_grad()
-    def _observe(self, y: Tensor) -> None:
-        if y.numel() == 0:
-            return
-        lo, hi = torch.aminmax(y.detach())
-        self.num_batches_tracked += 1
-        correction = 1 - self.momentum ** self.num_batches_tracked.float()
-        for average, end, batch in ((self.average_lo, self.lo, lo), (self.average_hi, self.hi, hi)):
-            average.mul_(self.momentum).add_((1 - self.momentum) * batch.float())
-            end.copy_(average / correction)
-        self._calibrated = True
 
     def reset_range(self) -> None:
         """Forget the range, as if no batch had been seen."""

@@ -14,7 +14,11 @@ from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
 from gdfq.ops.bns_loss import bns_loss
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
+from gdfq.ops.fake_quantize_minmax_list import fake_quantize_minmax_list
 from gdfq.ops.kd_ce_loss import kd_ce_loss
+from gdfq.ops.observe_fake_quantize import observe_fake_quantize
+from gdfq.ops.pack_codes import pack_codes, unpack_codes
+from gdfq.ops.quantize_codes import quantize_codes
 
 _backend.start()
 
@@ -25,5 +29,10 @@ __all__ = [
     "bns_loss",
     "fake_quantize",
     "fake_quantize_minmax",
+    "fake_quantize_minmax_list",
     "kd_ce_loss",
+    "observe_fake_quantize",
+    "pack_codes",
+    "quantize_codes",
+    "unpack_codes",
 ]

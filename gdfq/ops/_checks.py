@@ -13,6 +13,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MIN_BITS, MAX_BITS = 2, 8
 
 Ste = Literal["identity", "clip"]
+LearnedSte = Literal["identity", "clip", "learned"]
 Activation = Literal["relu", "relu6", "none"]
 
 
@@ -22,10 +23,11 @@ def check_bits(bits: int, name: str = "bits") -> None:
         raise InputError(f"{name}: must be an int from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
 
 
-def check_ste(ste: str) -> None:
+def check_ste(ste: str, learned: bool = False) -> None:
     """``ste`` names a straight-through estimator."""
-    if ste not in ("identity", "clip"):
-        raise InputError(f"ste: must be 'identity' or 'clip', got {ste!r}")
+    if ste not in ("identity", "clip", *(["learned"] if learned else [])):
+        names = "'identity', 'clip' or 'learned'" if learned else "'identity' or 'clip'"
+        raise InputError(f"ste: must be {names}, got {ste!r}")
 
 
 def check_float(tensor: Tensor, name: str) -> None:

@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
-from gdfq.ops._checks import Ste, check_axis, check_bits, check_float, check_ste
+from gdfq.ops._checks import (
+    LearnedSte,
+    check_axis,
+    check_bits,
+    check_float,
+    check_range,
+    check_ste,
+)
 
 _op = torch.ops.gdfq.fake_quantize
 _backward_op = torch.ops.gdfq.fake_quantize_backward
+_learned_backward_op = torch.ops.gdfq.fake_quantize_learned_backward
 
 
 def fake_quantize(
@@ -21,18 +28,19 @@ def fake_quantize(
     hi: Tensor,
     bits: int,
     axis: int | None = None,
-    ste: Ste = "identity",
+    ste: LearnedSte = "identity",
 ) -> Tensor:
     """Round ``x`` to the ``2**bits`` values of a uniform grid over ``[lo, hi]``.
 
     Args:
         x: any shape; float32, float16, bfloat16 or float64.
         lo, hi: the range's ends, 0-d, or ``(x.shape[axis],)`` when ``axis`` is given; no
-            gradient flows to them.
+            gradient flows to them unless ``ste="learned"``.
         bits: 2 to 8.
         axis: the axis along which each entry has its own range; None for one range.
         ste: the straight-through estimator, ``"identity"`` (the gradient passes unchanged) or
-            ``"clip"`` (it passes where the code before clamping lies in range, else it is 0).
+            ``"clip"`` (it passes where the code before clamping lies in range, else it is 0) or
+            ``"learned"`` (as ``"clip"`` for ``x``, and gradients to ``lo`` and ``hi``).
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format. Computed in float32::
@@ -44,26 +52,34 @@ def fake_quantize(
 
         with ``round`` half to even. NaN gives NaN; infinities give the grid's ends.
 
+        The learned range's gradient is that of a grid of ``levels = 2**bits - 1`` steps of size
+        ``(hi - lo) / levels`` from ``lo`` on, with ``round`` passing gradients unchanged. With
+        ``v = scale * x - zero`` and ``e = (round(v) - v) / levels`` an element gives ``dy`` times
+
+        =======  ============  ==========  ============
+        .        below lowest  inside      above highest
+        =======  ============  ==========  ============
+        ``dlo``  1             ``-e``      0
+        ``dhi``  0             ``e``       1
+        =======  ============  ==========  ============
+
+        summed over the range's n elements and divided by ``sqrt(n * levels)``. Rounding of the
+        zero point is left out, and a NaN contributes nothing.
+
     Raises:
         InputError: ``bits``, ``axis``, ``ste``, a dtype, a device or the shape of ``lo`` or
             ``hi`` is not one of the above.
 
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3.
+    Learned ranges: Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 3 and
+    section 2.2; with an offset, Bhalgat et al., "LSQ+", CVPR workshops 2020, in terms of both
+    ends: with step d and offset b, ``dlo = db - dd / levels`` and ``dhi = dd / levels``.
     """
     check_float(x, "x")
     check_bits(bits)
-    check_ste(ste)
+    check_ste(ste, learned=True)
     axis = check_axis(axis, x, "x")
-    expected = () if axis is None else (x.shape[axis],)
-    for name, end in (("lo", lo), ("hi", hi)):
-        check_float(end, name)
-        if tuple(end.shape) != expected:
-            raise InputError(
-                f"{name}: shape must be {expected} for x of shape {tuple(x.shape)} and "
-                f"axis={axis}, got {tuple(end.shape)}"
-            )
-        if end.device != x.device:
-            raise InputError(f"{name}: must be on {x.device} like x, got {end.device}")
+    check_range(lo, hi, () if axis is None else (x.shape[axis],), x)
     return _op(x, lo, hi, bits, axis, ste)
 
 
@@ -79,13 +95,25 @@ def _fake_backward(
     return torch.empty_like(x)
 
 
+@torch.library.register_fake("gdfq::fake_quantize_learned_backward")
+def _fake_learned_backward(
+    grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_lo = lo.new_empty(lo.shape, dtype=torch.float32)
+    return torch.empty_like(x), grad_lo, torch.empty_like(grad_lo)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, lo, hi, ctx.bits, ctx.axis, ctx.ste = inputs
-    if ctx.ste == "clip":
+    if ctx.ste != "identity":
         ctx.save_for_backward(x, lo, hi)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.ste == "learned":
+        _, lo, hi = ctx.saved_tensors
+        grad, grad_lo, grad_hi = _learned_backward_op(grad, *ctx.saved_tensors, ctx.bits, ctx.axis)
+        return grad, grad_lo.to(lo.dtype), grad_hi.to(hi.dtype), None, None, None
     if ctx.ste == "clip":
         grad = _backward_op(grad, *ctx.saved_tensors, ctx.bits, ctx.axis)
     return grad, None, None, None, None, None
@@ -97,6 +125,7 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 torch.library.register_autograd("gdfq::fake_quantize", _backward, setup_context=_setup_context)
 torch.library.register_autograd("gdfq::fake_quantize_backward", _no_second_derivative)
+torch.library.register_autograd("gdfq::fake_quantize_learned_backward", _no_second_derivative)
 
 
 # ---- reference ----
@@ -135,5 +164,32 @@ def fake_quantize_backward_reference(
     return torch.where(inside, grad, torch.zeros_like(grad)).to(x.dtype)
 
 
+def fake_quantize_learned_backward_reference(
+    grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients to ``x``, ``lo`` and ``hi`` of the learned estimator in plain PyTorch."""
+    scale, zero, lowest, highest = _grid(x, lo, hi, bits, axis)
+    v = scale * x.float() - zero
+    code = torch.round(v)
+    below, above = code < lowest, code > highest
+    inside = (code >= lowest) & (code <= highest)
+    wide = grad.to(x.dtype).float()
+    rounding = torch.where(inside, wide * (torch.clamp(code, lowest, highest) - v), 0.0)
+    reduced = [d for d in range(x.dim()) if d != axis]
+
+    def total(terms: Tensor) -> Tensor:
+        return terms.double().sum(reduced) if reduced else terms.double()
+
+    levels = 2**bits - 1
+    elements = max(1, x.numel()) / max(1, lo.numel())
+    factor = 1 / (elements * levels) ** 0.5
+    error = total(rounding) / levels
+    grad_lo = factor * (total(torch.where(below, wide, 0.0)) - error)
+    grad_hi = factor * (total(torch.where(above, wide, 0.0)) + error)
+    grad_x = torch.where(inside, grad, torch.zeros_like(grad)).to(x.dtype)
+    return torch.empty_like(x).copy_(grad_x), grad_lo.float(), grad_hi.float()
+
+
 register_reference("fake_quantize", fake_quantize_reference)
 register_reference("fake_quantize_backward", fake_quantize_backward_reference)
+register_reference("fake_quantize_learned_backward", fake_quantize_learned_backward_reference)

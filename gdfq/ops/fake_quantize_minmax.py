@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import Ste, check_axis, check_bits, check_float, check_ste
 from gdfq.ops.fake_quantize import fake_quantize_reference
@@ -16,14 +17,15 @@ _backward_op = torch.ops.gdfq.fake_quantize_backward
 
 
 def fake_quantize_minmax(
-    w: Tensor, bits: int, axis: int | None = 0, ste: Ste = "identity"
+    w: Tensor, bits: int, axis: int | tuple[int, ...] | None = 0, ste: Ste = "identity"
 ) -> Tensor:
     """Quantize ``w`` over the minimum and maximum of each entry of ``axis``.
 
     Args:
         w: any shape; float32, float16, bfloat16 or float64.
         bits: 2 to 8.
-        axis: each entry along it gets its own range; None for one range over everything.
+        axis: each entry along it gets its own range; ``(0, 1)`` gives one to each pair of entries
+            of the two leading axes (each kernel of a convolution); None is one over everything.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
             taken as a constant: no gradient flows through the minimum and maximum.
 
@@ -40,6 +42,17 @@ def fake_quantize_minmax(
     check_float(w, "w")
     check_bits(bits)
     check_ste(ste)
+    if isinstance(axis, tuple):
+        if axis not in ((0,), (0, 1)) or w.dim() < len(axis):
+            raise InputError(
+                f"axis: must be None, an int, (0,) or (0, 1) for w of shape {tuple(w.shape)}, "
+                f"got {axis!r}"
+            )
+        if len(axis) == 2:
+            # Two leading axes of contiguous memory are one.
+            y = _op(w.flatten(0, 1), bits, 0, ste)[0].view(w.shape)
+            return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(w))
+        axis = axis[0]
     return _op(w, bits, check_axis(axis, w, "w"), ste)[0]
 
 
@@ -79,8 +92,9 @@ def fake_quantize_minmax_reference(
     if w.numel() == 0:
         lo = torch.zeros(() if axis is None else (w.shape[axis],), device=w.device)
         return torch.empty_like(w), lo, torch.zeros_like(lo)
-    rows = w.float().reshape(1, -1) if axis is None else w.float().movedim(axis, 0).flatten(1)
-    rows = rows.reshape(rows.shape[0], -1)
+    rows = w.float().reshape(1, -1)
+    if axis is not None:
+        rows = w.float().movedim(axis, 0).reshape(w.shape[axis], -1)
     lo, hi = rows.amin(1), rows.amax(1)
     if axis is None:
         lo, hi = lo.squeeze(0), hi.squeeze(0)

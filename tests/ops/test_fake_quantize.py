@@ -7,7 +7,11 @@ from torch.library import opcheck
 
 import gdfq
 from gdfq.functional import fake_quantize
-from gdfq.ops.fake_quantize import fake_quantize_backward_reference, fake_quantize_reference
+from gdfq.ops.fake_quantize import (
+    fake_quantize_backward_reference,
+    fake_quantize_learned_backward_reference,
+    fake_quantize_reference,
+)
 from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits
 
 BITS = range(2, 9)
@@ -193,7 +197,10 @@ ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
         ((torch.ones(2, 3), torch.zeros(2), torch.ones(2), 4, 1), r"lo: shape must be \(3,\)"),
         ((torch.ones(2, 3), torch.zeros(3), torch.ones(2), 4, 1), r"hi: shape must be \(3,\)"),
         ((torch.ones(2, 3), ZERO, ONE, 4, 2), "axis: must be None or an int from -2 to 1"),
-        ((torch.ones(2), ZERO, ONE, 4, None, "round"), "ste: must be 'identity' or 'clip'"),
+        (
+            (torch.ones(2), ZERO, ONE, 4, None, "round"),
+            "ste: must be 'identity', 'clip' or 'learned'",
+        ),
         ((torch.ones(2), torch.zeros((), device="meta"), ONE, 4), "lo: must be on cpu like x"),
     ],
 )
@@ -214,3 +221,149 @@ def test_equals_the_formula_on_drawn_values(bits, lo, width, values):
     hi = float(np.float32(lo) + np.float32(width))
     y = fake_quantize(torch.from_numpy(values), torch.tensor(lo), torch.tensor(hi), bits)
     assert same_bits(y, torch.from_numpy(oracle(values, lo, hi, bits)[0]))
+
+
+# ---- learned range ----
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def lsq_plus(x, lo, hi, bits, axis=None):
+    """LSQ+ as its paper writes it, with step and offset, in float64."""
+    levels = 2**bits - 1
+    if axis is not None:
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        lo, hi = lo.view(shape), hi.view(shape)
+    step, offset = (hi - lo) / levels, lo
+    return torch.clamp(_Round.apply((x - offset) / step), 0, levels) * step + offset
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("axis", [None, 0, 1, 3])
+def test_learned_range_gradient_is_that_of_a_float64_surrogate(bits, layout, axis):
+    torch.manual_seed(0)
+    shape = (6, 20, 7, 9)
+    entries = () if axis is None else (shape[axis],)
+    levels = 2**bits - 1
+    # Zero points that are whole numbers, so that the surrogate's grid is the operator's.
+    step = torch.full(entries, 2.0**-bits)
+    lo = -step * torch.randint(1, levels, entries)
+    hi = lo + levels * step
+    x = LAYOUTS[layout](torch.randn(shape))
+    grad = torch.randn(shape)
+    tensors = [t.clone().requires_grad_() for t in (x, lo, hi)]
+    y = fake_quantize(*tensors, bits, axis, "learned")
+    actual = torch.autograd.grad(y, tensors, grad)
+
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    expected_y = lsq_plus(*wide, bits, axis)
+    # Away from ties and ends the two agree; drop the few elements beside them.
+    near = ((wide[0] - wide[1].view(wide[1].shape if axis is None else [-1 if d == axis else 1 for d in range(4)])) / 2.0**-bits * 2 % 1)  # fmt: skip # noqa: E501
+    grad = torch.where(((near < 1e-3) | (near > 1 - 1e-3)), 0.0, grad)
+    actual = torch.autograd.grad(fake_quantize(*tensors, bits, axis, "learned"), tensors, grad)
+    torch.testing.assert_close(y.double(), expected_y, rtol=1e-6, atol=1e-6)
+    expected = list(torch.autograd.grad(expected_y, wide, grad.double()))
+    elements = x.numel() / lo.numel()
+    for i in (1, 2):
+        expected[i] = expected[i] / (elements * levels) ** 0.5
+    torch.testing.assert_close(actual[0].double(), expected[0], rtol=0, atol=0)
+    magnitude = (elements / levels) ** 0.5
+    torch.testing.assert_close(actual[1].double(), expected[1], rtol=1e-5, atol=2e-6 * magnitude)
+    torch.testing.assert_close(actual[2].double(), expected[2], rtol=1e-5, atol=2e-6 * magnitude)
+
+
+@every_dtype
+@every_layout
+@every_shape
+@pytest.mark.parametrize("axis", [None, 0, 1, 3])
+def test_learned_gradient_equals_the_reference(dtype, layout, shape, axis):
+    torch.manual_seed(0)
+    x = LAYOUTS[layout](torch.randn(shape).to(dtype))
+    entries = () if axis is None else (shape[axis],)
+    lo, hi = -torch.rand(entries) - 0.1, torch.rand(entries) + 0.1
+    grad = torch.randn(shape).to(dtype)
+    actual = torch.ops.gdfq.fake_quantize_learned_backward(grad, x, lo, hi, 4, axis)
+    expected = fake_quantize_learned_backward_reference(grad, x, lo, hi, 4, axis)
+    assert same_bits(actual[0], expected[0])
+    assert actual[0].stride() == torch.empty_like(x).stride()
+    # Relative to the sum of magnitudes: the sums themselves cancel.
+    elements = x.numel() / lo.numel()
+    magnitude = (elements / 15) ** 0.5
+    torch.testing.assert_close(actual[1], expected[1], rtol=1e-6, atol=1e-6 * magnitude)
+    torch.testing.assert_close(actual[2], expected[2], rtol=1e-6, atol=1e-6 * magnitude)
+
+
+def test_learned_gradient_leaves_a_nan_out():
+    x = torch.randn(50)
+    lo, hi = torch.tensor(-0.5), torch.tensor(0.5)
+    x[7] = float("nan")
+    grad = torch.ones(50)
+    dx, dlo, dhi = torch.ops.gdfq.fake_quantize_learned_backward(grad, x, lo, hi, 4, None)
+    expected = fake_quantize_learned_backward_reference(grad, x, lo, hi, 4)
+    torch.testing.assert_close((dx, dlo, dhi), expected)
+    assert dx[7] == 0
+    assert dlo.isfinite()
+
+
+def test_learned_range_of_an_empty_tensor():
+    lo, hi = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    fake_quantize(torch.empty(2, 3, 0), lo, hi, 4, 1, "learned").sum().backward()
+    assert same_bits(lo.grad, torch.zeros(3))
+    assert same_bits(hi.grad, torch.zeros(3))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_learned_gradient_does_not_depend_on_the_number_of_threads(layout, axis):
+    x = LAYOUTS[layout](torch.randn(24, 20, 61, 67))
+    entries = () if axis is None else (20,)
+    lo, hi = torch.full(entries, -1.0), torch.full(entries, 1.0)
+    grad = torch.randn(x.shape)
+    threads = torch.get_num_threads()
+    results = []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        results.append(torch.ops.gdfq.fake_quantize_learned_backward(grad, x, lo, hi, 4, axis))
+    torch.set_num_threads(threads)
+    for first, second in zip(*results, strict=True):
+        assert same_bits(first, second)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_learned_opcheck(axis):
+    entries = () if axis is None else (3,)
+    lo = torch.full(entries, -1.0, requires_grad=True)
+    hi = torch.full(entries, 1.0, requires_grad=True)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    opcheck(torch.ops.gdfq.fake_quantize.default, (x, lo, hi, 4, axis, "learned"))
+    opcheck(
+        torch.ops.gdfq.fake_quantize_learned_backward.default,
+        (x.detach(), x.detach(), lo.detach(), hi.detach(), 4, axis),
+    )
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    bits=st.integers(2, 8),
+    lo=st.floats(-1e3, 1e3, width=32),
+    width=st.floats(0.0625, 1e3, width=32),
+    values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=70),
+)
+def test_learned_gradient_on_drawn_values(bits, lo, width, values):
+    x = torch.tensor(values)
+    lo = torch.tensor(lo)
+    given = (torch.ones(len(values)), x, lo, lo + width, bits, None)
+    actual = torch.ops.gdfq.fake_quantize_learned_backward(*given)
+    torch.testing.assert_close(
+        actual, fake_quantize_learned_backward_reference(*given), rtol=1e-6, atol=1e-5
+    )

@@ -16,7 +16,9 @@ def test_equals_the_reference(dtype, layout, shape, axis):
     torch.manual_seed(0)
     w = LAYOUTS[layout](torch.randn(shape).to(dtype))
     y, lo, hi = torch.ops.gdfq.fake_quantize_minmax(w, 3, axis, "identity")
-    for actual, expected in zip((y, lo, hi), fake_quantize_minmax_reference(w, 3, axis), strict=True):
+    for actual, expected in zip(
+        (y, lo, hi), fake_quantize_minmax_reference(w, 3, axis), strict=True
+    ):
         assert same_bits(actual, expected)
     assert y.stride() == torch.empty_like(w).stride()
 
@@ -90,3 +92,35 @@ def test_opcheck(ste, axis):
 def test_bad_arguments(arguments, message):
     with pytest.raises(gdfq.InputError, match=message):
         fake_quantize_minmax(*arguments)
+
+
+@every_dtype
+@every_layout
+@every_shape
+def test_two_leading_axes(dtype, layout, shape):
+    torch.manual_seed(0)
+    w = LAYOUTS[layout](torch.randn(shape).to(dtype))
+    y = fake_quantize_minmax(w, 3, axis=(0, 1))
+    for o in range(shape[0]):
+        for i in range(min(3, shape[1])):
+            assert same_bits(y[o, i], fake_quantize_minmax(w[o, i], 3, axis=None))
+    assert same_bits(fake_quantize_minmax(w, 3, axis=(0,)), fake_quantize_minmax(w, 3, axis=0))
+    memory_format = torch._prims_common.suggest_memory_format(w)
+    assert y.is_contiguous(memory_format=memory_format)
+
+
+def test_gradient_along_two_leading_axes():
+    w = torch.randn(4, 3, 3, 3, requires_grad=True)
+    grad = torch.randn_like(w)
+    (dw,) = torch.autograd.grad(fake_quantize_minmax(w, 3, (0, 1), "clip"), w, grad)
+    v = w.detach().flatten(0, 1).requires_grad_()
+    (expected,) = torch.autograd.grad(fake_quantize_minmax(v, 3, 0, "clip"), v, grad.flatten(0, 1))
+    assert same_bits(dw, expected.view(dw.shape))
+
+
+@pytest.mark.parametrize("axis", [(1, 0), (0, 2), (), (0, 1, 2)])
+def test_other_axes_are_refused(axis):
+    with pytest.raises(gdfq.InputError, match=r"axis: must be None, an int, \(0,\) or \(0, 1\)"):
+        fake_quantize_minmax(torch.ones(2, 2, 2), 4, axis)
+    with pytest.raises(gdfq.InputError, match=r"axis: .* shape \(2,\)"):
+        fake_quantize_minmax(torch.ones(2), 4, (0, 1))

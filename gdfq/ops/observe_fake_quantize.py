@@ -1,0 +1,148 @@
+"""Fake quantization over a moving range that the batch itself moves first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdfq.errors import InputError
+from gdfq.ops._backend import register_reference
+from gdfq.ops._checks import Ste, check_bits, check_float, check_ste
+from gdfq.ops.fake_quantize import fake_quantize_reference
+
+_op = torch.ops.gdfq.observe_fake_quantize
+_backward_op = torch.ops.gdfq.fake_quantize_backward
+
+
+def observe_fake_quantize(
+    x: Tensor,
+    average_lo: Tensor,
+    average_hi: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    num_batches_tracked: Tensor,
+    bits: int,
+    momentum: float = 0.9,
+    ste: Ste = "identity",
+) -> Tensor:
+    """Move a range by the minimum and maximum of ``x`` and quantize ``x`` over the moved range.
+
+    Args:
+        x: any shape; float32, float16, bfloat16 or float64. An empty one moves nothing.
+        average_lo, average_hi: the moving averages, 0-d float32; updated in place.
+        lo, hi: the range, 0-d float32; overwritten.
+        num_batches_tracked: batches so far, 0-d int64; updated in place.
+        bits: 2 to 8.
+        momentum: weight of the past in the moving average, in [0, 1).
+        ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
+            taken as a constant: no gradient flows through the minimum and maximum.
+
+    Returns:
+        ``fake_quantize(x, lo, hi, bits)`` with the new range, which is computed on ``x``'s device
+        without waiting for it::
+
+            t          <- t + 1
+            average_lo <- momentum * average_lo + (1 - momentum) * min(x)
+            lo          = average_lo / (1 - momentum**t)
+
+        and the same for ``hi`` with the maximum. The correction for the average's start at 0 is
+        applied to a copy, never to the average. A NaN in ``x`` makes the range NaN for good.
+
+    Raises:
+        InputError: ``bits``, ``momentum``, ``ste``, a dtype, a device or the shape of a buffer is
+            not one of the above, or two buffers share memory.
+
+    Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3;
+    the correction is that of Kingma and Ba, "Adam", ICLR 2015.
+    """
+    check_float(x, "x")
+    check_bits(bits)
+    check_ste(ste)
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
+    buffers = {
+        "average_lo": (average_lo, torch.float32),
+        "average_hi": (average_hi, torch.float32),
+        "lo": (lo, torch.float32),
+        "hi": (hi, torch.float32),
+        "num_batches_tracked": (num_batches_tracked, torch.int64),
+    }
+    for name, (buffer, dtype) in buffers.items():
+        if tuple(buffer.shape) != () or buffer.dtype != dtype:
+            raise InputError(
+                f"{name}: must be 0-d {dtype}, got {buffer.dtype} of shape {tuple(buffer.shape)}"
+            )
+        if buffer.device != x.device:
+            raise InputError(f"{name}: must be on {x.device} like x, got {buffer.device}")
+    if len({id(buffer) for buffer, _ in buffers.values()}) != len(buffers):
+        raise InputError(f"{', '.join(buffers)}: must be five different tensors")
+    return _op(x, average_lo, average_hi, lo, hi, num_batches_tracked, bits, momentum, ste)
+
+
+@torch.library.register_fake("gdfq::observe_fake_quantize")
+def _fake(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+class _ObserveFakeQuantize(torch.autograd.Function):
+    """The gradient of an operator that updates arguments, which register_autograd refuses."""
+
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, x: Tensor, *rest: Any) -> Tensor:
+        *buffers, ctx.bits, _, ctx.ste = rest
+        with torch._C._AutoDispatchBelowAutograd():
+            y = _op.default.redispatch(keyset & torch._C._after_autograd_keyset, x, *rest)
+            if ctx.ste == "clip":
+                # Copies: the next batch moves the range.
+                ctx.save_for_backward(x, buffers[2].clone(), buffers[3].clone())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.ste == "clip":
+            grad = _backward_op(grad, *ctx.saved_tensors, ctx.bits, None)
+        return (None, grad, *(None,) * 8)
+
+
+def _autograd(keyset: Any, x: Tensor, *rest: Any) -> Tensor:
+    # So that autograd notices where a backward pass still needs the buffers as they were.
+    torch.autograd.graph.increment_version([t for t in rest[:5] if not t.is_inference()])
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _ObserveFakeQuantize.apply(keyset, x, *rest)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _op.default.redispatch(keyset & torch._C._after_autograd_keyset, x, *rest)
+
+
+_library = torch.library.Library("gdfq", "IMPL")
+_library.impl("observe_fake_quantize", _autograd, "Autograd", with_keyset=True)
+
+
+# ---- reference ----
+
+
+def observe_fake_quantize_reference(
+    x: Tensor,
+    average_lo: Tensor,
+    average_hi: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    num_batches_tracked: Tensor,
+    bits: int,
+    momentum: float = 0.9,
+    ste: str = "identity",
+) -> Tensor:
+    """:func:`observe_fake_quantize` in plain PyTorch."""
+    if x.numel():
+        num_batches_tracked += 1
+        correction = 1 - momentum ** num_batches_tracked.double()
+        for average, end, batch in zip(
+            (average_lo, average_hi), (lo, hi), torch.aminmax(x.detach()), strict=True
+        ):
+            average.mul_(momentum).add_((1 - momentum) * batch.float())
+            end.copy_(average / correction)
+    return fake_quantize_reference(x, lo, hi, bits)
+
+
+register_reference("observe_fake_quantize", observe_fake_quantize_reference)

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+import gdfq
+from gdfq.functional import fake_quantize_minmax, fake_quantize_minmax_list
+from gdfq.ops.fake_quantize_minmax_list import (
+    fake_quantize_minmax_list_backward_reference,
+    fake_quantize_minmax_list_reference,
+)
+from tests.ops.cases import LAYOUTS, every_dtype, every_layout, same_bits
+
+SHAPES = ((16, 3, 3, 3), (8, 16, 3, 3), (5, 1, 3, 3), (1, 1, 1, 1), (10, 64, 1, 1), (3, 700, 5, 3))
+OTHERS = ((10, 33), (7,), (0, 4), (4, 0))
+
+
+def weights(dtype=torch.float32, layout="contiguous"):
+    torch.manual_seed(0)
+    four = [LAYOUTS[layout](torch.randn(shape).to(dtype)) for shape in SHAPES]
+    return four + [torch.randn(shape).to(dtype) for shape in OTHERS]
+
+
+@every_dtype
+@every_layout
+def test_equals_one_call_each_and_the_reference(dtype, layout):
+    ws = weights(dtype, layout)
+    bits = [2 + i % 7 for i in range(len(ws))]
+    ys = fake_quantize_minmax_list(ws, bits)
+    for y, w, b in zip(ys, ws, bits, strict=True):
+        assert same_bits(y, fake_quantize_minmax(w, b))
+        assert y.stride() == torch.empty_like(w).stride()
+    actual = torch.ops.gdfq.fake_quantize_minmax_list(ws, bits, "identity")
+    for got, wanted in zip(actual, fake_quantize_minmax_list_reference(ws, bits), strict=True):
+        for a, b in zip(got, wanted, strict=True):
+            assert same_bits(a, b)
+
+
+@every_dtype
+@every_layout
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+def test_gradient(dtype, layout, ste):
+    ws = [w.requires_grad_() for w in weights(dtype, layout)]
+    grads = [torch.randn(w.shape).to(dtype) for w in ws]
+    ys = fake_quantize_minmax_list(ws, 3, ste)
+    actual = torch.autograd.grad(ys, ws, grads)
+    expected = grads
+    if ste == "clip":
+        plain = [w.detach() for w in ws]
+        _, los, his = fake_quantize_minmax_list_reference(plain, [3] * len(ws))
+        expected = fake_quantize_minmax_list_backward_reference(
+            grads, plain, los, his, [3] * len(ws)
+        )
+    for a, b in zip(actual, expected, strict=True):
+        assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+def test_only_some_results_are_used(ste):
+    ws = [torch.randn(4, 9, requires_grad=True) for _ in range(3)]
+    ys = fake_quantize_minmax_list([*ws, torch.randn(2, 2)], 4, ste)
+    ys[1].sum().backward()
+    assert same_bits(ws[1].grad, torch.ones(4, 9))
+    assert ws[0].grad is None or not ws[0].grad.any()
+
+
+def test_clip_gradient_of_a_row_that_has_extremes():
+    w = torch.tensor([[-1.0, 0.0, 1.0, 0.3]], requires_grad=True)
+    (y,) = fake_quantize_minmax_list([w], 2, "clip")
+    y.sum().backward()
+    expected = torch.tensor([[-1.0, 0.0, 1.0, 0.3]], requires_grad=True)
+    fake_quantize_minmax(expected, 2, ste="clip").sum().backward()
+    assert same_bits(w.grad, expected.grad)
+
+
+def test_none():
+    assert fake_quantize_minmax_list([], 4) == []
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    ws = [torch.randn(200, 300) for _ in range(3)]
+    threads = torch.get_num_threads()
+    results = []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        results.append(fake_quantize_minmax_list(ws, 4))
+    torch.set_num_threads(threads)
+    for first, second in zip(*results, strict=True):
+        assert same_bits(first, second)
+
+
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+def test_opcheck(ste):
+    ws = [torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(5, 2, requires_grad=True)]
+    opcheck(torch.ops.gdfq.fake_quantize_minmax_list.default, (ws, [4, 3], ste))
+    plain = [w.detach() for w in ws]
+    _, los, his = fake_quantize_minmax_list_reference(plain, [4, 3])
+    opcheck(
+        torch.ops.gdfq.fake_quantize_minmax_list_backward.default, (plain, plain, los, his, [4, 3])
+    )
+
+
+def test_second_derivative_of_clip_is_refused():
+    w = torch.randn(4, 9, requires_grad=True)
+    (y,) = fake_quantize_minmax_list([w], 4, "clip")
+    grad = torch.ones(4, 9, requires_grad=True)
+    (dw,) = torch.autograd.grad(y, w, grad, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        dw.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([torch.ones(2, 2)], 1), "bits: .* got 1"),
+        (([torch.ones(2, 2)], [4, 4]), r"bits: must be an int or 1 ints, .* got \[4, 4\]"),
+        (([torch.ones(2), torch.ones(2).long()], 4), r"ws\[1\]: dtype"),
+        (([torch.ones(2), torch.ones(())], 4), r"ws\[1\]: must have at least one dimension"),
+        (([torch.ones(2), torch.ones(2, device="meta")], 4), r"ws\[1\]: must be on cpu"),
+        (([torch.ones(2, 2)], 4, "x"), "ste: .* got 'x'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(gdfq.InputError, match=message):
+        fake_quantize_minmax_list(*arguments)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 50)), min_size=1, max_size=5),
+    bits=st.integers(2, 8),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_reference_on_drawn_shapes(shapes, bits, seed):
+    torch.manual_seed(seed)
+    ws = [torch.randn(shape) for shape in shapes]
+    expected, _, _ = fake_quantize_minmax_list_reference(ws, [bits] * len(ws))
+    for a, b in zip(fake_quantize_minmax_list(ws, bits), expected, strict=True):
+        assert same_bits(a, b)
