@@ -1,0 +1,20 @@
+import collections
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every", type=int, default=1, help="run one in this many of each test's parameters"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Thin out each test's parameters: an interpreter is too slow for all of them every time."""
+    every = config.getoption("--every", 1)
+    seen = collections.Counter()
+    kept, left = [], []
+    for item in items:
+        function = (item.fspath, getattr(item, "originalname", item.name))
+        (left if seen[function] % every else kept).append(item)
+        seen[function] += 1
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
