@@ -56,6 +56,15 @@ TORCH_LIBRARY(gdfq, m) {
       " int bits, str act, Tensor? residual, str ste)"
       " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 
+  // weight and bias: one per channel, or one per sample and channel. mean and var: the batch's.
+  m.def(
+      "bn_leaky_relu(Tensor x, Tensor? weight, Tensor? bias, float eps, float negative_slope)"
+      " -> (Tensor y, Tensor mean, Tensor var)");
+  m.def(
+      "bn_leaky_relu_backward(Tensor grad, Tensor x, Tensor mean, Tensor var, Tensor? weight,"
+      " Tensor? bias, float eps, float negative_slope)"
+      " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+
   // Lists have one entry per layer.
   m.def(
       "bns_loss(Tensor[] means, Tensor[] vars, Tensor[] running_means, Tensor[] running_vars)"

@@ -8,6 +8,7 @@ from torch import Tensor
 from gdfq.ops import (
     batch_norm_stats,
     bn_act_fake_quantize,
+    bn_leaky_relu,
     fake_quantize,
     fake_quantize_minmax,
     fake_quantize_minmax_list,
@@ -15,12 +16,14 @@ from gdfq.ops import (
     pack_codes,
     quantize_codes,
     unpack_codes,
+    upsample_conv2d,
 )
 from gdfq.ops._checks import Activation, check_act
 
 __all__ = [
     "batch_norm_stats",
     "bn_act_fake_quantize",
+    "bn_leaky_relu",
     "fake_quantize",
     "fake_quantize_minmax",
     "fake_quantize_minmax_list",
@@ -28,6 +31,7 @@ __all__ = [
     "pack_codes",
     "quantize_codes",
     "unpack_codes",
+    "upsample_conv2d",
 ]
 
 

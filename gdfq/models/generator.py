@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
+from gdfq.functional import bn_leaky_relu, upsample_conv2d
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
@@ -27,9 +28,34 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Normalize ``x`` and apply the scale and shift of each sample's class."""
-        normalized = super().forward(x)
-        scale = self.class_weight(labels)[:, :, None, None]
-        return torch.addcmul(self.class_bias(labels)[:, :, None, None], normalized, scale)
+        return _normalize(self, x, labels)
+
+
+def _normalize(
+    norm: nn.BatchNorm2d, x: Tensor, labels: Tensor | None, negative_slope: float = 1.0
+) -> Tensor:
+    """``norm`` of ``x``, then a leaky ReLU; a slope of 1 is none."""
+    weight, bias = norm.weight, norm.bias
+    if isinstance(norm, ConditionalBatchNorm2d):
+        weight, bias = norm.class_weight(labels), norm.class_bias(labels)
+    if norm.training:
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        return bn_leaky_relu(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            weight,
+            bias,
+            norm.eps,
+            norm.momentum,
+            negative_slope,
+        )
+    y = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
+    shape = (-1, norm.num_features, 1, 1)
+    if weight is not None:
+        y = torch.addcmul(bias.view(shape), y, weight.view(shape))
+    return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
 
 
 class Generator(nn.Module):
@@ -108,12 +134,9 @@ class Generator(nn.Module):
         x = x.view(-1, self.width, size, size)
         if self.conv1.weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self._normalize(self.bn0, x, labels)
-        x = self.conv1(F.interpolate(x, scale_factor=2, mode="nearest"))
-        x = F.leaky_relu(self._normalize(self.bn1, x, labels), 0.2)
-        x = self.conv2(F.interpolate(x, scale_factor=2, mode="nearest"))
-        x = F.leaky_relu(self._normalize(self.bn2, x, labels), 0.2)
-        return self.bn3(torch.tanh(self.conv3(x)))
-
-    def _normalize(self, norm: nn.BatchNorm2d, x: Tensor, labels: Tensor) -> Tensor:
-        return norm(x, labels) if self.conditional_bn else norm(x)
+        x = _normalize(self.bn0, x, labels)
+        x = upsample_conv2d(x, self.conv1.weight, self.conv1.bias)
+        x = _normalize(self.bn1, x, labels, 0.2)
+        x = upsample_conv2d(x, self.conv2.weight, self.conv2.bias)
+        x = _normalize(self.bn2, x, labels, 0.2)
+        return _normalize(self.bn3, torch.tanh(self.conv3(x)), None)
