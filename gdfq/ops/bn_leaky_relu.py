@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gdfq.errors import InputError
+from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float, check_vector
 from gdfq.ops.fake_quantize import _no_second_derivative
 
@@ -227,6 +228,5 @@ def bn_leaky_relu_backward_reference(
     )
 
 
-# A device without a native kernel runs the reference.
-torch.library.impl("gdfq::bn_leaky_relu", "default", bn_leaky_relu_reference)
-torch.library.impl("gdfq::bn_leaky_relu_backward", "default", bn_leaky_relu_backward_reference)
+register_reference("bn_leaky_relu", bn_leaky_relu_reference)
+register_reference("bn_leaky_relu_backward", bn_leaky_relu_backward_reference)
