@@ -29,7 +29,7 @@ struct Grids {
       scales.push_back(grid.scale);
       zeros.push_back(grid.zero);
     }
-    if (has_short_runs(layout)) {
+    if (has_short_runs(layout) || layout.inner == 1) {
       scale = spread(scales, layout.inner);
       zero = spread(zeros, layout.inner);
     }
