@@ -1,5 +1,6 @@
-"""The operators' tests run on the device that GDFQ_TEST_DEVICE names: "cpu" (default) or "cuda"."""
+"""Where the operators' tests run, and how many of them."""
 
+import collections
 import os
 
 import pytest
@@ -8,6 +9,25 @@ import torch
 
 @pytest.fixture(autouse=True)
 def device():
-    """Tensors that a test makes are on the device."""
+    """Tensors that a test makes are on GDFQ_TEST_DEVICE: "cpu", the default, or "cuda"."""
     with torch.device(os.environ.get("GDFQ_TEST_DEVICE", "cpu")) as chosen:
         yield chosen
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every", type=int, default=1, help="run one in this many of each test's parameters"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Thin out each test's parameters: an interpreter is too slow for all of them every time."""
+    every = config.getoption("--every", 1)
+    seen = collections.Counter()
+    kept, left = [], []
+    for item in items:
+        function = (item.fspath, getattr(item, "originalname", item.name))
+        (left if seen[function] % every else kept).append(item)
+        seen[function] += 1
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)

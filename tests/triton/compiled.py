@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Binary:
         return len(re.findall(rf"^\s*(?:@!?%\w+ )?{pattern}", self.ptx, re.MULTILINE))
 
 
+@functools.cache
 def compile_for(launch: Launch, capability: int) -> Binary:
     """Compile ``launch`` ahead of time for compute capability ``capability``."""
     source = ASTSource(

@@ -131,6 +131,17 @@ def load_grid(lo_ptr, hi_ptr, channel, BITS: tl.constexpr):
     return make_grid(load_vector(lo_ptr, channel), load_vector(hi_ptr, channel), BITS)
 
 
+@triton.jit
+def factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT: tl.constexpr):
+    """weight / sqrt(running_var + eps), each step rounded once."""
+    std = tl.sqrt_rn(load_vector(running_var_ptr, channel) + eps)
+    if HAS_WEIGHT:
+        weight = load_vector(weight_ptr, channel)
+    else:
+        weight = tl.full(std.shape, 1.0, tl.float32)
+    return tl.div_rn(weight, std)
+
+
 # ---- walks over memory ----
 
 
@@ -206,3 +217,12 @@ def band_channel(band, channels, COLS: tl.constexpr, CHANNEL_IS_COLUMN: tl.const
     else:
         channel = band + tl.arange(0, 1)[None, :]
     return channel, channel < channels
+
+
+@triton.jit
+def sum_rows(values, CHANNEL_IS_COLUMN: tl.constexpr):
+    """The sum over a tile's elements of each channel, as ``[1, COLS]`` or ``[1, 1]``."""
+    total = tl.sum(values, 0)[None, :]
+    if not CHANNEL_IS_COLUMN:
+        total = tl.sum(total, 1)[:, None]
+    return total

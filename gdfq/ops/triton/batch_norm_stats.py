@@ -18,11 +18,13 @@ from gdfq.ops.triton._language import (
     band_channel,
     band_of,
     band_tile,
+    factor_of,
     load,
     load_vector,
     multiply,
     multiply_add,
     store,
+    sum_rows,
     tile,
 )
 from gdfq.ops.triton._launch import (
@@ -34,26 +36,6 @@ from gdfq.ops.triton._launch import (
     sweep,
     tiling,
 )
-
-
-@triton.jit
-def factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT: tl.constexpr):
-    """weight / sqrt(running_var + eps), each step rounded once."""
-    std = tl.sqrt_rn(load_vector(running_var_ptr, channel) + eps)
-    if HAS_WEIGHT:
-        weight = load_vector(weight_ptr, channel)
-    else:
-        weight = tl.full(std.shape, 1.0, tl.float32)
-    return tl.div_rn(weight, std)
-
-
-@triton.jit
-def sum_rows(values, CHANNEL_IS_COLUMN: tl.constexpr):
-    """The sum over a tile's elements of each channel, as ``[1, COLS]`` or ``[1, 1]``."""
-    total = tl.sum(values, 0)[None, :]
-    if not CHANNEL_IS_COLUMN:
-        total = tl.sum(total, 1)[:, None]
-    return total
 
 
 @triton.jit

@@ -7,9 +7,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdfq.ops.fake_quantize import fake_quantize_backward_reference, fake_quantize_reference
-from gdfq.ops.triton._language import load, load_grid, passes_clip, quantize, store, tile
-from gdfq.ops.triton._launch import dense, in_layout_of, launch, layout_of, tiling
+from gdfq.ops.fake_quantize import (
+    fake_quantize_backward_reference,
+    fake_quantize_learned_backward_reference,
+    fake_quantize_reference,
+)
+from gdfq.ops.triton._language import (
+    band_channel,
+    band_of,
+    band_tile,
+    load,
+    load_grid,
+    multiply,
+    multiply_subtract,
+    passes_clip,
+    quantize,
+    round_half_even,
+    store,
+    sum_rows,
+    tile,
+)
+from gdfq.ops.triton._launch import (
+    dense,
+    in_layout_of,
+    launch,
+    layout_of,
+    merging,
+    sweep,
+    tiling,
+)
 
 
 @triton.jit
@@ -62,6 +88,92 @@ def _backward(
     store(dx_ptr + offsets, tl.where(passes, grad, 0.0), mask)
 
 
+@triton.jit
+def _learned_backward(
+    grad_ptr,  # [outer, channels, inner]
+    x_ptr,  # [outer, channels, inner]
+    lo_ptr,  # [channels]
+    hi_ptr,  # [channels]
+    dx_ptr,  # [outer, channels, inner]
+    partial_ptr,  # [3, splits, channels]: sums of dy below, above, and dy * (code - v), float64
+    outer,
+    channels,
+    inner,
+    per_split,
+    splits,
+    BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """dx as of the clip estimator, and the sums that the gradients to lo and hi are made of.
+
+    A program walks the tiles of a split of a band in order: a tile is summed in float32, tiles in
+    float64. Reads dy and x and writes dx once. No atomics: partial sums lie apart and are merged
+    in order.
+    """
+    band, split, begin, end = band_of(
+        outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
+    )
+    channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
+    scale, zero = load_grid(lo_ptr, hi_ptr, tl.where(exists, channel, 0), BITS)
+    sum_below = tl.zeros(scale.shape, tl.float64)
+    sum_above = tl.zeros(scale.shape, tl.float64)
+    sum_inside = tl.zeros(scale.shape, tl.float64)
+    lowest: tl.constexpr = -(2.0 ** (BITS - 1))
+    highest: tl.constexpr = 2.0 ** (BITS - 1) - 1
+    for index in range(begin, end):
+        offsets, mask = band_tile(
+            index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
+        )
+        grad = load(grad_ptr + offsets, mask)
+        v = multiply_subtract(scale, load(x_ptr + offsets, mask), zero)
+        below = v < lowest - 0.5
+        above = v >= highest + 0.5
+        inside = (v >= lowest - 0.5) & (v < highest + 0.5)  # not NaN
+        store(dx_ptr + offsets, tl.where(inside, grad, 0.0), mask)
+        rounding = tl.where(inside, multiply(grad, round_half_even(v) - v), 0.0)
+        sum_below += sum_rows(tl.where(below, grad, 0.0), CHANNEL_IS_COLUMN)
+        sum_above += sum_rows(tl.where(above, grad, 0.0), CHANNEL_IS_COLUMN)
+        sum_inside += sum_rows(rounding, CHANNEL_IS_COLUMN)
+    partial = partial_ptr + split * channels + channel
+    tl.store(partial, sum_below, mask=exists)
+    tl.store(partial + splits * channels, sum_above, mask=exists)
+    tl.store(partial + 2 * splits * channels, sum_inside, mask=exists)
+
+
+@triton.jit
+def _learned_merge(
+    partial_ptr,  # [3, splits, channels]
+    dlo_ptr,  # [channels]
+    dhi_ptr,  # [channels]
+    elements,  # of a channel
+    splits,
+    channels,
+    BITS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """dlo = (below - e) / sqrt(n * levels), dhi = (above + e) / sqrt(n * levels).
+
+    With e = inside / levels. A program takes COLS channels and all their splits at once, in an
+    order that the shape decides.
+    """
+    levels: tl.constexpr = 2.0**BITS - 1
+    split = tl.arange(0, SPLITS)[:, None]
+    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
+    exists = channel < channels
+    mask = (split < splits) & exists
+    partial = partial_ptr + split * channels + channel
+    below = tl.sum(tl.load(partial, mask=mask, other=0.0), 0)[None, :]
+    above = tl.sum(tl.load(partial + splits * channels, mask=mask, other=0.0), 0)[None, :]
+    inside = tl.sum(tl.load(partial + 2 * splits * channels, mask=mask, other=0.0), 0)[None, :]
+    root = tl.sqrt((tl.zeros((1, 1), tl.float64) + elements) * levels)
+    error = inside / levels
+    tl.store(dlo_ptr + channel, ((below - error) / root).to(tl.float32), mask=exists)
+    tl.store(dhi_ptr + channel, ((above + error) / root).to(tl.float32), mask=exists)
+
+
 def fake_quantize(
     x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None, ste: str
 ) -> Tensor:
@@ -92,3 +204,49 @@ def fake_quantize_backward(
         arguments = (grad, x, *ends, dx, *tiles.sizes)
         launch(_backward, tiles.programs, *arguments, BITS=bits, **tiles.constants)
     return dx
+
+
+def fake_quantize_learned_backward(
+    grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pass in one launch, the merge of its partial sums in another.
+
+    Float64 and empty tensors run the reference.
+    """
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return fake_quantize_learned_backward_reference(grad, x, lo, hi, bits, axis)
+    x = dense(x)
+    dx = torch.empty_like(x)
+    layout = layout_of(x, axis)
+    cut = sweep(layout)
+    partial = x.new_empty((3, cut.splits, layout.channels), dtype=torch.float64)
+    dlo = lo.new_empty(lo.shape, dtype=torch.float32)
+    dhi = torch.empty_like(dlo)
+    launch(
+        _learned_backward,
+        cut.bands * cut.splits,
+        in_layout_of(grad, x),
+        x,
+        lo.contiguous(),
+        hi.contiguous(),
+        dx,
+        partial,
+        *cut.sizes,
+        cut.splits,
+        BITS=bits,
+        **cut.constants,
+    )
+    programs, constants = merging(cut.splits, layout.channels)
+    launch(
+        _learned_merge,
+        programs,
+        partial,
+        dlo,
+        dhi,
+        x.numel() // layout.channels,
+        cut.splits,
+        layout.channels,
+        BITS=bits,
+        **constants,
+    )
+    return dx, dlo, dhi

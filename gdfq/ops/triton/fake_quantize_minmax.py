@@ -114,32 +114,21 @@ def _merge(
     tl.store(hi_ptr + channel, maximum(high, 0)[None, :], mask=channel < channels)
 
 
+def partial_minmax(w: Tensor, layout: Layout) -> Tensor:
+    """Minimum and maximum of dense ``w`` per channel and split, ``[2, splits, channels]``."""
+    cut = sweep(layout)
+    partials = w.new_empty((2, cut.splits, layout.channels), dtype=torch.float32)
+    programs = cut.bands * cut.splits
+    launch(_partial, programs, w, *partials, *cut.sizes, cut.splits, **cut.constants)
+    return partials
+
+
 def _minmax(w: Tensor, layout: Layout, lo: Tensor, hi: Tensor) -> None:
     """Minimum and maximum of dense ``w`` per channel, in two launches."""
-    cut = sweep(layout)
-    partial_lo, partial_hi = lo.new_empty((2, cut.splits, layout.channels))
-    launch(
-        _partial,
-        cut.bands * cut.splits,
-        w,
-        partial_lo,
-        partial_hi,
-        *cut.sizes,
-        cut.splits,
-        **cut.constants,
-    )
-    programs, constants = merging(cut.splits, layout.channels)
-    launch(
-        _merge,
-        programs,
-        partial_lo,
-        partial_hi,
-        lo,
-        hi,
-        cut.splits,
-        layout.channels,
-        **constants,
-    )
+    partials = partial_minmax(w, layout)
+    _, splits, channels = partials.shape
+    programs, constants = merging(splits, channels)
+    launch(_merge, programs, *partials, lo, hi, splits, channels, **constants)
 
 
 def fake_quantize_minmax(

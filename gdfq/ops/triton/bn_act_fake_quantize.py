@@ -1,0 +1,314 @@
+"""Frozen batch normalization, residual, activation and quantizer, in Triton. Never run on a GPU."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gdfq.ops.bn_act_fake_quantize import (
+    bn_act_fake_quantize_backward_reference,
+    bn_act_fake_quantize_reference,
+)
+from gdfq.ops.triton._language import (
+    band_channel,
+    band_of,
+    band_tile,
+    factor_of,
+    load,
+    load_grid,
+    load_vector,
+    multiply,
+    passes_clip,
+    quantize,
+    store,
+    sum_rows,
+    tile,
+)
+from gdfq.ops.triton._launch import (
+    in_layout_of,
+    launch,
+    layout_of,
+    memory_format,
+    merging,
+    sweep,
+    tiling,
+)
+
+
+@triton.jit
+def activate(v, ACT: tl.constexpr):
+    """Comparisons rather than tl.maximum: NaN compares false and stays."""
+    if ACT != "none":
+        v = tl.where(v < 0.0, 0.0, v)
+    if ACT == "relu6":
+        v = tl.where(v > 6.0, 6.0, v)
+    return v
+
+
+@triton.jit
+def _forward(
+    x_ptr,  # [rows, cols]
+    running_mean_ptr,  # [channels]
+    running_var_ptr,  # [channels]
+    weight_ptr,  # [channels], unused without HAS_WEIGHT
+    bias_ptr,  # [channels], unused without HAS_BIAS
+    residual_ptr,  # [rows, cols], unused without HAS_RESIDUAL
+    lo_ptr,  # [1]
+    hi_ptr,  # [1]
+    y_ptr,  # [rows, cols]
+    eps,
+    rows,
+    cols,
+    channels,
+    BITS: tl.constexpr,
+    ACT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """y = quantize(act((x - running_mean) * a + bias + residual)).
+
+    A program takes one tile; a channel's constants are computed once per row or column of it.
+    Reads x (and the residual) and writes y once. Elements are independent.
+    """
+    offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
+    scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
+    factor = factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT)
+    centered = load(x_ptr + offsets, mask) - load_vector(running_mean_ptr, channel)
+    v = multiply(centered, factor)
+    if HAS_BIAS:
+        v = v + load_vector(bias_ptr, channel)
+    if HAS_RESIDUAL:
+        v = v + load(residual_ptr + offsets, mask)
+    store(y_ptr + offsets, quantize(activate(v, ACT), scale, zero, BITS), mask)
+
+
+@triton.jit
+def _backward(
+    grad_ptr,  # [outer, channels, inner]
+    x_ptr,  # [outer, channels, inner]
+    running_mean_ptr,  # [channels]
+    running_var_ptr,  # [channels]
+    weight_ptr,  # [channels], unused without HAS_WEIGHT
+    bias_ptr,  # [channels], unused without HAS_BIAS
+    residual_ptr,  # [outer, channels, inner], unused without HAS_RESIDUAL
+    lo_ptr,  # [1]
+    hi_ptr,  # [1]
+    dx_ptr,  # [outer, channels, inner]
+    dresidual_ptr,  # [outer, channels, inner], unused without HAS_RESIDUAL
+    partial_ptr,  # [2, splits, channels]: sum of g, of g * (x - running_mean), float64
+    eps,
+    outer,
+    channels,
+    inner,
+    per_split,
+    splits,
+    BITS: tl.constexpr,
+    ACT: tl.constexpr,
+    CLIP: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """dx = g * a and dresidual = g, with g = dy where activation and estimator let it through.
+
+    A program walks the tiles of a split of a band in order, computes the value in front of the
+    activation anew and keeps the sums for weight and bias: of a tile in float32, over tiles in
+    float64. Reads dy and x (and the residual) and writes dx (and dresidual) once. No atomics:
+    partial sums lie apart and are merged in order.
+    """
+    band, split, begin, end = band_of(
+        outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
+    )
+    channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
+    entry = tl.where(exists, channel, 0)
+    mean = load_vector(running_mean_ptr, entry)
+    factor = factor_of(weight_ptr, running_var_ptr, entry, eps, HAS_WEIGHT)
+    if HAS_BIAS:
+        bias = load_vector(bias_ptr, entry)
+    scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
+    sum_g = tl.zeros(mean.shape, tl.float64)
+    sum_gx = tl.zeros(mean.shape, tl.float64)
+    for index in range(begin, end):
+        offsets, mask = band_tile(
+            index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
+        )
+        centered = tl.where(mask, load(x_ptr + offsets, mask) - mean, 0.0)
+        v = multiply(centered, factor)
+        if HAS_BIAS:
+            v = v + bias
+        if HAS_RESIDUAL:
+            v = v + load(residual_ptr + offsets, mask)
+        g = load(grad_ptr + offsets, mask)
+        if CLIP:
+            g = tl.where(passes_clip(activate(v, ACT), scale, zero, BITS), g, 0.0)
+        if ACT != "none":
+            g = tl.where(v > 0.0, g, 0.0)
+        if ACT == "relu6":
+            g = tl.where(v < 6.0, g, 0.0)
+        store(dx_ptr + offsets, multiply(g, factor), mask)
+        if HAS_RESIDUAL:
+            store(dresidual_ptr + offsets, g, mask)
+        sum_g += sum_rows(g, CHANNEL_IS_COLUMN)
+        sum_gx += sum_rows(multiply(g, centered), CHANNEL_IS_COLUMN)
+    partial = partial_ptr + split * channels + channel
+    tl.store(partial, sum_g, mask=exists)
+    tl.store(partial + splits * channels, sum_gx, mask=exists)
+
+
+@triton.jit
+def _merge(
+    partial_ptr,  # [2, splits, channels]
+    running_var_ptr,  # [channels]
+    dweight_ptr,  # [channels]
+    dbias_ptr,  # [channels]
+    eps,
+    splits,
+    channels,
+    SPLITS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """dbias = sum(g), dweight = sum(g * (x - running_mean)) / sqrt(running_var + eps).
+
+    A program takes COLS channels and all their splits at once, in an order that the shape
+    decides.
+    """
+    split = tl.arange(0, SPLITS)[:, None]
+    channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
+    exists = channel < channels
+    mask = (split < splits) & exists
+    partial = partial_ptr + split * channels + channel
+    sum_g = tl.load(partial, mask=mask, other=0.0)
+    sum_gx = tl.load(partial + splits * channels, mask=mask, other=0.0)
+    var = tl.load(running_var_ptr + channel, mask=exists, other=1.0).to(tl.float64)
+    dweight = tl.sum(sum_gx, 0)[None, :] / tl.sqrt(var + eps)
+    tl.store(dweight_ptr + channel, dweight.to(tl.float32), mask=exists)
+    tl.store(dbias_ptr + channel, tl.sum(sum_g, 0)[None, :].to(tl.float32), mask=exists)
+
+
+def bn_act_fake_quantize(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    lo: Tensor,
+    hi: Tensor,
+    bits: int,
+    act: str,
+    residual: Tensor | None,
+    ste: str,
+) -> Tensor:
+    """One launch; float64 runs the reference."""
+    if x.dtype == torch.float64:
+        return bn_act_fake_quantize_reference(
+            x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste
+        )
+    x = x.contiguous(memory_format=memory_format(x))
+    y = torch.empty_like(x, memory_format=memory_format(x))
+    if x.numel() > 0:
+        tiles = tiling(layout_of(x, 1))
+        vectors = [
+            None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)
+        ]
+        launch(
+            _forward,
+            tiles.programs,
+            x,
+            *vectors,
+            None if residual is None else in_layout_of(residual, x),
+            lo,
+            hi,
+            y,
+            eps,
+            *tiles.sizes,
+            BITS=bits,
+            ACT=act,
+            HAS_WEIGHT=weight is not None,
+            HAS_BIAS=bias is not None,
+            HAS_RESIDUAL=residual is not None,
+            **tiles.constants,
+        )
+    return y
+
+
+def bn_act_fake_quantize_backward(
+    grad: Tensor,
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    lo: Tensor,
+    hi: Tensor,
+    bits: int,
+    act: str,
+    residual: Tensor | None,
+    ste: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pass in one launch, the merge of its partial sums in another.
+
+    Float64 and empty tensors run the reference.
+    """
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return bn_act_fake_quantize_backward_reference(
+            grad, x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste
+        )
+    x = x.contiguous(memory_format=memory_format(x))
+    dx = torch.empty_like(x, memory_format=memory_format(x))
+    dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)
+    layout = layout_of(x, 1)
+    cut = sweep(layout)
+    partial = x.new_empty((2, cut.splits, layout.channels), dtype=torch.float64)
+    dweight = x.new_empty((x.shape[1],), dtype=torch.float32)
+    dbias = torch.empty_like(dweight)
+    vectors = [
+        None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)
+    ]
+    launch(
+        _backward,
+        cut.bands * cut.splits,
+        in_layout_of(grad, x),
+        x,
+        *vectors,
+        None if residual is None else in_layout_of(residual, x),
+        lo,
+        hi,
+        dx,
+        None if residual is None else dresidual,
+        partial,
+        eps,
+        *cut.sizes,
+        cut.splits,
+        BITS=bits,
+        ACT=act,
+        CLIP=ste == "clip",
+        HAS_WEIGHT=weight is not None,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        **cut.constants,
+    )
+    programs, constants = merging(cut.splits, layout.channels)
+    launch(
+        _merge,
+        programs,
+        partial,
+        vectors[1],
+        dweight,
+        dbias,
+        eps,
+        cut.splits,
+        layout.channels,
+        **constants,
+    )
+    return dx, dresidual, dweight, dbias

@@ -1,0 +1,88 @@
+"""Fake quantization over a range that the batch moves first, in Triton. Never run on a GPU."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
+from gdfq.ops.triton._language import maximum, minimum, multiply
+from gdfq.ops.triton._launch import dense, launch, layout_of
+from gdfq.ops.triton.fake_quantize import fake_quantize
+from gdfq.ops.triton.fake_quantize_minmax import partial_minmax
+
+
+@triton.jit
+def update_end(average_ptr, end_ptr, batch, correction, MOMENTUM: tl.constexpr):
+    """One end of the range, from the batch's."""
+    one = tl.arange(0, 1)
+    past = tl.full((1,), MOMENTUM, tl.float32)
+    present = tl.full((1,), 1 - MOMENTUM, tl.float32)
+    average = multiply(tl.load(average_ptr + one), past) + multiply(present, batch)
+    tl.store(average_ptr + one, average)
+    tl.store(end_ptr + one, (average.to(tl.float64) / correction).to(tl.float32))
+
+
+@triton.jit
+def _update(
+    partial_lo_ptr,  # [splits]
+    partial_hi_ptr,  # [splits]
+    average_lo_ptr,  # [1]
+    average_hi_ptr,  # [1]
+    lo_ptr,  # [1]
+    hi_ptr,  # [1]
+    num_batches_tracked_ptr,  # [1], int64
+    splits,
+    MOMENTUM: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """average <- m * average + (1 - m) * batch; end = average / (1 - m^t).
+
+    One program merges the partial minima and maxima and updates all buffers, so the host waits
+    for nothing.
+    """
+    split = tl.arange(0, SPLITS)[:, None]
+    low = tl.load(partial_lo_ptr + split, mask=split < splits, other=float("inf"))
+    high = tl.load(partial_hi_ptr + split, mask=split < splits, other=-float("inf"))
+    one = tl.arange(0, 1)
+    batches = tl.load(num_batches_tracked_ptr + one) + 1
+    tl.store(num_batches_tracked_ptr + one, batches)
+    base = tl.full((1,), MOMENTUM, tl.float64)
+    correction = 1.0 - tl.exp(batches.to(tl.float64) * tl.log(base))
+    update_end(average_lo_ptr, lo_ptr, minimum(low, 0), correction, MOMENTUM)
+    update_end(average_hi_ptr, hi_ptr, maximum(high, 0), correction, MOMENTUM)
+
+
+def observe_fake_quantize(
+    x: Tensor,
+    average_lo: Tensor,
+    average_hi: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    num_batches_tracked: Tensor,
+    bits: int,
+    momentum: float,
+    ste: str,
+) -> Tensor:
+    """Partial minima and maxima, their merge with the update, and the quantizer: three launches.
+
+    Float64 and empty tensors run the reference.
+    """
+    buffers = average_lo, average_hi, lo, hi, num_batches_tracked
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return observe_fake_quantize_reference(x, *buffers, bits, momentum, ste)
+    x = dense(x)
+    partials = partial_minmax(x, layout_of(x, None))
+    splits = partials[0].numel()
+    launch(
+        _update,
+        1,
+        *partials,
+        *buffers,
+        splits,
+        MOMENTUM=momentum,
+        SPLITS=triton.next_power_of_2(splits),
+    )
+    return fake_quantize(x, lo, hi, bits, None, ste)

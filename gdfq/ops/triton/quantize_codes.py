@@ -1,0 +1,84 @@
+"""Integer codes, scale and zero point, in Triton. Never run on a GPU."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gdfq.ops.quantize_codes import quantize_codes_reference
+from gdfq.ops.triton import _launch
+from gdfq.ops.triton._language import load, load_grid, make_grid, multiply_subtract, tile
+from gdfq.ops.triton._launch import dense, launch, layout_of, tiling
+
+
+@triton.jit
+def _codes(
+    x_ptr,  # [rows, cols]
+    lo_ptr,  # [channels]
+    hi_ptr,  # [channels]
+    codes_ptr,  # [rows, cols], int8
+    rows,
+    cols,
+    channels,
+    BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANNEL_IS_COLUMN: tl.constexpr,
+):
+    """code = clamp(round(scale * x - zero)); NaN gets the lowest.
+
+    A program takes one tile; scale and zero are computed once per row or column of it. Reads x
+    and writes codes once. Elements are independent.
+    """
+    lowest: tl.constexpr = -(2.0 ** (BITS - 1))
+    highest: tl.constexpr = 2.0 ** (BITS - 1) - 1
+    offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
+    scale, zero = load_grid(lo_ptr, hi_ptr, channel, BITS)
+    v = multiply_subtract(scale, load(x_ptr + offsets, mask), zero)
+    v = tl.where(v >= lowest, v, lowest)  # NaN too
+    v = tl.where(v > highest, highest, v)
+    code = (v + 12582912.0) - 12582912.0  # half to even for |v| < 2^22
+    tl.store(codes_ptr + offsets, code.to(tl.int8), mask=mask)
+
+
+@triton.jit
+def _grids(
+    lo_ptr,  # [channels]
+    hi_ptr,  # [channels]
+    scale_ptr,  # [channels]
+    zero_ptr,  # [channels]
+    channels,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """scale = levels / (hi - lo), zero = round(scale * lo) + 2^(bits - 1); a block per program."""
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = channel < channels
+    scale, zero = make_grid(load(lo_ptr + channel, mask), load(hi_ptr + channel, mask), BITS)
+    tl.store(scale_ptr + channel, scale, mask=mask)
+    tl.store(zero_ptr + channel, zero, mask=mask)
+
+
+def quantize_codes(
+    x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes in one launch, scale and zero in another.
+
+    Float64 and empty tensors run the reference.
+    """
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return quantize_codes_reference(x, lo, hi, bits, axis)
+    x = dense(x)
+    codes = torch.empty_like(x, dtype=torch.int8)
+    scale = lo.new_empty(lo.shape, dtype=torch.float32)
+    zero = torch.empty_like(scale)
+    ends = lo.contiguous(), hi.contiguous()
+    tiles = tiling(layout_of(x, axis))
+    launch(_codes, tiles.programs, x, *ends, codes, *tiles.sizes, BITS=bits, **tiles.constants)
+    channels = scale.numel()
+    block = min(triton.next_power_of_2(channels), _launch.block)
+    programs = triton.cdiv(channels, block)
+    launch(_grids, programs, *ends, scale, zero, channels, BITS=bits, BLOCK=block)
+    return codes, scale, zero
