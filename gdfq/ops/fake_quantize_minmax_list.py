@@ -112,8 +112,6 @@ def fake_quantize_minmax_list_backward_reference(
 
 
 register_reference("fake_quantize_minmax_list", fake_quantize_minmax_list_reference)
-torch.library.impl(
-    "gdfq::fake_quantize_minmax_list_backward",
-    "default",
-    fake_quantize_minmax_list_backward_reference,
+register_reference(
+    "fake_quantize_minmax_list_backward", fake_quantize_minmax_list_backward_reference
 )
