@@ -25,7 +25,7 @@ Call = Callable[[], object]
 
 
 def _x(dtype: torch.dtype, channels_last: bool = False) -> Tensor:
-    x = torch.randn(4, 16, 8, 16).to(dtype)
+    x = torch.randn(2, 16, 16, 16).to(dtype)
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
@@ -98,7 +98,7 @@ def _bn_act_fake_quantize_backward(dtype: torch.dtype) -> Iterator[Call]:
 
 def _bn_leaky_parameters() -> Iterator[tuple[Tensor | None, Tensor | None]]:
     yield torch.rand(16), torch.rand(16)
-    yield torch.rand(4, 16), torch.rand(4, 16)
+    yield torch.rand(2, 16), torch.rand(2, 16)
     yield None, None
 
 
