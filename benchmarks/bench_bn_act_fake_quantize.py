@@ -4,23 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.ste import Identity
 from gdfq.functional import bn_act_fake_quantize
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize_reference
-from gdfq.ops.fake_quantize import fake_quantize_reference
 
 compiled = torch.compile(bn_act_fake_quantize_reference, dynamic=False)
-
-
-class Identity(torch.autograd.Function):
-    """The straight-through estimator as one writes it in Python."""
-
-    @staticmethod
-    def forward(ctx, x, lo, hi, bits):  # noqa: D102
-        return fake_quantize_reference(x, lo, hi, bits)
-
-    @staticmethod
-    def backward(ctx, grad):  # noqa: D102
-        return grad, None, None, None
 
 
 def eager(x, mean, var, weight, bias, eps, lo, hi, bits, act="relu", residual=None):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.ste import Round
 from gdfq.functional import fake_quantize
 from gdfq.ops.fake_quantize import fake_quantize_reference
 
@@ -41,4 +42,37 @@ def test_fake_quantize_per_channel(interleave, shape):
             "aten": lambda: torch.fake_quantize_per_channel_affine(x, scale, zero, 1, 0, 15),
             "copy": lambda: out.copy_(x),
         },
+    )
+
+
+def clip(x, lo, hi, bits):
+    """The clip estimator in plain PyTorch; the learned one where lo and hi require gradients."""
+    levels = 2**bits - 1
+    step = (hi - lo) / levels
+    return Round.apply(torch.clamp((x - lo) / step, 0, levels)) * step + lo
+
+
+compiled_clip = torch.compile(clip, dynamic=False)
+
+
+@pytest.mark.parametrize("ste", ["clip", "learned"])
+def test_fake_quantize_training(interleave, shape, ste):
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    lo, hi = torch.tensor(-2.0), torch.tensor(2.0)
+    inputs = [x]
+    if ste == "learned":
+        inputs += [lo.requires_grad_(), hi.requires_grad_()]
+    grad, out = torch.randn_like(x), torch.empty_like(x)
+
+    def step(y):
+        return torch.autograd.grad(y, inputs, grad)
+
+    interleave(
+        lambda: step(fake_quantize(x, lo, hi, 4, ste=ste)),
+        {
+            "eager": lambda: step(clip(x, lo, hi, 4)),
+            "torch.compile": lambda: step(compiled_clip(x, lo, hi, 4)),
+            "copy": lambda: out.copy_(x.detach()),
+        },
+        rounds=15,
     )

@@ -24,31 +24,34 @@
 namespace gdfq::cpu {
 namespace {
 
-typedef int64_t i64x16 __attribute__((vector_size(128)));
+constexpr int64_t kWide = 8;
 
-GDFQ_INLINE f64x16 load_wide(const double* p) {
-  f64x16 v;
+typedef double f64x8 __attribute__((vector_size(64)));
+typedef int64_t i64x8 __attribute__((vector_size(64)));
+
+GDFQ_INLINE f64x8 load_wide(const double* p) {
+  f64x8 v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
 
-GDFQ_INLINE void store_wide(double* p, f64x16 v) { std::memcpy(p, &v, sizeof(v)); }
+GDFQ_INLINE void store_wide(double* p, f64x8 v) { std::memcpy(p, &v, sizeof(v)); }
 
-GDFQ_INLINE double sum_wide(f64x16 v) {
+GDFQ_INLINE double sum_wide(f64x8 v) {
   double total = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) total += v[lane];
+  for (int64_t lane = 0; lane < kWide; ++lane) total += v[lane];
   return total;
 }
 
 // exp(v) for v <= 0, to 1e-14 relative; NaN stays, below -708 it is exp(-708).
-GDFQ_INLINE f64x16 exp_nonpositive(f64x16 v) {
-  const f64x16 floor = f64x16{} - 708.0;
+GDFQ_INLINE f64x8 exp_nonpositive(f64x8 v) {
+  const f64x8 floor = f64x8{} - 708.0;
   v = v < floor ? floor : v;
   const double magic = 6755399441055744.0;  // 1.5 * 2^52: rounds, and leaves n in the low bits
-  const f64x16 shifted = v * 1.4426950408889634 + magic;
-  const f64x16 n = shifted - magic;
-  const f64x16 r = (v - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-  f64x16 p = f64x16{} + 1.0 / 39916800;
+  const f64x8 shifted = v * 1.4426950408889634 + magic;
+  const f64x8 n = shifted - magic;
+  const f64x8 r = (v - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  f64x8 p = f64x8{} + 1.0 / 39916800;
   p = p * r + 1.0 / 3628800;
   p = p * r + 1.0 / 362880;
   p = p * r + 1.0 / 40320;
@@ -60,7 +63,7 @@ GDFQ_INLINE f64x16 exp_nonpositive(f64x16 v) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  return p * bit_cast<f64x16>((bit_cast<i64x16>(shifted) + 1023) << 52);
+  return p * bit_cast<f64x8>((bit_cast<i64x8>(shifted) + 1023) << 52);
 }
 
 struct Row {
@@ -79,14 +82,14 @@ GDFQ_MULTIVERSION Row loss_row(double* work, int64_t padded, int64_t classes, do
     t[k] = t[0];
     label[k] = 0;
   }
-  f64x16 high_s = load_wide(s), high_t = load_wide(t);
-  for (int64_t k = kLanes; k < padded; k += kLanes) {
-    const f64x16 vs = load_wide(s + k), vt = load_wide(t + k);
+  f64x8 high_s = load_wide(s), high_t = load_wide(t);
+  for (int64_t k = kWide; k < padded; k += kWide) {
+    const f64x8 vs = load_wide(s + k), vt = load_wide(t + k);
     high_s = vs > high_s ? vs : high_s;
     high_t = vt > high_t ? vt : high_t;
   }
   double max_s = high_s[0], max_t = high_t[0];
-  for (int64_t lane = 1; lane < kLanes; ++lane) {
+  for (int64_t lane = 1; lane < kWide; ++lane) {
     max_s = high_s[lane] > max_s ? high_s[lane] : max_s;
     max_t = high_t[lane] > max_t ? high_t[lane] : max_t;
   }
@@ -96,11 +99,11 @@ GDFQ_MULTIVERSION Row loss_row(double* work, int64_t padded, int64_t classes, do
     t[k] = max_t - 1e30;
   }
   const double coolness = 1 / temperature;
-  f64x16 total = {}, total_s = {}, total_t = {}, gap = {}, agreement = {};
-  for (int64_t k = 0; k < padded; k += kLanes) {
-    const f64x16 vs = load_wide(s + k) - max_s, vt = load_wide(t + k) - max_t;
-    const f64x16 a = exp_nonpositive(vs);
-    const f64x16 b = exp_nonpositive(vs * coolness), c = exp_nonpositive(vt * coolness);
+  f64x8 total = {}, total_s = {}, total_t = {}, gap = {}, agreement = {};
+  for (int64_t k = 0; k < padded; k += kWide) {
+    const f64x8 vs = load_wide(s + k) - max_s, vt = load_wide(t + k) - max_t;
+    const f64x8 a = exp_nonpositive(vs);
+    const f64x8 b = exp_nonpositive(vs * coolness), c = exp_nonpositive(vt * coolness);
     store_wide(es + k, a);
     store_wide(es_soft + k, b);
     store_wide(et_soft + k, c);
@@ -112,7 +115,7 @@ GDFQ_MULTIVERSION Row loss_row(double* work, int64_t padded, int64_t classes, do
   }
   const double z = sum_wide(total), z_s = sum_wide(total_s), z_t = sum_wide(total_t);
   const double hard = label_sum / (z * batch), soft_s = weight / z_s, soft_t = weight / z_t;
-  for (int64_t k = 0; k < padded; k += kLanes)
+  for (int64_t k = 0; k < padded; k += kWide)
     store_wide(es + k, load_wide(es + k) * hard - load_wide(label + k) * (1 / batch) +
                            (load_wide(es_soft + k) * soft_s - load_wide(et_soft + k) * soft_t));
   return {label_sum * std::log(z) - sum_wide(agreement),
@@ -148,7 +151,7 @@ std::tuple<at::Tensor, at::Tensor> kd_ce_loss(const at::Tensor& student_logits,
     }
 
   std::vector<Row> rows(batch);
-  const int64_t padded = (classes + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded = (classes + kWide - 1) / kWide * kWide;
   const double elements = static_cast<double>(batch) * static_cast<double>(classes);
   const double weight = alpha * temperature / elements;
   AT_DISPATCH_FLOATING_TYPES_AND2(

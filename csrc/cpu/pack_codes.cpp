@@ -46,35 +46,62 @@ uint64_t spread_out(uint64_t stream) {
   return (stream & repeated(one, 16)) | ((stream >> kBits & repeated(one, 16)) << 8);
 }
 
+// Codes are in range where their bits from kBits - 1 up are all the same; strays collects others.
+template <int kBits>
+uint64_t pack_group(uint64_t codes, uint64_t* strays) {
+  constexpr uint64_t half = repeated(1u << (kBits - 1), 8);
+  constexpr uint64_t low = repeated((1u << kBits) - 1, 8);
+  constexpr uint64_t equal = repeated(0x7fu & ~((1u << (kBits - 1)) - 1), 8);
+  *strays |= (codes ^ codes >> 1) & equal;
+  return squeeze<kBits>((codes ^ half) & low);  // adding half flips the sign bit
+}
+
+template <int kBits>
+uint64_t unpack_group(uint64_t stream) {
+  constexpr uint64_t half = repeated(1u << (kBits - 1), 8), top = repeated(0x80, 8);
+  return ((spread_out<kBits>(stream) | top) - half) ^ top;  // no byte borrows from the next
+}
+
 template <int kBits>
 bool pack(const int8_t* codes, uint8_t* packed, int64_t numel) {
-  constexpr uint64_t beyond = repeated(0xff & ~((1u << kBits) - 1), 8);
-  uint64_t strays = 0;
-  for (int64_t i = 0; i < numel; i += 8) {
-    const int64_t count = std::min<int64_t>(8, numel - i);
-    uint8_t shifted[8] = {};
-    for (int64_t k = 0; k < count; ++k)
-      shifted[k] = static_cast<uint8_t>(codes[i + k] + (1 << (kBits - 1)));
-    uint64_t word;
-    std::memcpy(&word, shifted, 8);
-    strays |= word & beyond;
-    word = squeeze<kBits>(word);
-    std::memcpy(packed + i / 8 * kBits, &word, (count * kBits + 7) / 8);
+  uint64_t strays = 0, word = 0;
+  const int64_t whole = numel / 8;
+  for (int64_t i = 0; i < whole; ++i) {
+    std::memcpy(&word, codes + i * 8, 8);
+    word = pack_group<kBits>(word, &strays);
+    std::memcpy(packed + i * kBits, &word, kBits);
+  }
+  if (const int64_t rest = numel % 8) {
+    word = repeated(0x100 - (1u << (kBits - 1)), 8);  // the lowest code, which packs to zeros
+    std::memcpy(&word, codes + whole * 8, rest);
+    word = pack_group<kBits>(word, &strays);
+    std::memcpy(packed + whole * kBits, &word, (rest * kBits + 7) / 8);
   }
   return strays == 0;
 }
 
 template <int kBits>
 void unpack(const uint8_t* packed, int8_t* codes, int64_t numel) {
-  for (int64_t i = 0; i < numel; i += 8) {
-    const int64_t count = std::min<int64_t>(8, numel - i);
+  const int64_t whole = numel / 8;
+  int64_t i = 0;
+  // A whole word where the stream has one: what lies behind the group is masked away.
+  for (; (i * kBits + 8) * 8 <= numel * kBits; ++i) {
+    uint64_t word;
+    std::memcpy(&word, packed + i * kBits, 8);
+    word = unpack_group<kBits>(word);
+    std::memcpy(codes + i * 8, &word, 8);
+  }
+  for (; i < whole; ++i) {
     uint64_t word = 0;
-    std::memcpy(&word, packed + i / 8 * kBits, (count * kBits + 7) / 8);
-    word = spread_out<kBits>(word);
-    uint8_t shifted[8];
-    std::memcpy(shifted, &word, 8);
-    for (int64_t k = 0; k < count; ++k)
-      codes[i + k] = static_cast<int8_t>(shifted[k] - (1 << (kBits - 1)));
+    std::memcpy(&word, packed + i * kBits, kBits);
+    word = unpack_group<kBits>(word);
+    std::memcpy(codes + i * 8, &word, 8);
+  }
+  if (const int64_t rest = numel % 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, packed + whole * kBits, (rest * kBits + 7) / 8);
+    word = unpack_group<kBits>(word);
+    std::memcpy(codes + whole * 8, &word, rest);
   }
 }
 

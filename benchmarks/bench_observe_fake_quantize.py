@@ -1,0 +1,26 @@
+"""observe_fake_quantize: 3 bytes of traffic per byte of input, one of them for the range."""
+
+import torch
+
+from gdfq.functional import observe_fake_quantize
+from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
+
+compiled = torch.compile(observe_fake_quantize_reference, dynamic=False)
+
+
+def buffers():
+    return [*(torch.zeros(()) for _ in range(4)), torch.zeros((), dtype=torch.int64)]
+
+
+def test_observe_fake_quantize(interleave, shape):
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    ours, theirs, others = buffers(), buffers(), buffers()
+    out = torch.empty_like(x)
+    interleave(
+        lambda: observe_fake_quantize(x, *ours, 4),
+        {
+            "eager": lambda: observe_fake_quantize_reference(x, *theirs, 4),
+            "torch.compile": lambda: compiled(x, *others, 4),
+            "copy": lambda: out.copy_(x),
+        },
+    )

@@ -1,0 +1,81 @@
+"""The generator against itself composed of PyTorch's layers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gdfq.models import Generator
+
+
+def composed(generator, z, labels):
+    def normalize(norm, x):
+        conditional = generator.conditional_bn and norm is not generator.bn3
+        weight = None if conditional else norm.weight
+        bias = None if conditional else norm.bias
+        y = F.batch_norm(
+            x, norm.running_mean, norm.running_var, weight, bias, norm.training, eps=norm.eps
+        )
+        if conditional:
+            scale, shift = norm.class_weight(labels), norm.class_bias(labels)
+            y = y * scale[:, :, None, None] + shift[:, :, None, None]
+        return y
+
+    if not generator.conditional_bn:
+        z = z * generator.label_embedding(labels)
+    size = generator.image_size // 4
+    x = normalize(generator.bn0, generator.linear(z).view(len(z), -1, size, size))
+    x = generator.conv1(F.interpolate(x, scale_factor=2, mode="nearest"))
+    x = F.leaky_relu(normalize(generator.bn1, x), 0.2)
+    x = generator.conv2(F.interpolate(x, scale_factor=2, mode="nearest"))
+    x = F.leaky_relu(normalize(generator.bn2, x), 0.2)
+    return normalize(generator.bn3, torch.tanh(generator.conv3(x)))
+
+
+@pytest.mark.parametrize("conditional_bn", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_equals_the_composition(conditional_bn, training, channels_last):
+    torch.manual_seed(0)
+    generator = Generator(5, 16, conditional_bn=conditional_bn, width=24).double()
+    for name, parameter in generator.named_parameters():
+        if "bn" in name or "class" in name:
+            torch.nn.init.normal_(parameter)
+    if channels_last:
+        generator = generator.to(memory_format=torch.channels_last)
+    generator.train(training)
+    z, labels = torch.randn(6, 100).double(), torch.randint(5, (6,))
+    parameters = [p for p in generator.parameters() if p.requires_grad]
+
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    results = []
+    for forward in (generator, lambda *a: composed(generator, *a)):
+        generator.load_state_dict(before)
+        images = forward(z, labels)
+        gradients = torch.autograd.grad(images.square().sum(), parameters, allow_unused=True)
+        buffers = {n: b.clone() for n, b in generator.named_buffers() if "num" not in n}
+        results.append((images, gradients, buffers))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+
+
+def test_counts_its_batches_in_training_only():
+    generator = Generator(5, 16, width=8)
+    z, labels = torch.randn(6, 100), torch.randint(5, (6,))
+    generator(z, labels)
+    generator.eval()(z, labels)
+    assert [
+        m.num_batches_tracked.item() for m in generator.modules() if hasattr(m, "momentum")
+    ] == [1] * 4
+
+
+@pytest.mark.parametrize("conditional_bn", [False, True])
+def test_state_dict_names(conditional_bn):
+    names = set(Generator(5, 16, conditional_bn=conditional_bn, width=8).state_dict())
+    running = {"running_mean", "running_var", "num_batches_tracked"}
+    affine = {"class_weight.weight", "class_bias.weight"} if conditional_bn else {"weight", "bias"}
+    expected = {f"{layer}.{name}" for layer in ("linear", "conv1", "conv2", "conv3") for name in
+                ("weight", "bias")}  # fmt: skip
+    expected |= {f"bn{i}.{name}" for i in range(3) for name in running | affine}
+    expected |= {f"bn3.{name}" for name in running}
+    if not conditional_bn:
+        expected.add("label_embedding.weight")
+    assert names == expected
