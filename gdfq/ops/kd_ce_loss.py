@@ -114,6 +114,14 @@ torch.library.register_autograd("gdfq::kd_ce_loss", _backward, setup_context=_se
 # ---- reference ----
 
 
+def check_classes(labels: Tensor, classes: int) -> None:
+    """On the CPU, labels are classes; elsewhere looking would mean waiting for the device."""
+    if labels.dim() != 1 or labels.device.type != "cpu":
+        return
+    for index in torch.nonzero((labels < 0) | (labels >= classes)).flatten()[:1].tolist():
+        raise IndexError(f"labels[{index}] is {labels[index]}, but there are {classes} classes")
+
+
 def kd_ce_loss_reference(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -126,6 +134,7 @@ def kd_ce_loss_reference(
     In float64, for the divergence of two nearly equal distributions is lost in float32.
     """
     batch, classes = student_logits.shape
+    check_classes(labels, classes)
     student, teacher = student_logits.double(), teacher_logits.detach().double()
     target = F.one_hot(labels, classes).double() if labels.dim() == 1 else labels.double()
     log_p = F.log_softmax(student, dim=1)

@@ -84,8 +84,16 @@ def _fake_unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 # ---- reference ----
 
 
+def check_codes(codes: Tensor, bits: int) -> None:
+    """On the CPU, codes are in range; elsewhere looking would mean waiting for the device."""
+    half = 2 ** (bits - 1)
+    if codes.device.type == "cpu" and not ((codes >= -half) & (codes < half)).all():
+        raise ValueError(f"codes: must be from {-half} to {half - 1} for {bits} bits")
+
+
 def pack_codes_reference(codes: Tensor, bits: int) -> Tensor:
     """:func:`pack_codes` in plain PyTorch."""
+    check_codes(codes, bits)
     shifted = codes.flatten().to(torch.int32) + 2 ** (bits - 1)
     stream = (shifted[:, None] >> torch.arange(bits, device=codes.device) & 1).flatten()
     stream = torch.nn.functional.pad(stream, (0, -len(stream) % 8)).view(-1, 8)

@@ -55,3 +55,9 @@ def same_bits(actual: Tensor, expected: Tensor) -> bool:
     """Equal values, NaN equal to NaN, and one dtype and shape; -0 equals 0."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
     return True
+
+
+def same_strides(actual: Tensor, expected: Tensor) -> bool:
+    """Equal strides; that of a dimension of size 1 has no meaning."""
+    pairs = zip(actual.shape, actual.stride(), expected.stride(), strict=True)
+    return all(one == other for size, one, other in pairs if size > 1)

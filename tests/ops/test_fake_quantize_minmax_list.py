@@ -10,7 +10,7 @@ from gdfq.ops.fake_quantize_minmax_list import (
     fake_quantize_minmax_list_backward_reference,
     fake_quantize_minmax_list_reference,
 )
-from tests.ops.cases import LAYOUTS, every_dtype, every_layout, same_bits
+from tests.ops.cases import LAYOUTS, every_dtype, every_layout, same_bits, same_strides
 
 SHAPES = ((16, 3, 3, 3), (8, 16, 3, 3), (5, 1, 3, 3), (1, 1, 1, 1), (10, 64, 1, 1), (3, 700, 5, 3))
 OTHERS = ((10, 33), (7,), (0, 4), (4, 0))
@@ -30,7 +30,7 @@ def test_equals_one_call_each_and_the_reference(dtype, layout):
     ys = fake_quantize_minmax_list(ws, bits)
     for y, w, b in zip(ys, ws, bits, strict=True):
         assert same_bits(y, fake_quantize_minmax(w, b))
-        assert y.stride() == torch.empty_like(w).stride()
+        assert same_strides(y, torch.empty_like(w))
     actual = torch.ops.gdfq.fake_quantize_minmax_list(ws, bits, "identity")
     for got, wanted in zip(actual, fake_quantize_minmax_list_reference(ws, bits), strict=True):
         for a, b in zip(got, wanted, strict=True):

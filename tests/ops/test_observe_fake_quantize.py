@@ -8,7 +8,7 @@ import gdfq
 from gdfq.functional import fake_quantize, observe_fake_quantize
 from gdfq.ops.fake_quantize import fake_quantize_reference
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
-from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits
+from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
 
 
 def buffers():
@@ -28,7 +28,7 @@ def test_equals_the_reference(dtype, layout, shape):
         for actual, wanted in zip(ours, expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=0)
         assert same_bits(y, fake_quantize_reference(x, ours[2], ours[3], 4))
-        assert y.stride() == torch.empty_like(x).stride()
+        assert same_strides(y, torch.empty_like(x))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])

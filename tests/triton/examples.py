@@ -10,6 +10,7 @@ from torch import Tensor
 from gdfq.ops.triton import (
     batch_norm_stats,
     bn_act_fake_quantize,
+    bn_leaky_relu,
     bns_loss,
     fake_quantize,
     fake_quantize_minmax,
@@ -24,7 +25,7 @@ Call = Callable[[], object]
 
 
 def _x(dtype: torch.dtype, channels_last: bool = False) -> Tensor:
-    x = torch.randn(4, 16, 8, 16).to(dtype)
+    x = torch.randn(2, 16, 16, 16).to(dtype)
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
@@ -93,6 +94,27 @@ def _bn_act_fake_quantize_backward(dtype: torch.dtype) -> Iterator[Call]:
     for arguments in _bn_act_arguments(dtype):
         grad = torch.randn_like(arguments[0])
         yield lambda a=(grad, *arguments): bn_act_fake_quantize.bn_act_fake_quantize_backward(*a)
+
+
+def _bn_leaky_parameters() -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    yield torch.rand(16), torch.rand(16)
+    yield torch.rand(2, 16), torch.rand(2, 16)
+    yield None, None
+
+
+def _bn_leaky_relu(dtype: torch.dtype) -> Iterator[Call]:
+    for channels_last in (False, True):
+        x = _x(dtype, channels_last)
+        for parameters in _bn_leaky_parameters():
+            yield lambda x=x, p=parameters: bn_leaky_relu.bn_leaky_relu(x, *p, 1e-5, 0.2)
+
+
+def _bn_leaky_relu_backward(dtype: torch.dtype) -> Iterator[Call]:
+    for channels_last in (False, True):
+        x = _x(dtype, channels_last)
+        for parameters in _bn_leaky_parameters():
+            arguments = (x, x, *_channels(2), *parameters, 1e-5, 0.2)
+            yield lambda a=arguments: bn_leaky_relu.bn_leaky_relu_backward(*a)
 
 
 def _bns_loss(dtype: torch.dtype) -> Iterator[Call]:
@@ -172,6 +194,8 @@ EXAMPLES: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "batch_norm_stats_backward": _batch_norm_stats_backward,
     "bn_act_fake_quantize": _bn_act_fake_quantize,
     "bn_act_fake_quantize_backward": _bn_act_fake_quantize_backward,
+    "bn_leaky_relu": _bn_leaky_relu,
+    "bn_leaky_relu_backward": _bn_leaky_relu_backward,
     "bns_loss": _bns_loss,
     "bns_loss_backward": _bns_loss_backward,
     "fake_quantize": _fake_quantize,

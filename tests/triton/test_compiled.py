@@ -24,6 +24,10 @@ VECTORIZED = {
     "batch_norm_stats.backward",
     "bn_act_fake_quantize.forward",
     "bn_act_fake_quantize.backward",
+    "bn_leaky_relu.backward",
+    "bn_leaky_relu.forward",
+    "bn_leaky_relu.reduce",
+    "bn_leaky_relu.statistics",
     "fake_quantize.forward",
     "fake_quantize.backward",
     "fake_quantize.learned_backward",
@@ -53,7 +57,8 @@ def test_arithmetic_and_memory_accesses(operator, dtype, capability):
         where = f"{launch.name} for sm_{capability}"
         assert binary.count(r"st\.global"), f"{where}: stores nothing"
         assert not binary.count(r"fma\.\S*f32"), f"{where}: contracted"
-        assert not binary.count(r"\w+\S*\.ftz\S*f32"), f"{where}: flushes denormals"
+        # libdevice's float64 exponential looks at half of a float64 as abs.ftz.f32.
+        assert not binary.count(r"(?!abs\.)\w+\S*\.ftz\S*f32"), f"{where}: flushes denormals"
         approximate = binary.count(r"\w+\.(?:approx|full)\S*f32")
         assert not approximate, f"{where}: approximate arithmetic"
         spills = re.findall(r"\b(?:LDL|STL)\b", binary.sass)

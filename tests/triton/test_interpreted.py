@@ -39,7 +39,8 @@ def test_examples_launch_every_kernel_of_the_file(file, monkeypatch):
     for operator in (o for o, f in triton.OPERATORS.items() if f == file):
         for call in EXAMPLES[operator](torch.float32):
             call()
-    assert launched == set(kernels(file)) != set()
+    assert launched == set(kernels(file))
+    assert launched or file == "fake_quantize_minmax_list"  # it launches another file's
 
 
 @pytest.mark.parametrize("block", [64, 1024])

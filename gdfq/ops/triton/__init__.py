@@ -12,6 +12,8 @@ OPERATORS = {
     "batch_norm_stats_backward": "batch_norm_stats",
     "bn_act_fake_quantize": "bn_act_fake_quantize",
     "bn_act_fake_quantize_backward": "bn_act_fake_quantize",
+    "bn_leaky_relu": "bn_leaky_relu",
+    "bn_leaky_relu_backward": "bn_leaky_relu",
     "bns_loss": "bns_loss",
     "bns_loss_backward": "bns_loss",
     "fake_quantize": "fake_quantize",

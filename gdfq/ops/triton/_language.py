@@ -167,6 +167,14 @@ def tile(
 
 
 @triton.jit
+def tile_row(rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The rows of :func:`tile`'s tile, the last one's number where there are no more."""
+    row = (tl.program_id(0) // tl.cdiv(cols, COLS)).to(tl.int64) * ROWS
+    row += tl.arange(0, ROWS)[:, None]
+    return tl.minimum(row, rows - 1)
+
+
+@triton.jit
 def band_of(
     outer,
     channels,
@@ -226,3 +234,20 @@ def sum_rows(values, CHANNEL_IS_COLUMN: tl.constexpr):
     if not CHANNEL_IS_COLUMN:
         total = tl.sum(total, 1)[:, None]
     return total
+
+
+@triton.jit
+def merge_statistics(count, mean, squares, x, mask, CHANNEL_IS_COLUMN: tl.constexpr):
+    """Count, mean and sum of squares about it, with a tile's merged in by Chan's formula.
+
+    The tile's own are taken about its own mean, so a large mean costs no accuracy.
+    """
+    tile_count = sum_rows(mask.to(tl.float32), CHANNEL_IS_COLUMN)
+    tile_mean = tl.div_rn(sum_rows(x, CHANNEL_IS_COLUMN), tl.maximum(tile_count, 1.0))
+    centered = tl.where(mask, x - tile_mean, 0.0)
+    tile_squares = sum_rows(centered * centered, CHANNEL_IS_COLUMN)
+    total = tl.maximum(count + tile_count, 1.0)
+    delta = tile_mean - mean
+    share = tl.div_rn(tile_count, total)
+    squares += tile_squares + delta * delta * count * share
+    return count + tile_count, mean + delta * share, squares

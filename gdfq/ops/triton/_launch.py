@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,20 @@ block = 65536 if INTERPRETED else 1024
 
 
 def launch(
-    kernel: Any, programs: int, *arguments: Any, num_warps: int = 4, **constants: Any
+    kernel: Any,
+    programs: int | tuple[int, int],
+    *arguments: Any,
+    **constants: Any,
 ) -> None:
-    """Run ``kernel`` on a line of ``programs``, with multiplications and additions kept apart."""
+    """Run ``kernel`` on a grid of ``programs``, with multiplications and additions kept apart."""
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    tile = math.prod(constants.get(name, 1) for name in ("ROWS", "COLS", "SPLITS", "BLOCK"))
+    # Eight elements a thread: 16 bytes at once for each dtype.
+    num_warps = min(max(tile // 256, 1), 16)
     with guard:
-        kernel[(programs,)](*arguments, num_warps=num_warps, enable_fp_fusion=False, **constants)
+        grid = programs if isinstance(programs, tuple) else (programs,)
+        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=False, **constants)
 
 
 def dense(tensor: Tensor) -> Tensor:

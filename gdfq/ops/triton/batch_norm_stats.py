@@ -21,10 +21,10 @@ from gdfq.ops.triton._language import (
     factor_of,
     load,
     load_vector,
+    merge_statistics,
     multiply,
     multiply_add,
     store,
-    sum_rows,
     tile,
 )
 from gdfq.ops.triton._launch import (
@@ -86,17 +86,7 @@ def _forward(
         if HAS_BIAS:
             y = y + bias
         store(y_ptr + offsets, y, mask)
-
-        tile_count = sum_rows(mask.to(tl.float32), CHANNEL_IS_COLUMN)
-        tile_mean = tl.div_rn(sum_rows(x, CHANNEL_IS_COLUMN), tl.maximum(tile_count, 1.0))
-        centered = tl.where(mask, x - tile_mean, 0.0)
-        tile_squares = sum_rows(centered * centered, CHANNEL_IS_COLUMN)
-        total = tl.maximum(count + tile_count, 1.0)
-        delta = tile_mean - mean
-        share = tl.div_rn(tile_count, total)
-        mean += delta * share
-        squares += tile_squares + delta * delta * count * share
-        count += tile_count
+        count, mean, squares = merge_statistics(count, mean, squares, x, mask, CHANNEL_IS_COLUMN)
     partial = partial_ptr + split * channels + channel
     tl.store(partial, count, mask=exists)
     tl.store(partial + splits * channels, mean, mask=exists)
@@ -176,6 +166,16 @@ def _backward(
     store(dx_ptr + offsets, multiply_add(centered, slope, dx) + offset, mask)
 
 
+def merge_partials(partial: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance from ``[3, splits, channels]`` partial statistics, in one launch."""
+    _, splits, channels = partial.shape
+    mean = partial.new_empty((channels,))
+    var = torch.empty_like(mean)
+    programs, constants = merging(splits, channels)
+    launch(_merge, programs, partial, mean, var, splits, channels, **constants)
+    return mean, var
+
+
 def batch_norm_stats(
     x: Tensor,
     running_mean: Tensor,
@@ -195,8 +195,6 @@ def batch_norm_stats(
     layout = layout_of(x, 1)
     cut = sweep(layout)
     partial = x.new_empty((3, cut.splits, layout.channels), dtype=torch.float32)
-    mean = x.new_empty((x.shape[1],), dtype=torch.float32)
-    var = torch.empty_like(mean)
     vectors = [
         None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)
     ]
@@ -214,17 +212,7 @@ def batch_norm_stats(
         HAS_BIAS=bias is not None,
         **cut.constants,
     )
-    programs, constants = merging(cut.splits, layout.channels)
-    launch(
-        _merge,
-        programs,
-        partial,
-        mean,
-        var,
-        cut.splits,
-        layout.channels,
-        **constants,
-    )
+    mean, var = merge_partials(partial)
     return y, mean, var
 
 

@@ -110,6 +110,6 @@ def bns_loss_backward(
     gradient = torch.empty_like(flat[0])
     programs = triton.cdiv(len(share), _launch.block)
     launch(_backward, programs, grad, *flat, share, gradient, len(share), BLOCK=_launch.block)
-    parts = torch.split_with_sizes_copy(gradient, [s.numel() for s in statistics])
+    parts = torch.ops.aten.split_with_sizes_copy.default(gradient, [s.numel() for s in statistics])
     gradients = [p.view(s.shape).to(s.dtype) for p, s in zip(parts, statistics, strict=True)]
     return gradients[: len(means)], gradients[len(means) :]

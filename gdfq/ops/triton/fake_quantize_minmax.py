@@ -149,8 +149,5 @@ def fake_quantize_minmax(
         return fake_quantize(w, lo, hi, bits, axis, ste), lo, hi
     y = torch.empty_like(w)
     cols = triton.next_power_of_2(layout.inner)
-    warps = min(max(cols // 512, 4), 16)
-    launch(
-        _rows, layout.channels, w, y, lo, hi, layout.inner, num_warps=warps, BITS=bits, COLS=cols
-    )
+    launch(_rows, layout.channels, w, y, lo, hi, layout.inner, BITS=bits, COLS=cols)
     return y, lo, hi

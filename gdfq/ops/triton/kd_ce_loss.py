@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdfq.ops.kd_ce_loss import kd_ce_loss_reference
+from gdfq.ops.kd_ce_loss import check_classes, kd_ce_loss_reference
 from gdfq.ops.triton import _launch
 from gdfq.ops.triton._launch import launch
 
@@ -127,8 +127,7 @@ def kd_ce_loss(
         return kd_ce_loss_reference(student_logits, teacher_logits, labels, temperature, alpha)
     batch, classes = student_logits.shape
     soft = labels.dim() == 2
-    if labels.device.type == "cpu" and not soft and not ((labels >= 0) & (labels < classes)).all():
-        raise IndexError(f"labels: must be from 0 to {classes - 1}")
+    check_classes(labels, classes)
     gradient = student_logits.new_empty((batch, classes), dtype=torch.float32)
     rows = gradient.new_empty((2, batch), dtype=torch.float64)
     loss = gradient.new_empty(())

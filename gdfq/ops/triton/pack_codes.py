@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdfq.ops.pack_codes import check_codes
 from gdfq.ops.triton import _launch
 from gdfq.ops.triton._launch import launch
 
@@ -67,9 +68,7 @@ def _unpack(
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """One launch."""
-    half = 2 ** (bits - 1)
-    if codes.device.type == "cpu" and not ((codes >= -half) & (codes < half)).all():
-        raise ValueError(f"codes: must be from {-half} to {half - 1} for {bits} bits")
+    check_codes(codes, bits)
     codes = codes.contiguous()
     packed = codes.new_empty(((codes.numel() * bits + 7) // 8,), dtype=torch.uint8)
     if codes.numel() > 0:
