@@ -28,7 +28,7 @@ def image_grid(
     zoom = max(1, 56 // size)
     cell = size * zoom + GAP
     font = ImageFont.load_default(FONT_SIZE)
-    margin = GAP * 3 + int(max(font.getlength(name) for name in names))
+    margin = GAP * 4 + int(max(font.getlength(name) for name in names))
     columns = max(len(row) for row in rows)
     canvas = Image.new("RGB", (margin + columns * cell, GAP + len(rows) * cell), "white")
     draw = ImageDraw.Draw(canvas)

@@ -184,7 +184,7 @@ def quantize(
     def on_calibrated() -> None:
         nonlocal measuring
         start = time.perf_counter()
-        progress.phase("measuring the student before fine-tuning")
+        measure.announce(progress, "measuring the student before fine-tuning")
         result.before = measure(student)
         measuring += time.perf_counter() - start
 
@@ -207,7 +207,7 @@ def quantize(
     save_student(student, recipe, folder / "student.safetensors")
     _save_picture(recipe, trainer, folder / "images.png")
     if trainer.calibrated and failure is None:
-        progress.phase("measuring teacher and student")
+        measure.announce(progress, "measuring teacher and student")
         result.after = measure(student)
         result.teacher = measure(teacher)
     (folder / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
@@ -222,6 +222,10 @@ class _Measure:
     def __init__(self, spec: Teacher, result: Result) -> None:
         self.spec = spec
         self.result = result
+
+    def announce(self, progress: Progress, what: str) -> None:
+        if self.spec.data != "none":
+            progress.phase(what)
 
     def __call__(self, model: nn.Module) -> float | None:
         if self.spec.data == "none":
