@@ -11,7 +11,7 @@ import torch
 
 import gdfq
 from gdfq.functional import fake_quantize
-from gdfq.ops import _backend, _native
+from gdfq.ops import _backend, _native, triton
 from tests.ops.cases import same_bits
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +108,16 @@ def test_gradients_follow_the_choice():
         else:
             y.sum().backward()
             assert 0 < x.grad.sum() < 50
+
+
+@needs_triton
+@pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA")
+@pytest.mark.parametrize("operator", triton.OPERATORS)
+def test_cuda_tensors_have_a_kernel(operator):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"gdfq::{operator}", "CUDA")
+    native = (operator, "CUDA") in _backend._native_kernels
+    with gdfq.backend("auto"):
+        assert _backend.uses(operator, "CUDA") == ("cuda" if native else "triton")
 
 
 @pytest.mark.parametrize(
