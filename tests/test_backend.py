@@ -11,7 +11,7 @@ import torch
 
 import gdfq
 from gdfq.functional import fake_quantize
-from gdfq.ops import _backend, _native
+from gdfq.ops import _backend, _native, triton
 from tests.ops.cases import same_bits
 
 ROOT = Path(__file__).parent.parent
@@ -44,10 +44,10 @@ def test_operators_pass_their_tests_on_the_reference():
 
 @needs_triton
 def test_operators_pass_their_tests_on_triton():
-    # Seven divides no number of dtypes, layouts or shapes, so that each meets each in the end.
+    # 19 divides no number of dtypes, layouts or shapes, so that each of them is met.
     folders = ("tests/ops", "tests/triton")
     environment = {"GDFQ_BACKEND": "triton", "TRITON_INTERPRET": "1"}
-    tests = run("-m", "pytest", *QUIET, "--every=7", *folders, **environment)
+    tests = run("-m", "pytest", *QUIET, "--every=19", *folders, **environment)
     assert tests.returncode == 0, tests.stdout[-5000:] + tests.stderr[-2000:]
 
 
@@ -108,6 +108,16 @@ def test_gradients_follow_the_choice():
         else:
             y.sum().backward()
             assert 0 < x.grad.sum() < 50
+
+
+@needs_triton
+@pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA")
+@pytest.mark.parametrize("operator", triton.OPERATORS)
+def test_cuda_tensors_have_a_kernel(operator):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"gdfq::{operator}", "CUDA")
+    native = (operator, "CUDA") in _backend._native_kernels
+    with gdfq.backend("auto"):
+        assert _backend.uses(operator, "CUDA") == ("cuda" if native else "triton")
 
 
 @pytest.mark.parametrize(

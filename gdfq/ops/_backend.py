@@ -88,7 +88,8 @@ def uses(operator: str, device: str) -> str:
     if choice == "auto":
         if (operator, device) in _native_kernels:
             return device.lower()
-        return "triton" if device == "CUDA" and _triton_kernel(operator) else "reference"
+        automatic = device == "CUDA" and torch.version.cuda is not None
+        return "triton" if automatic and _triton_kernel(operator) else "reference"
     if choice == "reference":
         return "reference"
     if choice == "triton":
