@@ -55,8 +55,8 @@ def hard_values(lo, hi, bits):
 )
 def test_equals_the_formula_bit_for_bit(bits, lo, hi):
     values = hard_values(lo, hi, bits)
-    expected = torch.from_numpy(oracle(values, lo, hi, bits)[0])
-    x, lo, hi = torch.from_numpy(values), torch.tensor(lo), torch.tensor(hi)
+    expected = torch.as_tensor(oracle(values, lo, hi, bits)[0])
+    x, lo, hi = torch.as_tensor(values), torch.tensor(lo), torch.tensor(hi)
     assert same_bits(fake_quantize(x, lo, hi, bits), expected)
     assert same_bits(fake_quantize_reference(x, lo, hi, bits), expected)
 
@@ -107,9 +107,9 @@ def test_clip_gradient_passes_where_the_code_needs_no_clamp(bits):
     position = oracle(values, -0.37, 2.91, bits)[1]
     code = np.rint(position)
     inside = (code >= -(2 ** (bits - 1))) & (code <= 2 ** (bits - 1) - 1)
-    x = torch.from_numpy(values).requires_grad_()
+    x = torch.as_tensor(values).requires_grad_()
     fake_quantize(x, torch.tensor(-0.37), torch.tensor(2.91), bits, ste="clip").sum().backward()
-    assert same_bits(x.grad, torch.from_numpy(inside.astype(np.float32)))
+    assert same_bits(x.grad, torch.as_tensor(inside.astype(np.float32)))
 
 
 def test_nan_range_gives_nan():
@@ -219,8 +219,8 @@ def test_bad_arguments(arguments, message):
 def test_equals_the_formula_on_drawn_values(bits, lo, width, values):
     values = np.array(values, dtype=np.float32)
     hi = float(np.float32(lo) + np.float32(width))
-    y = fake_quantize(torch.from_numpy(values), torch.tensor(lo), torch.tensor(hi), bits)
-    assert same_bits(y, torch.from_numpy(oracle(values, lo, hi, bits)[0]))
+    y = fake_quantize(torch.as_tensor(values), torch.tensor(lo), torch.tensor(hi), bits)
+    assert same_bits(y, torch.as_tensor(oracle(values, lo, hi, bits)[0]))
 
 
 # ---- learned range ----
