@@ -7,6 +7,10 @@ RUNS := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 RECIPE := fashion-mnist-resnet20
 
+# Threads that wait for each other sleep instead of spinning: on cores that other processes use too,
+# spinning makes a training step several times slower.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: demo test bench gpu-check lint format clean
 
 demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
