@@ -20,17 +20,16 @@ void check(at::TensorList means, at::TensorList vars, at::TensorList running_mea
            at::TensorList running_vars) {
   const size_t layers = means.size();
   TORCH_CHECK(layers > 0, "means must hold at least one layer");
-  TORCH_CHECK(vars.size() == layers && running_means.size() == layers &&
-                  running_vars.size() == layers,
-              "means, vars, running_means and running_vars must be of one length, got ", layers,
-              ", ", vars.size(), ", ", running_means.size(), " and ", running_vars.size());
+  TORCH_CHECK(
+      vars.size() == layers && running_means.size() == layers && running_vars.size() == layers,
+      "means, vars, running_means and running_vars must be of one length, got ", layers, ", ",
+      vars.size(), ", ", running_means.size(), " and ", running_vars.size());
   for (size_t l = 0; l < layers; ++l)
     TORCH_CHECK(vars[l].sizes() == means[l].sizes() &&
                     running_means[l].sizes() == means[l].sizes() &&
                     running_vars[l].sizes() == means[l].sizes(),
                 "layer ", l, ": statistics must have one shape, got ", means[l].sizes(), ", ",
-                vars[l].sizes(), ", ", running_means[l].sizes(), " and ",
-                running_vars[l].sizes());
+                vars[l].sizes(), ", ", running_means[l].sizes(), " and ", running_vars[l].sizes());
 }
 
 bool any_double(at::TensorList a, at::TensorList b) {
@@ -93,11 +92,10 @@ at::Tensor bns_loss(at::TensorList means, at::TensorList vars, at::TensorList ru
   const Statistics statistics(means, vars, running_means, running_vars, false);
   at::Tensor loss = at::empty({}, options);
   at::Tensor workspace = at::empty({1}, options.dtype(at::kDouble));
-  C10_CUDA_CHECK(launch_bns_loss(statistics.layers.data(),
-                                 static_cast<int64_t>(statistics.layers.size()),
-                                 loss.mutable_data_ptr<float>(),
-                                 workspace.mutable_data_ptr<double>(),
-                                 c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(
+      launch_bns_loss(statistics.layers.data(), static_cast<int64_t>(statistics.layers.size()),
+                      loss.mutable_data_ptr<float>(), workspace.mutable_data_ptr<double>(),
+                      c10::cuda::getCurrentCUDAStream()));
   return loss;
 }
 
@@ -112,8 +110,8 @@ std::tuple<Tensors, Tensors> bns_loss_backward(const at::Tensor& grad, at::Tenso
       const double factor =
           2 / (static_cast<double>(means.size()) * static_cast<double>(means[l].numel()));
       const at::Tensor scale = grad.to(at::kDouble) * factor;
-      grad_means.push_back((difference_double(means[l], running_means[l]) * scale)
-                               .to(means[l].scalar_type()));
+      grad_means.push_back(
+          (difference_double(means[l], running_means[l]) * scale).to(means[l].scalar_type()));
       grad_vars.push_back(
           (difference_double(vars[l], running_vars[l]) * scale).to(vars[l].scalar_type()));
     }
@@ -121,10 +119,9 @@ std::tuple<Tensors, Tensors> bns_loss_backward(const at::Tensor& grad, at::Tenso
   }
   const at::Tensor upstream = floats(grad);
   const Statistics statistics(means, vars, running_means, running_vars, true);
-  C10_CUDA_CHECK(launch_bns_loss_backward(upstream.const_data_ptr<float>(),
-                                          statistics.layers.data(),
-                                          static_cast<int64_t>(statistics.layers.size()),
-                                          c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_bns_loss_backward(
+      upstream.const_data_ptr<float>(), statistics.layers.data(),
+      static_cast<int64_t>(statistics.layers.size()), c10::cuda::getCurrentCUDAStream()));
   for (size_t l = 0; l < means.size(); ++l) {
     grad_means.push_back(statistics.grad_means[l].to(means[l].scalar_type()));
     grad_vars.push_back(statistics.grad_vars[l].to(vars[l].scalar_type()));
