@@ -22,7 +22,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line(
-        "markers", "values_checked: tests errors that need a look at values, which a GPU doesn't take"
+        "markers", "values_checked: errors that need a look at values, which a GPU doesn't take"
     )
 
 
