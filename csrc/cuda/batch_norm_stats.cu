@@ -3,42 +3,6 @@
 #include "batch_norm_stats.cuh"
 
 namespace gdfq::cuda {
-namespace {
-
-// How the work is cut: by shape and dtype alone. Whether x is aligned changes how rows are read,
-// not how many pieces there are.
-template <typename T>
-struct Plan {
-  bool rows, vectors;
-  dim3 block;
-  int rows_per_thread;
-  int64_t slots_per_run, pieces, groups;
-
-  Plan(Layout layout, bool aligned) {
-    rows = layout.inner == 1;
-    vectors = layout.channels % kVector<T> == 0 && aligned;
-    if (!rows) {
-      slots_per_run = slots_of<T>(layout.inner, false);
-      pieces = divide_up(layout.outer * slots_per_run, kThreads * kSlotsPerThread);
-      return;
-    }
-    const int64_t across = vectors ? layout.channels / kVector<T> : layout.channels;
-    block = rows_block(across);
-    groups = divide_up(across, block.x);
-    // Some 512 blocks if there are rows for it; 32 rows bound the error of float32 sums.
-    const int64_t wanted = divide_up(layout.outer * groups, 512 * static_cast<int64_t>(block.y));
-    rows_per_thread = static_cast<int>(wanted < 8 ? 8 : wanted > 32 ? 32 : wanted);
-    pieces = divide_up(layout.outer, static_cast<int64_t>(block.y) * rows_per_thread);
-  }
-};
-
-template <typename T>
-bool is_aligned(const T* p) {
-  return misalignment(p) == 0;
-}
-
-}  // namespace
-
 int64_t batch_norm_stats_workspace(Dtype dtype, Layout layout) {
   int64_t pieces = 0;
   with_type(dtype, [&](auto value) {
@@ -50,11 +14,12 @@ int64_t batch_norm_stats_workspace(Dtype dtype, Layout layout) {
   return 2 * pieces * layout.channels;
 }
 
-cudaError_t launch_batch_norm_stats(Dtype dtype, const void* x, void* y, float* mean, float* var,
-                                    const float* running_mean, const float* running_var,
-                                    const float* weight, const float* bias, float eps,
-                                    Layout layout, double* workspace, cudaStream_t stream) {
-  const FrozenNorm norm{running_mean, running_var, weight, bias, eps};
+namespace {
+
+template <bool kOutput>
+cudaError_t launch_statistics(Dtype dtype, const void* x, void* y, float* mean, float* var,
+                              FrozenNorm norm, Layout layout, double* workspace,
+                              cudaStream_t stream) {
   ChannelSums* sums = reinterpret_cast<ChannelSums*>(workspace);
   return with_type(dtype, [&](auto value) {
     using T = decltype(value);
@@ -64,12 +29,12 @@ cudaError_t launch_batch_norm_stats(Dtype dtype, const void* x, void* y, float* 
     cudaError_t error;
     if (!plan.rows) {
       const dim3 grid(static_cast<unsigned>(plan.pieces * layout.channels));
-      error = launch(batch_norm_stats_runs<T>, grid, dim3(kThreads), 0, stream, in, out, norm,
-                     layout, plan.slots_per_run, sums);
+      error = launch(batch_norm_stats_runs<T, kOutput>, grid, dim3(kThreads), 0, stream, in, out,
+                     norm, layout, plan.slots_per_run, sums);
     } else {
       const dim3 grid(static_cast<unsigned>(plan.pieces * plan.groups));
-      const auto kernel = plan.vectors ? batch_norm_stats_rows<T, kVector<T>>
-                                       : batch_norm_stats_rows<T, 1>;
+      const auto kernel = plan.vectors ? batch_norm_stats_rows<T, kVector<T>, kOutput>
+                                       : batch_norm_stats_rows<T, 1, kOutput>;
       error = launch(kernel, grid, plan.block, 0, stream, in, out, norm, layout.outer,
                      layout.channels, plan.groups, plan.rows_per_thread, sums);
     }
@@ -80,17 +45,32 @@ cudaError_t launch_batch_norm_stats(Dtype dtype, const void* x, void* y, float* 
   });
 }
 
+}  // namespace
+
+cudaError_t launch_batch_norm_stats(Dtype dtype, const void* x, void* y, float* mean, float* var,
+                                    const float* running_mean, const float* running_var,
+                                    const float* weight, const float* bias, float eps,
+                                    Layout layout, double* workspace, cudaStream_t stream) {
+  const FrozenNorm norm{running_mean, running_var, weight, bias, eps};
+  return launch_statistics<true>(dtype, x, y, mean, var, norm, layout, workspace, stream);
+}
+
+cudaError_t launch_channel_statistics(Dtype dtype, const void* x, float* mean, float* var,
+                                      Layout layout, double* workspace, cudaStream_t stream) {
+  return launch_statistics<false>(dtype, x, nullptr, mean, var, FrozenNorm{}, layout, workspace,
+                                  stream);
+}
+
 cudaError_t launch_batch_norm_stats_backward(Dtype dtype, const void* dy, const void* x, void* dx,
                                              const float* grad_mean, const float* grad_var,
                                              const float* mean, const float* running_var,
                                              const float* weight, float eps, Layout layout,
                                              cudaStream_t stream) {
-  const BatchNormStatsGradient gradient{
-      {nullptr, running_var, weight, nullptr, eps},
-      mean,
-      grad_mean,
-      grad_var,
-      static_cast<float>(layout.outer * layout.inner)};
+  const BatchNormStatsGradient gradient{{nullptr, running_var, weight, nullptr, eps},
+                                        mean,
+                                        grad_mean,
+                                        grad_var,
+                                        static_cast<float>(layout.outer * layout.inner)};
   return with_type(dtype, [&](auto value) {
     using T = decltype(value);
     const Inputs<T, 2> inputs{{static_cast<const T*>(dy), static_cast<const T*>(x)}};

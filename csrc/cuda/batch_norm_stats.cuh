@@ -13,39 +13,12 @@
 // Not yet run on a GPU: run on the CPU stand-in of tests/standin, and compiled.
 #pragma once
 
-#include "../quantizer.h"
+#include "channel_walk.cuh"
 #include "elementwise.cuh"
+#include "frozen_norm.cuh"
 #include "reduce.cuh"
 
 namespace gdfq::cuda {
-
-// Running statistics and affine parameters, [channels] each; weight and bias may be null.
-struct FrozenNorm {
-  const float* mean;
-  const float* var;
-  const float* weight;
-  const float* bias;
-  float eps;
-
-  __device__ __forceinline__ float factor(int64_t c) const {
-    const float std = __fsqrt_rn(add_rn(__ldg(var + c), eps));
-    return div_rn(weight ? __ldg(weight + c) : 1.0f, std);
-  }
-};
-
-struct NormConstants {
-  float shift, factor, bias;
-
-  __device__ __forceinline__ NormConstants() {}
-  __device__ __forceinline__ NormConstants(const FrozenNorm& norm, int64_t c)
-      : shift(__ldg(norm.mean + c)),
-        factor(norm.factor(c)),
-        bias(norm.bias ? __ldg(norm.bias + c) : 0.0f) {}
-
-  __device__ __forceinline__ float operator()(float x) const {
-    return add_rn(mul_rn(sub_rn(x, shift), factor), bias);
-  }
-};
 
 struct ChannelSums {
   double first;   // sum of x
@@ -76,14 +49,12 @@ __device__ __forceinline__ void write_statistics(double first, double second, do
   *var = static_cast<float>(variance < 0 ? 0.0 : variance);
 }
 
-constexpr int kWarps = kThreads / 32;
-constexpr int kSlotsPerThread = 8;
-
 namespace {
 
 // Runs of one channel: block (piece, c) takes kThreads * kSlotsPerThread of the channel's slots of
-// 16 bytes; rows of any length and alignment. sums: [pieces][channels].
-template <typename T>
+// 16 bytes; rows of any length and alignment. sums: [pieces][channels]. Without kOutput, x is only
+// read.
+template <typename T, bool kOutput>
 __global__ void __launch_bounds__(kThreads)
     batch_norm_stats_runs(const T* __restrict__ x, T* __restrict__ y, FrozenNorm norm,
                           Layout layout, int64_t slots_per_run, ChannelSums* __restrict__ sums) {
@@ -91,7 +62,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ double scratch[2][kWarps];
   const int64_t piece = quotient(blockIdx.x, layout.channels);
   const int64_t channel = blockIdx.x - piece * layout.channels;
-  const NormConstants constants(norm, channel);
+  NormConstants constants;
+  if constexpr (kOutput) constants = NormConstants(norm, channel);
   const bool same_alignment = misalignment(x) == misalignment(y);
 
   PivotSums own = {0, 0, 0, 0};
@@ -117,9 +89,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       if (slot.holds(i)) own.add(v[i]);
-      v[i] = constants(v[i]);
+      if constexpr (kOutput) v[i] = constants(v[i]);
     }
-    slot.store(y + start, same_alignment, v);
+    if constexpr (kOutput) slot.store(y + start, same_alignment, v);
   }
 
   const ChannelSums mine = own.sums();
@@ -130,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Channels last: block (X, Y) takes X * n channels, one of `groups`, n a vector's where rows are
 // aligned and else 1, and Y * rows_per_thread rows. sums: [pieces][channels].
-template <typename T, int n>
+template <typename T, int n, bool kOutput>
 __global__ void __launch_bounds__(kThreads)
     batch_norm_stats_rows(const T* __restrict__ x, T* __restrict__ y, FrozenNorm norm, int64_t rows,
                           int64_t channels, int64_t groups, int rows_per_thread,
@@ -146,7 +118,8 @@ __global__ void __launch_bounds__(kThreads)
   PivotSums own[n];
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    if (active) constants[i] = NormConstants(norm, channel + i);
+    if constexpr (kOutput)
+      if (active) constants[i] = NormConstants(norm, channel + i);
     own[i] = {0, 0, 0, 0};
   }
   int64_t row = piece * blockDim.y * rows_per_thread + threadIdx.y;
@@ -179,9 +152,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         own[i].add(v[k][i]);
-        v[k][i] = constants[i](v[k][i]);
+        if constexpr (kOutput) v[k][i] = constants[i](v[k][i]);
       }
-      store<n>(y + (row + k * blockDim.y) * channels + channel, n > 1, v[k]);
+      if constexpr (kOutput)
+        store<n>(y + (row + k * blockDim.y) * channels + channel, n > 1, v[k]);
     }
   }
 #pragma unroll 2
@@ -191,9 +165,9 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       own[i].add(v[0][i]);
-      v[0][i] = constants[i](v[0][i]);
+      if constexpr (kOutput) v[0][i] = constants[i](v[0][i]);
     }
-    store<n>(y + first, n > 1, v[0]);
+    if constexpr (kOutput) store<n>(y + first, n > 1, v[0]);
   }
 
   // Lanes of a warp that share channels are blockDim.x, a power of two, apart.

@@ -19,6 +19,10 @@ cudaError_t launch_batch_norm_stats(Dtype dtype, const void* x, void* y, float* 
                                     const float* weight, const float* bias, float eps,
                                     Layout layout, double* workspace, cudaStream_t stream);
 
+// The statistics alone, with the same workspace: x is only read.
+cudaError_t launch_channel_statistics(Dtype dtype, const void* x, float* mean, float* var,
+                                      Layout layout, double* workspace, cudaStream_t stream);
+
 cudaError_t launch_batch_norm_stats_backward(Dtype dtype, const void* dy, const void* x, void* dx,
                                              const float* grad_mean, const float* grad_var,
                                              const float* mean, const float* running_var,

@@ -5,6 +5,9 @@
 //   constants(channel)   computes them
 //   operator()(constants, const float (&inputs)[kInputs]) -> float
 //
+// Where channels are last and have constants for each sample, `samples` parts of equal size follow
+// each other, and channel c of sample s is number s * channels + c.
+//
 // Every element is read once from each input and written once, by one thread, so the result
 // depends on no order.
 #pragma once
@@ -51,40 +54,43 @@ __device__ __forceinline__ void map_lanes(const Inputs<T, kInputs>& inputs, T* o
 // Memory in order: a thread takes kVectorsPerThread vectors, a block apart. `head` elements come
 // before the first 16-byte boundary, if all tensors share one; else nothing is aligned and
 // vectors are loaded element by element. A vector that crosses channels is too.
-template <typename T, int kInputs, typename Op>
+template <bool kSamples, typename T, int kInputs, typename Op>
 __global__ void __launch_bounds__(kThreads)
     map_flat(Inputs<T, kInputs> inputs, T* __restrict__ output, Op op, Layout layout,
-             int64_t numel, int head, bool aligned) {
+             int64_t samples, int64_t numel, int head, bool aligned) {
   constexpr int n = kVector<T>;
-  const bool one_channel = layout.channels == 1;
-  typename Op::Constants constants;
-  if (one_channel) constants = op.constants(0);
-
-  const auto channel_of = [&](int64_t run) { return remainder_of(run, layout.channels); };
+  const bool one_channel = layout.channels == 1 && (!kSamples || samples == 1);
+  const auto channel_of = [&](int64_t run) {
+    const int64_t row = quotient(run, layout.channels);
+    int64_t sample = 0;
+    if constexpr (kSamples) sample = quotient(row, quotient(layout.outer, samples));
+    return run - (row - sample) * layout.channels;
+  };
   const auto elements = [&](int64_t first, int count) {
 #pragma unroll 1
     for (int64_t i = first; i < first + count; ++i) {
-      if (!one_channel) constants = op.constants(channel_of(quotient(i, layout.inner)));
-      map_lanes<1>(inputs, output, op, constants, i, false);
+      const int64_t channel = one_channel ? 0 : channel_of(quotient(i, layout.inner));
+      map_lanes<1>(inputs, output, op, op.constants(channel), i, false);
     }
   };
 
   const int64_t vectors = (numel - head) / n;
-  int64_t vector =
-      static_cast<int64_t>(blockIdx.x) * (kThreads * kVectorsPerThread) + threadIdx.x;
+  int64_t vector = static_cast<int64_t>(blockIdx.x) * (kThreads * kVectorsPerThread) + threadIdx.x;
 #pragma unroll
   for (int k = 0; k < kVectorsPerThread; ++k, vector += kThreads) {
     if (vector >= vectors) break;
     const int64_t first = head + vector * n;
+    int64_t channel = 0;
     if (!one_channel) {
       const int64_t run = quotient(first, layout.inner);
       if (first + n > (run + 1) * layout.inner) {
         elements(first, n);
         continue;
       }
-      constants = op.constants(channel_of(run));
+      channel = channel_of(run);
     }
-    map_lanes<n>(inputs, output, op, constants, first, aligned);
+    // Not kept for the next vector: a 64-bit division in between would spill them.
+    map_lanes<n>(inputs, output, op, op.constants(channel), first, aligned);
   }
 
   if (blockIdx.x == 0) {
@@ -95,24 +101,27 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Channels last: block (X, Y) takes X vectors of channels, one of `groups`, and Y * kRowsPerThread
-// rows, so that a thread keeps the constants of its channels. Rows are aligned.
-template <typename T, int kInputs, typename Op>
+// rows of a sample, one of `pieces`, so that a thread keeps the constants of its channels. Rows are
+// aligned.
+template <bool kSamples, typename T, int kInputs, typename Op>
 __global__ void __launch_bounds__(kThreads)
     map_rows(Inputs<T, kInputs> inputs, T* __restrict__ output, Op op, int64_t rows,
-             int64_t channels, int64_t groups) {
+             int64_t channels, int64_t groups, int64_t pieces) {
   constexpr int n = kVector<T>;
-  const int64_t piece = quotient(blockIdx.x, groups);
-  const int64_t channel = ((blockIdx.x - piece * groups) * blockDim.x + threadIdx.x) * n;
+  const int64_t part = quotient(blockIdx.x, groups);
+  int64_t sample = 0;
+  if constexpr (kSamples) sample = quotient(part, pieces);
+  const int64_t channel = ((blockIdx.x - part * groups) * blockDim.x + threadIdx.x) * n;
   if (channel >= channels) return;
   typename Op::Constants constants[n];
 #pragma unroll
-  for (int i = 0; i < n; ++i) constants[i] = op.constants(channel + i);
+  for (int i = 0; i < n; ++i) constants[i] = op.constants(sample * channels + channel + i);
 
-  int64_t row = piece * blockDim.y * kRowsPerThread + threadIdx.y;
+  int64_t row = (part - sample * pieces) * blockDim.y * kRowsPerThread + threadIdx.y;
 #pragma unroll 2
   for (int k = 0; k < kRowsPerThread; ++k, row += blockDim.y) {
     if (row >= rows) break;
-    const int64_t first = row * channels + channel;
+    const int64_t first = (sample * rows + row) * channels + channel;
     float v[kInputs][n];
 #pragma unroll
     for (int j = 0; j < kInputs; ++j) load<n>(inputs.data[j] + first, true, v[j]);
@@ -136,10 +145,20 @@ inline dim3 rows_block(int64_t vectors) {
   return dim3(across, kThreads / across);
 }
 
-template <typename T, int kInputs, typename Op>
-cudaError_t map(const Inputs<T, kInputs>& inputs, T* output, const Op& op, const Layout& layout,
-                cudaStream_t stream) {
+// A sample's channels that lie in runs are channels of their own.
+inline Layout split_samples(Layout layout, int64_t& samples) {
+  if (samples > 1 && layout.inner > 1) {
+    layout = {layout.outer / samples, samples * layout.channels, layout.inner};
+    samples = 1;
+  }
+  return layout;
+}
+
+template <bool kSamples = false, typename T, int kInputs, typename Op>
+cudaError_t map(const Inputs<T, kInputs>& inputs, T* output, const Op& op, Layout layout,
+                cudaStream_t stream, int64_t samples = 1) {
   constexpr int n = kVector<T>;
+  layout = split_samples(layout, samples);
   const int64_t numel = layout.outer * layout.channels * layout.inner;
   const int skew = misalignment(output);
   bool aligned = true;
@@ -149,17 +168,20 @@ cudaError_t map(const Inputs<T, kInputs>& inputs, T* output, const Op& op, const
     const int64_t vectors = layout.channels / n;
     const dim3 block = rows_block(vectors);
     const int64_t groups = divide_up(vectors, block.x);
-    const int64_t pieces = divide_up(layout.outer, block.y * kRowsPerThread);
-    return launch(map_rows<T, kInputs, Op>, dim3(static_cast<unsigned>(pieces * groups)), block, 0,
-                  stream, inputs, output, op, layout.outer, layout.channels, groups);
+    const int64_t rows = layout.outer / samples;
+    const int64_t pieces = divide_up(rows, block.y * kRowsPerThread);
+    return launch(map_rows<kSamples, T, kInputs, Op>,
+                  dim3(static_cast<unsigned>(samples * pieces * groups)), block, 0, stream, inputs,
+                  output, op, rows, layout.channels, groups, pieces);
   }
   int64_t head = aligned && skew > 0 ? n - skew : 0;
   if (head > numel) head = numel;
   const int64_t vectors = (numel - head) / n;
   int64_t blocks = divide_up(vectors, kThreads * kVectorsPerThread);
   if (blocks == 0) blocks = 1;
-  return launch(map_flat<T, kInputs, Op>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
-                stream, inputs, output, op, layout, numel, static_cast<int>(head), aligned);
+  return launch(map_flat<kSamples, T, kInputs, Op>, dim3(static_cast<unsigned>(blocks)),
+                dim3(kThreads), 0, stream, inputs, output, op, layout, samples, numel,
+                static_cast<int>(head), aligned);
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
+#include <tuple>
+
 #include "operators.h"
 #include "tensor.h"
 
@@ -17,6 +19,38 @@ void check_range(const at::Tensor& lo, const at::Tensor& hi, int64_t bits, const
               layout.channels, " entries, got ", lo.numel(), " and ", hi.numel());
   TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
 }
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
+    int64_t bits, std::optional<int64_t> axis) {
+  if (x.scalar_type() == at::kDouble) {
+    auto [dx, dlo, dhi] =
+        fake_quantize_learned_backward(grad.to(at::kFloat), x.to(at::kFloat), lo, hi, bits, axis);
+    return {dx.to(at::kDouble), dlo, dhi};
+  }
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor input = dense(x);
+  const auto float32 = lo.options().dtype(at::kFloat);
+  at::Tensor dx = at::empty_like(input);
+  if (input.numel() == 0)
+    return {dx, at::zeros(lo.sizes(), float32), at::zeros(hi.sizes(), float32)};
+  at::Tensor dlo = at::empty(lo.sizes(), float32), dhi = at::empty(hi.sizes(), float32);
+  const at::Tensor dy = in_layout_of(grad.to(input.scalar_type()), input);
+  const Layout layout = layout_of(input, axis);
+  check_range(lo, hi, bits, layout);
+  const at::Tensor lows = floats(lo), highs = floats(hi);
+  const Dtype dtype = dtype_of(input);
+  at::Tensor workspace =
+      at::empty({fake_quantize_learned_workspace(dtype, layout)}, float32.dtype(at::kDouble));
+  C10_CUDA_CHECK(launch_fake_quantize_learned_backward(
+      dtype, dy.const_data_ptr(), input.const_data_ptr(), dx.mutable_data_ptr(),
+      dlo.mutable_data_ptr<float>(), dhi.mutable_data_ptr<float>(), lows.const_data_ptr<float>(),
+      highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
+      workspace.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream()));
+  return {dx, dlo, dhi};
+}
+
+}  // namespace
 
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo,
                                   const at::Tensor& hi, int64_t bits, std::optional<int64_t> axis) {
@@ -42,8 +76,6 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
   return output;
 }
 
-}  // namespace
-
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
                          int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
   if (x.scalar_type() == at::kDouble)
@@ -65,6 +97,7 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Te
 TORCH_LIBRARY_IMPL(gdfq, GDFQ_CUDA_KEY, m) {
   m.impl("fake_quantize", fake_quantize);
   m.impl("fake_quantize_backward", fake_quantize_backward);
+  m.impl("fake_quantize_learned_backward", fake_quantize_learned_backward);
 }
 
 }  // namespace gdfq::cuda

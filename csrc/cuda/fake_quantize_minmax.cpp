@@ -12,7 +12,6 @@
 #include "tensor.h"
 
 namespace gdfq::cuda {
-namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
     const at::Tensor& w, int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
@@ -48,8 +47,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
       input.numel() / rows, c10::cuda::getCurrentCUDAStream()));
   return {output, lo, hi};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(gdfq, GDFQ_CUDA_KEY, m) { m.impl("fake_quantize_minmax", fake_quantize_minmax); }
 

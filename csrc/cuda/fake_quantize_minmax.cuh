@@ -22,15 +22,13 @@ constexpr int64_t kRowBytesOnChip = 47 * 1024;
 
 namespace {
 
+// chip: a place for each slot of the row where kOnChip, else unused.
 template <typename T, bool kOnChip>
-__global__ void __launch_bounds__(kRowThreads)
-    quantize_minmax_rows(const T* __restrict__ w, T* __restrict__ y, float* __restrict__ lo,
-                         float* __restrict__ hi, int bits, int64_t length) {
-  GDFQ_DYNAMIC_SHARED(uint4, chip);
+__device__ __forceinline__ void quantize_minmax_row(const T* __restrict__ row, T* __restrict__ out,
+                                                    float* __restrict__ lo, float* __restrict__ hi,
+                                                    int bits, int64_t length, uint4* chip) {
   __shared__ float low_of_warp[kRowThreads / 32];
   __shared__ float high_of_warp[kRowThreads / 32];
-  const T* row = w + blockIdx.x * length;
-  T* out = y + blockIdx.x * length;
   const int skew = misalignment(row);
   const bool aligned = misalignment(out) == skew;
   const int64_t slots = (skew + length + kVector<T> - 1) / kVector<T>;
@@ -53,8 +51,8 @@ __global__ void __launch_bounds__(kRowThreads)
   low = reduce_block(low, low_of_warp, minimum);
   high = reduce_block(high, high_of_warp, maximum);
   if (threadIdx.x == 0) {
-    lo[blockIdx.x] = low;
-    hi[blockIdx.x] = high;
+    *lo = low;
+    *hi = high;
   }
 
   const Grid grid = make_grid(low, high, bits);
@@ -68,10 +66,19 @@ __global__ void __launch_bounds__(kRowThreads)
     }
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i)
-      v[i] = quantize_value(v[i], grid.scale, grid.zero, bounds.lowest, bounds.highest,
-                            kRoundMagic);
+      v[i] =
+          quantize_value(v[i], grid.scale, grid.zero, bounds.lowest, bounds.highest, kRoundMagic);
     slot.store(out, aligned, v);
   }
+}
+
+template <typename T, bool kOnChip>
+__global__ void __launch_bounds__(kRowThreads)
+    quantize_minmax_rows(const T* __restrict__ w, T* __restrict__ y, float* __restrict__ lo,
+                         float* __restrict__ hi, int bits, int64_t length) {
+  GDFQ_DYNAMIC_SHARED(uint4, chip);
+  quantize_minmax_row<T, kOnChip>(w + blockIdx.x * length, y + blockIdx.x * length,
+                                  lo + blockIdx.x, hi + blockIdx.x, bits, length, chip);
 }
 
 }  // namespace

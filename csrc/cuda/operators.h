@@ -4,10 +4,20 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 
 namespace gdfq::cuda {
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
                          int64_t bits, std::optional<int64_t> axis, c10::string_view ste);
+
+// The clip estimator's gradient.
+at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo,
+                                  const at::Tensor& hi, int64_t bits, std::optional<int64_t> axis);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Tensor& w,
+                                                                    int64_t bits,
+                                                                    std::optional<int64_t> axis,
+                                                                    c10::string_view ste);
 
 }  // namespace gdfq::cuda

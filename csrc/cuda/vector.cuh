@@ -125,8 +125,9 @@ struct Slot {
   __device__ __forceinline__ bool holds(int lane) const { return lane >= from && lane < to; }
 
   // Lanes outside the row get `other`.
-  __device__ __forceinline__ void load(const T* row, float other, float (&v)[kVector<T>]) const {
-    if (full()) {
+  __device__ __forceinline__ void load(const T* row, float other, float (&v)[kVector<T>],
+                                       bool aligned = true) const {
+    if (full() && aligned) {
       unpack<T>(__ldg(reinterpret_cast<const uint4*>(row + first)), v);
     } else {
 #pragma unroll
@@ -154,11 +155,20 @@ __host__ __device__ __forceinline__ int64_t slots_of(int64_t length, bool always
 
 // ---- indices ----
 
-// 64-bit division costs some 100 instructions, 32-bit division 20.
+// a / b for a >= 0, b > 0. The compiler's 64-bit division is a call of some 100 instructions, around
+// which kernels would spill.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0)
     return static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
-  return a / b;
+  // Rounding errs by 4e-7 at most, so no step goes too far, and each leaves a millionth of a.
+  const float inverse = __fdividef(0.999999f, static_cast<float>(b));
+  int64_t result = 0;
+  while (a >= b) {
+    const int64_t step = static_cast<int64_t>(static_cast<float>(a) * inverse);
+    result += step > 0 ? step : 1;
+    a -= (step > 0 ? step : 1) * b;
+  }
+  return result;
 }
 
 __device__ __forceinline__ int64_t remainder_of(int64_t a, int64_t b) {

@@ -20,6 +20,20 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "values_checked: errors that need a look at values, which a GPU doesn't take"
+    )
+
+
+def pytest_runtest_setup(item):
+    on_gpu = os.environ.get("GDFQ_TEST_DEVICE", "cpu") != "cpu"
+    if item.get_closest_marker("values_checked") and (
+        on_gpu or item.config.pluginmanager.hasplugin("tests.standin.operators")
+    ):
+        pytest.skip("the CUDA kernels don't check values: that would wait for the device")
+
+
 def pytest_collection_modifyitems(config, items):
     """Thin out each test's parameters: an interpreter is too slow for all of them every time."""
     every = config.getoption("--every", 1)

@@ -22,7 +22,7 @@ def requiring_grad(lists):
 
 
 @every_dtype
-@pytest.mark.parametrize("channels", [CHANNELS, (7,), (64,) * 20])
+@pytest.mark.parametrize("channels", [CHANNELS, (7,), (64,) * 20, (3, 5) * 70])
 def test_equals_the_formula_in_float64(dtype, channels):
     given = statistics(channels, dtype)
     wide = [[t.double() for t in s] for s in given]
@@ -48,6 +48,15 @@ def test_gradients(dtype):
     torch.testing.assert_close(
         list(grads), [*expected[0], *expected[1]], rtol=tolerance, atol=tolerance**2
     )
+
+
+def test_gradients_of_many_layers():
+    given = requiring_grad(statistics((3, 300) * 70))
+    bns_loss(*given).backward()
+    for i in (0, 1):
+        for statistic, stored in zip(given[i], given[i + 2], strict=True):
+            expected = 2 / (140 * len(stored)) * (statistic.detach() - stored)
+            torch.testing.assert_close(statistic.grad, expected, rtol=1e-6, atol=0)
 
 
 def test_gradcheck():

@@ -74,6 +74,19 @@ def test_clip_gradient_of_a_row_that_has_extremes():
     assert same_bits(w.grad, expected.grad)
 
 
+def test_more_tensors_than_a_launch_describes():
+    torch.manual_seed(0)
+    ws = [torch.randn(1 + i % 5, 7 + i, requires_grad=True) for i in range(120)]
+    bits = [2 + i % 7 for i in range(120)]
+    ys = fake_quantize_minmax_list(ws, bits, "clip")
+    grads = [torch.randn_like(w) for w in ws]
+    actual = torch.autograd.grad(ys, ws, grads)
+    for w, b, y, grad, dw in zip(ws, bits, ys, grads, actual, strict=True):
+        expected = fake_quantize_minmax(w, b, ste="clip")
+        assert same_bits(y, expected)
+        assert same_bits(dw, torch.autograd.grad(expected, w, grad)[0])
+
+
 def test_none():
     assert fake_quantize_minmax_list([], 4) == []
 

@@ -169,6 +169,7 @@ def test_compiles_without_graph_break():
     assert same_bits(grads[0][0], grads[1][0])
 
 
+@pytest.mark.values_checked
 @pytest.mark.parametrize("label", [-1, 3])
 def test_label_out_of_range(label):
     with pytest.raises(IndexError, match=rf"labels\[1\] is {label}, but there are 3 classes"):

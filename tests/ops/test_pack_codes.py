@@ -71,6 +71,7 @@ def test_opcheck(bits):
     opcheck(torch.ops.gdfq.unpack_codes.default, (packed, bits, [3, 7]))
 
 
+@pytest.mark.values_checked
 @every_bits
 @pytest.mark.parametrize("position", [0, 7, 8, 18])
 def test_code_out_of_range(bits, position):

@@ -1,8 +1,9 @@
 """Builds the stand-in's libraries and calls the kernels in them on CPU tensors.
 
-An operator is added by ``drivers/NAME.cpp``, which makes its launcher callable, and
-``test_NAME.py``; ``test_builds.py`` then runs that file with the sanitizers and the race checker
-too, and ``operators.py`` puts the operator in the place of the CPU's. ``GDFQ_STANDIN=races pytest
+``operators.py`` puts every operator in the place of the CPU's, and ``test_builds.py`` runs some of
+the operators' suite so with the sanitizers and the race checker. Where an operator needs more, such
+as every alignment of its result, ``drivers/NAME.cpp`` makes its launcher callable for
+``test_NAME.py``, which ``test_builds.py`` runs in all builds. ``GDFQ_STANDIN=races pytest
 tests/standin/test_NAME.py`` runs one file with the race checker.
 """
 
@@ -110,9 +111,13 @@ class Standin:
         self.library = ctypes.CDLL(str(BUILD / f"libstandin_{name}.so"))
         self.library.standin_error.restype = ctypes.c_char_p
 
+    def schedule(self, seed: int, poison: int) -> None:
+        """The order of later launches, and what shared memory starts with."""
+        self.library.standin_schedule(ctypes.c_ulong(seed), ctypes.c_int(poison))
+
     def launch(self, function: str, *arguments: Any, schedule: tuple[int, int] = (0, 0xFF)) -> None:
         """Run a driver's function; tensors are passed as pointers, dtypes as their number."""
-        self.library.standin_schedule(ctypes.c_ulong(schedule[0]), ctypes.c_int(schedule[1]))
+        self.schedule(*schedule)
         if getattr(self.library, function)(*map(_argument, arguments)):
             raise DeviceError(self.library.standin_error().decode())
 

@@ -1,8 +1,11 @@
 """A pytest plugin: the CUDA operators, on the stand-in, take the CPU operators' place.
 
 ``pytest -p tests.standin.operators tests/ops`` runs the operators' whole suite, dispatcher side
-included, with the CUDA kernels.
+included, with the CUDA kernels in the build that GDFQ_STANDIN names. Blocks, warps and lanes run in
+a shuffled order.
 """
+
+import os
 
 import torch
 
@@ -10,7 +13,9 @@ import gdfq  # noqa: F401  (registers the CPU operators that are replaced)
 from tests.standin import library
 
 library.build()
-torch.ops.load_library(str(library.BUILD / "libstandin_operators.so"))
+_build = os.environ.get("GDFQ_STANDIN", "shuffled")
+torch.ops.load_library(str(library.BUILD / f"libstandin_operators_{_build}.so"))
+library.Standin(_build).schedule(*library.SCHEDULES[1])
 
 for _name in library.cuda_operators():
     _table = torch._C._dispatch_dump_table(f"gdfq::{_name}")

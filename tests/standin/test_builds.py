@@ -29,13 +29,16 @@ def test_every_kernel_in_the_other_builds(standin, build):
 
 
 @pytest.mark.skipif("GDFQ_STANDIN" in os.environ, reason="this is one of the other builds")
-def test_the_operators_suite_with_the_cuda_operators(standin):
+@pytest.mark.parametrize(("build", "every"), [("shuffled", 1), ("asan", 23), ("races", 41)])
+def test_the_operators_suite_with_the_cuda_operators(standin, build, every):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *("-p", "tests.standin.operators", "tests/ops"),
+            *("-p", "tests.standin.operators", "tests/ops", "--every", str(every)),
+            "--capture=sys",
         ],
         cwd=library.HERE.parents[1],
+        env=library.environment(build),
         capture_output=True,
         text=True,
         timeout=900,

@@ -175,6 +175,7 @@ __forceinline__ float __uint_as_float(unsigned v) { return __builtin_bit_cast(fl
 __forceinline__ unsigned __float_as_uint(float v) { return __builtin_bit_cast(unsigned, v); }
 __forceinline__ float __int_as_float(int v) { return __builtin_bit_cast(float, v); }
 __forceinline__ int __float_as_int(float v) { return __builtin_bit_cast(int, v); }
+__forceinline__ double __longlong_as_double(long long v) { return __builtin_bit_cast(double, v); }
 __forceinline__ int __popc(unsigned v) { return __builtin_popcount(v); }
 __forceinline__ int __clz(int v) { return v == 0 ? 32 : __builtin_clz(static_cast<unsigned>(v)); }
 __forceinline__ int __ffs(int v) { return __builtin_ffs(v); }
@@ -183,6 +184,7 @@ __forceinline__ float __fmul_rn(float a, float b) { return a * b; }
 __forceinline__ float __fadd_rn(float a, float b) { return a + b; }
 __forceinline__ float __fsub_rn(float a, float b) { return a - b; }
 __forceinline__ float __fdiv_rn(float a, float b) { return a / b; }
+__forceinline__ float __fdividef(float a, float b) { return a / b; }
 __forceinline__ float __fsqrt_rn(float a) { return std::sqrt(a); }
 __forceinline__ float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 __forceinline__ float rsqrtf(float a) { return 1.0f / std::sqrt(a); }

@@ -1,0 +1,47 @@
+// Launchers of bn_act_fake_quantize; dense memory in `layout`, at least one element.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../layout.h"
+#include "dtype.h"
+
+namespace gdfq::cuda {
+
+enum class Activation { none, relu, relu6 };
+
+// What is one for the whole tensor: of the quantizer lo and hi, one number each, and bits.
+struct ActQuantizer {
+  const float* lo;
+  const float* hi;
+  int bits;
+  Activation act;
+};
+
+// Statistics and affine parameters, [channels] each; the last two may be null.
+struct BatchNorm {
+  const float* mean;
+  const float* var;
+  const float* weight;
+  const float* bias;
+  double eps;
+};
+
+// residual may be null.
+cudaError_t launch_bn_act_fake_quantize(Dtype dtype, const void* x, const void* residual, void* y,
+                                        BatchNorm norm, ActQuantizer quantizer, Layout layout,
+                                        cudaStream_t stream);
+
+// float64 values that launch_bn_act_fake_quantize_backward needs as workspace.
+int64_t bn_act_fake_quantize_workspace(Dtype dtype, Layout layout);
+
+// residual and dresidual may be null, both or none; dweight and dbias: [channels].
+cudaError_t launch_bn_act_fake_quantize_backward(Dtype dtype, const void* dy, const void* x,
+                                                 const void* residual, void* dx, void* dresidual,
+                                                 float* dweight, float* dbias, BatchNorm norm,
+                                                 ActQuantizer quantizer, bool clip, Layout layout,
+                                                 double* workspace, cudaStream_t stream);
+
+}  // namespace gdfq::cuda

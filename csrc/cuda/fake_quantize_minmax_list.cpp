@@ -1,0 +1,120 @@
+// The dispatcher's side of fake_quantize_minmax_list on CUDA.
+
+#include "fake_quantize_minmax_list.h"
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "operators.h"
+#include "tensor.h"
+
+namespace gdfq::cuda {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+void check(at::TensorList ws, at::IntArrayRef bits) {
+  TORCH_CHECK(bits.size() == ws.size(), "bits must have one entry per tensor, got ", bits.size(),
+              " for ", ws.size());
+  for (const int64_t b : bits) TORCH_CHECK(b >= 2 && b <= 8, "bits must be 2 to 8, got ", b);
+  for (const at::Tensor& w : ws)
+    TORCH_CHECK(w.dim() > 0, "ws must have at least one dimension each, got a 0-d tensor");
+}
+
+// Whether the launch for all takes a tensor: not where it is empty, float64 or its rows are
+// scattered.
+bool has_rows(const at::Tensor& w) {
+  return w.scalar_type() != at::kDouble && w.numel() > 0 && layout_of(w, 0).outer == 1;
+}
+
+// Descriptions of tensors, a list for each dtype.
+template <typename Rows>
+struct Lists {
+  std::vector<Rows> of_dtype[3];
+
+  void add(Dtype dtype, const Rows& rows) { of_dtype[static_cast<int>(dtype)].push_back(rows); }
+
+  template <typename Launch>
+  void launch(const Launch& launch) const {
+    for (const Dtype dtype : {Dtype::float32, Dtype::float16, Dtype::bfloat16}) {
+      const std::vector<Rows>& list = of_dtype[static_cast<int>(dtype)];
+      C10_CUDA_CHECK(launch(dtype, list.data(), static_cast<int64_t>(list.size()),
+                            c10::cuda::getCurrentCUDAStream()));
+    }
+  }
+};
+
+std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList ws,
+                                                                at::IntArrayRef bits,
+                                                                c10::string_view ste) {
+  check(ws, bits);
+  const size_t count = ws.size();
+  if (count == 0) return {};
+  const c10::cuda::CUDAGuard guard(ws[0].device());
+  Tensors inputs(count), ys(count), los(count), his(count);
+  Lists<QuantizedRows> lists;
+  for (size_t t = 0; t < count; ++t) {
+    inputs[t] = dense(ws[t]);
+    const at::Tensor& input = inputs[t];
+    if (!has_rows(input)) {
+      std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste);
+      continue;
+    }
+    const int64_t rows = input.size(0);
+    ys[t] = at::empty_like(input);
+    los[t] = at::empty({rows}, input.options().dtype(at::kFloat));
+    his[t] = at::empty_like(los[t]);
+    lists.add(dtype_of(input), {input.const_data_ptr(), ys[t].mutable_data_ptr(),
+                                los[t].mutable_data_ptr<float>(), his[t].mutable_data_ptr<float>(),
+                                rows, input.numel() / rows, static_cast<int>(bits[t])});
+  }
+  lists.launch(launch_fake_quantize_minmax_list);
+  return {ys, los, his};
+}
+
+Tensors fake_quantize_minmax_list_backward(at::TensorList grads, at::TensorList ws,
+                                           at::TensorList los, at::TensorList his,
+                                           at::IntArrayRef bits) {
+  check(ws, bits);
+  const size_t count = ws.size();
+  TORCH_CHECK(grads.size() == count && los.size() == count && his.size() == count,
+              "grads, ws, los and his must be of one length, got ", grads.size(), ", ", count, ", ",
+              los.size(), " and ", his.size());
+  if (count == 0) return {};
+  const c10::cuda::CUDAGuard guard(ws[0].device());
+  Tensors inputs(count), dys(count), dws(count), lows(count), highs(count);
+  Lists<ClippedRows> lists;
+  for (size_t t = 0; t < count; ++t) {
+    inputs[t] = dense(ws[t]);
+    const at::Tensor& input = inputs[t];
+    if (!has_rows(input)) {
+      dws[t] = fake_quantize_backward(grads[t], input, los[t], his[t], bits[t], 0);
+      continue;
+    }
+    const int64_t rows = input.size(0);
+    dys[t] = in_layout_of(grads[t].to(input.scalar_type()), input);
+    dws[t] = at::empty_like(input);
+    lows[t] = floats(los[t]);
+    highs[t] = floats(his[t]);
+    TORCH_CHECK(lows[t].numel() == rows && highs[t].numel() == rows, "lo and hi need ", rows,
+                " entries, got ", lows[t].numel(), " and ", highs[t].numel());
+    lists.add(dtype_of(input),
+              {dys[t].const_data_ptr(), input.const_data_ptr(), dws[t].mutable_data_ptr(),
+               lows[t].const_data_ptr<float>(), highs[t].const_data_ptr<float>(), rows,
+               input.numel() / rows, static_cast<int>(bits[t])});
+  }
+  lists.launch(launch_fake_quantize_minmax_list_backward);
+  return dws;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gdfq, GDFQ_CUDA_KEY, m) {
+  m.impl("fake_quantize_minmax_list", fake_quantize_minmax_list);
+  m.impl("fake_quantize_minmax_list_backward", fake_quantize_minmax_list_backward);
+}
+
+}  // namespace gdfq::cuda

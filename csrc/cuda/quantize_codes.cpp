@@ -1,0 +1,46 @@
+// The dispatcher's side of quantize_codes on CUDA.
+
+#include "quantize_codes.h"
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "tensor.h"
+
+namespace gdfq::cuda {
+namespace {
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& x,
+                                                              const at::Tensor& lo,
+                                                              const at::Tensor& hi, int64_t bits,
+                                                              std::optional<int64_t> axis) {
+  if (x.scalar_type() == at::kDouble) return quantize_codes(x.to(at::kFloat), lo, hi, bits, axis);
+  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+  const int64_t ranges = axis ? x.size(*axis) : 1;
+  TORCH_CHECK(lo.numel() == ranges && hi.numel() == ranges, "lo and hi need ", ranges,
+              " entries, got ", lo.numel(), " and ", hi.numel());
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor input = dense(x);
+  at::Tensor codes = at::empty_like(input, input.options().dtype(at::kChar));
+  at::Tensor scale = at::empty(lo.sizes(), lo.options().dtype(at::kFloat));
+  at::Tensor zero = at::empty(lo.sizes(), scale.options());
+  if (ranges == 0) return {codes, scale, zero};
+  const at::Tensor lows = floats(lo), highs = floats(hi);
+  C10_CUDA_CHECK(launch_grids(lows.const_data_ptr<float>(), highs.const_data_ptr<float>(),
+                              scale.mutable_data_ptr<float>(), zero.mutable_data_ptr<float>(),
+                              static_cast<int>(bits), ranges, c10::cuda::getCurrentCUDAStream()));
+  if (input.numel() == 0) return {codes, scale, zero};
+  C10_CUDA_CHECK(launch_quantize_codes(
+      dtype_of(input), input.const_data_ptr(), codes.mutable_data_ptr<int8_t>(),
+      scale.const_data_ptr<float>(), zero.const_data_ptr<float>(), static_cast<int>(bits),
+      layout_of(input, axis), c10::cuda::getCurrentCUDAStream()));
+  return {codes, scale, zero};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gdfq, GDFQ_CUDA_KEY, m) { m.impl("quantize_codes", quantize_codes); }
+
+}  // namespace gdfq::cuda
