@@ -19,7 +19,7 @@ inline at::Tensor per_channel(const at::Tensor& t, const at::Tensor& x) {
 }
 
 inline at::Tensor factor_double(const at::Tensor& x, const at::Tensor& running_var,
-                         const std::optional<at::Tensor>& weight, double eps) {
+                                const std::optional<at::Tensor>& weight, double eps) {
   const at::Tensor std = (per_channel(running_var, x) + eps).sqrt();
   return weight ? per_channel(*weight, x) / std : 1 / std;
 }
@@ -29,16 +29,15 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_double(
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
   std::vector<int64_t> reduced = {0};
   for (int64_t d = 2; d < x.dim(); ++d) reduced.push_back(d);
-  at::Tensor y =
-      (x - per_channel(running_mean, x)) * factor_double(x, running_var, weight, eps);
+  at::Tensor y = (x - per_channel(running_mean, x)) * factor_double(x, running_var, weight, eps);
   if (bias) y = y + per_channel(*bias, x);
   return {y, x.mean(reduced), x.var(reduced, /*unbiased=*/false)};
 }
 
-inline at::Tensor backward_double(
-    const at::Tensor& grad_y, const at::Tensor& grad_mean, const at::Tensor& grad_var,
-    const at::Tensor& x, const at::Tensor& mean, const at::Tensor& running_var,
-    const std::optional<at::Tensor>& weight, double eps) {
+inline at::Tensor backward_double(const at::Tensor& grad_y, const at::Tensor& grad_mean,
+                                  const at::Tensor& grad_var, const at::Tensor& x,
+                                  const at::Tensor& mean, const at::Tensor& running_var,
+                                  const std::optional<at::Tensor>& weight, double eps) {
   const double count = static_cast<double>(x.numel() / x.size(1));
   return grad_y * factor_double(x, running_var, weight, eps) +
          (x - per_channel(mean, x)) * per_channel(grad_var, x) * (2 / count) +

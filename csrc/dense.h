@@ -35,8 +35,6 @@ inline Layout channel_layout(const at::Tensor& x) {
 }
 
 // Contiguous or channels last, which is what the activation kernels walk.
-inline at::Tensor walkable(const at::Tensor& x) {
-  return x.contiguous(x.suggest_memory_format());
-}
+inline at::Tensor walkable(const at::Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 
 }  // namespace gdfq

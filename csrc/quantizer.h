@@ -65,8 +65,7 @@ GDFQ_INLINE Grid make_grid(float lo, float hi, int bits) {
   float width = sub_rn(hi, lo);
   width = width < 1e-8f ? 1e-8f : width;  // keeps NaN
   const float scale = mul_rn(levels, div_rn(1.0f, width));
-  const float zero =
-      add_rn(nearbyintf(mul_rn(scale, lo)), static_cast<float>(1 << (bits - 1)));
+  const float zero = add_rn(nearbyintf(mul_rn(scale, lo)), static_cast<float>(1 << (bits - 1)));
   return {scale, zero};
 }
 
@@ -94,8 +93,7 @@ constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23
 
 template <typename T>
 GDFQ_INLINE T quantize_value(T x, T scale, T zero, T lowest, T highest, T magic) {
-  const T code =
-      round_half_even(clamp_keep_nan(position(x, scale, zero), lowest, highest), magic);
+  const T code = round_half_even(clamp_keep_nan(position(x, scale, zero), lowest, highest), magic);
   return div_rn(add_rn(code, zero), scale);
 }
 
@@ -103,7 +101,8 @@ GDFQ_INLINE T quantize_value(T x, T scale, T zero, T lowest, T highest, T magic)
 // Half to even at the bounds: lowest is even, so lowest - 0.5 rounds inside; highest is odd, so
 // highest + 0.5 rounds outside.
 template <typename T>
-GDFQ_INLINE T clip_value_gradient(T grad, T x, T scale, T zero, T lowest, T highest, T half, T none) {
+GDFQ_INLINE T clip_value_gradient(T grad, T x, T scale, T zero, T lowest, T highest, T half,
+                                  T none) {
   const T v = position(x, scale, zero);
   T kept = v >= lowest - half ? grad : none;
   return v < highest + half ? kept : none;

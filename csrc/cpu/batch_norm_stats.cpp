@@ -84,9 +84,9 @@ GDFQ_MULTIVERSION void forward_run(const scalar_t* x, scalar_t* y, int64_t n, fl
 // ---- channels last: rows of all channels ----
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void forward_rows(const scalar_t* x, scalar_t* y, int64_t rows,
-                                    int64_t channels, const float* shift, const float* factor,
-                                    const float* bias, Sums* sums) {
+GDFQ_MULTIVERSION void forward_rows(const scalar_t* x, scalar_t* y, int64_t rows, int64_t channels,
+                                    const float* shift, const float* factor, const float* bias,
+                                    Sums* sums) {
   const int64_t chunk = std::max<int64_t>(16, 4096 / channels);
   for (int64_t start = 0; start < rows; start += chunk) {
     const int64_t count = std::min(chunk, rows - start);
@@ -184,14 +184,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
                 bias ? values(*bias) : std::vector<float>(channels, 0)};
   const Layout layout = channel_layout(input);
   std::vector<Sums> sums(channels);
-  AT_DISPATCH_SWITCH(
-      input.scalar_type(), "batch_norm_stats",
-      AT_DISPATCH_CASE(at::kFloat, [&] { forward<scalar_t>(input, output, layout, affine, sums); })
-          AT_DISPATCH_CASE(at::kHalf,
-                           [&] { forward<scalar_t>(input, output, layout, affine, sums); })
-              AT_DISPATCH_CASE(at::kBFloat16, [&] {
-                forward<scalar_t>(input, output, layout, affine, sums);
-              }));
+  AT_DISPATCH_SWITCH(input.scalar_type(), "batch_norm_stats", AT_DISPATCH_CASE(at::kFloat, [&] {
+                       forward<scalar_t>(input, output, layout, affine, sums);
+                     }) AT_DISPATCH_CASE(at::kHalf, [&] {
+                       forward<scalar_t>(input, output, layout, affine, sums);
+                     }) AT_DISPATCH_CASE(at::kBFloat16, [&] {
+                       forward<scalar_t>(input, output, layout, affine, sums);
+                     }));
   const double count = static_cast<double>(input.numel() / channels);
   for (int64_t c = 0; c < channels; ++c) {
     const double average = sums[c].first / count;
@@ -205,13 +204,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
 // ---- backward ----
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void backward_span(const scalar_t* dy, const scalar_t* x, scalar_t* dx,
-                                     int64_t n, float mean, float a, float b, float c) {
+GDFQ_MULTIVERSION void backward_span(const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n,
+                                     float mean, float a, float b, float c) {
   const f32x16 vmean = splat(mean), va = splat(a), vb = splat(b), vc = splat(c);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const f32x16 v =
-        load(dy + i, lanes) * va + (load(x + i, lanes) - vmean) * vb + vc;
+    const f32x16 v = load(dy + i, lanes) * va + (load(x + i, lanes) - vmean) * vb + vc;
     store(dx + i, v, lanes);
   }
 }
@@ -224,8 +222,7 @@ GDFQ_MULTIVERSION void backward_periodic(const scalar_t* dy, const scalar_t* x, 
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
     const f32x16 v = load(dy + i, lanes) * load(a + phase) +
-                     (load(x + i, lanes) - load(mean + phase)) * load(b + phase) +
-                     load(c + phase);
+                     (load(x + i, lanes) - load(mean + phase)) * load(b + phase) + load(c + phase);
     store(dx + i, v, lanes);
     phase = (phase + kLanes) % period;
   }

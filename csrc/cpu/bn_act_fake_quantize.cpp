@@ -78,9 +78,8 @@ GDFQ_MULTIVERSION void forward_span(const scalar_t* x, const scalar_t* residual,
 
 template <bool kResidual, typename scalar_t>
 GDFQ_MULTIVERSION void forward_periodic(const scalar_t* x, const scalar_t* residual, scalar_t* y,
-                                        int64_t n, int64_t phase, int64_t period,
-                                        const float* mean, const float* factor, const float* bias,
-                                        Tail tail) {
+                                        int64_t n, int64_t phase, int64_t period, const float* mean,
+                                        const float* factor, const float* bias, Tail tail) {
   const f32x16 low = splat(tail.low), high = splat(tail.high);
   const f32x16 scale = splat(tail.grid.scale), zero = splat(tail.grid.zero);
   const f32x16 lowest = splat(tail.bounds.lowest), highest = splat(tail.bounds.highest);
@@ -106,18 +105,17 @@ GDFQ_INLINE f32x16 masked(f32x16 g, f32x16 v, const Tail& tail) {
   g = keep(inside, g);
   if constexpr (kClip)
     g = clip_gradient(g, clamp_keep_nan(v, low, high), splat(tail.grid.scale),
-                      splat(tail.grid.zero), splat(tail.bounds.lowest),
-                      splat(tail.bounds.highest));
+                      splat(tail.grid.zero), splat(tail.bounds.lowest), splat(tail.bounds.highest));
   return g;
 }
 
 constexpr int64_t kChunk = 1024;
 
 template <bool kResidual, bool kClip, typename scalar_t>
-GDFQ_MULTIVERSION void backward_run(const scalar_t* dy, const scalar_t* x,
-                                    const scalar_t* residual, scalar_t* dx, scalar_t* dresidual,
-                                    int64_t n, float mean, float factor, float bias, Tail tail,
-                                    double* sum_g, double* sum_gx) {
+GDFQ_MULTIVERSION void backward_run(const scalar_t* dy, const scalar_t* x, const scalar_t* residual,
+                                    scalar_t* dx, scalar_t* dresidual, int64_t n, float mean,
+                                    float factor, float bias, Tail tail, double* sum_g,
+                                    double* sum_gx) {
   const f32x16 vmean = splat(mean), vfactor = splat(factor), vbias = splat(bias);
   for (int64_t start = 0; start < n; start += kChunk) {
     f32x16 first = {}, second = {};
@@ -295,10 +293,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
                 [&](int64_t segment, int64_t row, int64_t rows) {
                   double* own = sums.data() + segment * 2 * channels;
                   const int64_t begin = row * channels;
-                  backward_rows<kResidual, kClip>(
-                      dy + begin, in + begin, res + begin, out + begin, dres + begin, rows,
-                      channels, affine.mean.data(), affine.factor.data(), affine.bias.data(),
-                      tail, own, own + channels);
+                  backward_rows<kResidual, kClip>(dy + begin, in + begin, res + begin, out + begin,
+                                                  dres + begin, rows, channels, affine.mean.data(),
+                                                  affine.factor.data(), affine.bias.data(), tail,
+                                                  own, own + channels);
                 });
           });
         });

@@ -155,8 +155,8 @@ GDFQ_MULTIVERSION void reduce_run(const scalar_t* dy, const scalar_t* x, int64_t
 template <int kVectors, typename scalar_t>
 GDFQ_INLINE void reduce_columns(const scalar_t* dy, const scalar_t* x, int64_t rows,
                                 int64_t channels, int64_t lanes, const float* mean,
-                                const float* factor, const float* bias, float slope,
-                                double* sum_g, double* sum_gx) {
+                                const float* factor, const float* bias, float slope, double* sum_g,
+                                double* sum_gx) {
   f32x16 first[kVectors] = {}, second[kVectors] = {};
   for (int64_t r = 0; r < rows; ++r)
     for (int k = 0; k < kVectors; ++k) {
@@ -177,8 +177,7 @@ GDFQ_INLINE void reduce_columns(const scalar_t* dy, const scalar_t* x, int64_t r
 template <typename scalar_t>
 GDFQ_MULTIVERSION void reduce_rows(const scalar_t* dy, const scalar_t* x, int64_t rows,
                                    int64_t channels, const float* mean, const float* factor,
-                                   const float* bias, float slope, double* sum_g,
-                                   double* sum_gx) {
+                                   const float* bias, float slope, double* sum_g, double* sum_gx) {
   const int64_t chunk = rows_per_chunk(channels);
   for (int64_t start = 0; start < rows; start += chunk) {
     const int64_t count = std::min(chunk, rows - start), offset = start * channels;
@@ -200,8 +199,8 @@ struct Slopes {
 };
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void backward_span(const scalar_t* dy, const scalar_t* x, scalar_t* dx,
-                                     int64_t n, Slopes s, float slope) {
+GDFQ_MULTIVERSION void backward_span(const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n,
+                                     Slopes s, float slope) {
   const f32x16 mean = splat(s.mean), factor = splat(s.factor), bias = splat(s.bias);
   const f32x16 linear = splat(s.linear), constant = splat(s.constant);
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -215,15 +214,14 @@ GDFQ_MULTIVERSION void backward_span(const scalar_t* dy, const scalar_t* x, scal
 template <typename scalar_t>
 GDFQ_MULTIVERSION void backward_periodic(const scalar_t* dy, const scalar_t* x, scalar_t* dx,
                                          int64_t n, int64_t phase, int64_t period,
-                                         const float* mean, const float* factor,
-                                         const float* bias, const float* linear,
-                                         const float* constant, float slope) {
+                                         const float* mean, const float* factor, const float* bias,
+                                         const float* linear, const float* constant, float slope) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
     const f32x16 centered = load(x + i, lanes) - load(mean + phase);
     const f32x16 vfactor = load(factor + phase);
-    const f32x16 g = leaky(centered * vfactor + load(bias + phase), load(dy + i, lanes),
-                           splat(slope));
+    const f32x16 g =
+        leaky(centered * vfactor + load(bias + phase), load(dy + i, lanes), splat(slope));
     store(dx + i, g * vfactor + centered * load(linear + phase) + load(constant + phase), lanes);
     phase = next_phase(phase, period);
   }
@@ -241,8 +239,8 @@ struct Affine {
   Affine(const at::Tensor& x, const at::Tensor& batch_mean, const at::Tensor& var,
          const std::optional<at::Tensor>& weights, const std::optional<at::Tensor>& biases,
          double eps)
-      : channels(x.size(1)), per_sample((weights && weights->dim() == 2) ||
-                                        (biases && biases->dim() == 2)) {
+      : channels(x.size(1)),
+        per_sample((weights && weights->dim() == 2) || (biases && biases->dim() == 2)) {
     mean = spread(values(batch_mean), 1);
     const std::vector<float> vars = values(var);
     const int64_t samples = per_sample ? x.size(0) : 1;
@@ -251,8 +249,8 @@ struct Affine {
     factor.resize(weight.size());
     for (int64_t s = 0; s < samples; ++s)
       for (int64_t i = 0; i < stride(); ++i)
-        factor[s * stride() + i] = weight[s * stride() + i] /
-                                   std::sqrt(vars[i % channels] + static_cast<float>(eps));
+        factor[s * stride() + i] =
+            weight[s * stride() + i] / std::sqrt(vars[i % channels] + static_cast<float>(eps));
   }
 
   int64_t stride() const { return channels + 16; }
@@ -388,8 +386,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu_backward(
   const int64_t parts = per_sample ? samples : segments.count;
   std::vector<double> sums(parts * 2 * channels);
   const int64_t rows_per_sample = layout.outer / samples;
-  at::Tensor dweight = per_sample ? at::empty({samples, channels}, float32)
-                                  : at::empty({channels}, float32);
+  at::Tensor dweight =
+      per_sample ? at::empty({samples, channels}, float32) : at::empty({channels}, float32);
   at::Tensor dbias = at::empty_like(dweight);
   dispatch(input, [&](auto type) {
     using scalar_t = decltype(type);
@@ -406,8 +404,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu_backward(
       const int64_t at = sample * affine.stride();
       double* own = sums.data() + part * 2 * channels;
       reduce_rows(dy + row * channels, in + row * channels, count, channels, affine.mean.data(),
-                  affine.factor.data() + at, affine.bias.data() + at, slope, own,
-                  own + channels);
+                  affine.factor.data() + at, affine.bias.data() + at, slope, own, own + channels);
     };
     if (per_sample) {
       const int64_t sample_numel = input.numel() / samples;
@@ -455,10 +452,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu_backward(
         layout, samples, per_sample,
         [&](int64_t begin, int64_t end, int64_t sample, int64_t c) {
           const int64_t at = sample * affine.stride() + c;
-          backward_span(dy + begin, in + begin, out + begin, end - begin,
-                        {affine.mean[c], affine.factor[at], affine.bias[at], linear[c],
-                         constant[c]},
-                        slope);
+          backward_span(
+              dy + begin, in + begin, out + begin, end - begin,
+              {affine.mean[c], affine.factor[at], affine.bias[at], linear[c], constant[c]}, slope);
         },
         [&](int64_t begin, int64_t end, int64_t sample) {
           const int64_t at = sample * affine.stride();

@@ -20,17 +20,16 @@ void check(at::TensorList means, at::TensorList vars, at::TensorList running_mea
            at::TensorList running_vars) {
   const size_t layers = means.size();
   TORCH_CHECK(layers > 0, "means must hold at least one layer");
-  TORCH_CHECK(vars.size() == layers && running_means.size() == layers &&
-                  running_vars.size() == layers,
-              "means, vars, running_means and running_vars must be of one length, got ", layers,
-              ", ", vars.size(), ", ", running_means.size(), " and ", running_vars.size());
+  TORCH_CHECK(
+      vars.size() == layers && running_means.size() == layers && running_vars.size() == layers,
+      "means, vars, running_means and running_vars must be of one length, got ", layers, ", ",
+      vars.size(), ", ", running_means.size(), " and ", running_vars.size());
   for (size_t l = 0; l < layers; ++l)
     TORCH_CHECK(vars[l].sizes() == means[l].sizes() &&
                     running_means[l].sizes() == means[l].sizes() &&
                     running_vars[l].sizes() == means[l].sizes(),
                 "layer ", l, ": statistics must have one shape, got ", means[l].sizes(), ", ",
-                vars[l].sizes(), ", ", running_means[l].sizes(), " and ",
-                running_vars[l].sizes());
+                vars[l].sizes(), ", ", running_means[l].sizes(), " and ", running_vars[l].sizes());
 }
 
 // Calls visit(index, value, stored) for each entry; what is stored is first rounded to the
@@ -47,13 +46,11 @@ void for_each_pair(const at::Tensor& statistic, const at::Tensor& stored, const 
 
 double squared_distance(const at::Tensor& statistic, const at::Tensor& stored) {
   double sum = 0;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, statistic.scalar_type(), "bns_loss",
-                                  [&] {
-                                    for_each_pair<scalar_t>(
-                                        statistic, stored, [&](int64_t, double a, double b) {
-                                          sum += (a - b) * (a - b);
-                                        });
-                                  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, statistic.scalar_type(), "bns_loss", [&] {
+        for_each_pair<scalar_t>(statistic, stored,
+                                [&](int64_t, double a, double b) { sum += (a - b) * (a - b); });
+      });
   return sum;
 }
 
@@ -83,8 +80,8 @@ at::Tensor gradient(const at::Tensor& statistic, const at::Tensor& stored, doubl
 }
 
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> bns_loss_backward(
-    const at::Tensor& grad, at::TensorList means, at::TensorList vars,
-    at::TensorList running_means, at::TensorList running_vars) {
+    const at::Tensor& grad, at::TensorList means, at::TensorList vars, at::TensorList running_means,
+    at::TensorList running_vars) {
   check(means, vars, running_means, running_vars);
   const double upstream = grad.item<double>();
   std::vector<at::Tensor> grad_means, grad_vars;

@@ -14,9 +14,7 @@
 namespace gdfq::cpu {
 
 // Contiguous or channels last, which is what the kernels walk.
-inline at::Tensor walkable(const at::Tensor& x) {
-  return x.contiguous(x.suggest_memory_format());
-}
+inline at::Tensor walkable(const at::Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 
 // The layout around the channel axis, which is 1; (N, C) counts as channels last.
 inline Layout channel_layout(const at::Tensor& x) {
@@ -59,7 +57,8 @@ struct Segments {
 inline Segments segments_of(const Layout& layout) {
   const int64_t numel = layout.outer * layout.channels * layout.inner;
   int64_t length = std::max(kGrain, (numel + 63) / 64);
-  if (layout.inner == 1) length = (length + layout.channels - 1) / layout.channels * layout.channels;
+  if (layout.inner == 1)
+    length = (length + layout.channels - 1) / layout.channels * layout.channels;
   return {length, (numel + length - 1) / length};
 }
 

@@ -25,8 +25,8 @@ namespace gdfq::cpu {
 namespace {
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void quantize_span(
-    const scalar_t* x, scalar_t* y, int64_t n, Grid grid, CodeBounds bounds) {
+GDFQ_MULTIVERSION void quantize_span(const scalar_t* x, scalar_t* y, int64_t n, Grid grid,
+                                     CodeBounds bounds) {
   const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
   const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
   const f32x16 magic = splat(kRoundMagic);
@@ -38,24 +38,23 @@ GDFQ_MULTIVERSION void quantize_span(
 }
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void quantize_periodic(
-    const scalar_t* x, scalar_t* y, int64_t n, int64_t phase, int64_t period, const float* scale,
-    const float* zero, CodeBounds bounds) {
+GDFQ_MULTIVERSION void quantize_periodic(const scalar_t* x, scalar_t* y, int64_t n, int64_t phase,
+                                         int64_t period, const float* scale, const float* zero,
+                                         CodeBounds bounds) {
   const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
   const f32x16 magic = splat(kRoundMagic);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const f32x16 v = quantize_value(
-        load(x + i, lanes), load(scale + phase), load(zero + phase), lowest, highest, magic);
+    const f32x16 v = quantize_value(load(x + i, lanes), load(scale + phase), load(zero + phase),
+                                    lowest, highest, magic);
     store(y + i, v, lanes);
     phase = (phase + kLanes) % period;
   }
 }
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void gradient_span(
-    const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n, Grid grid,
-    CodeBounds bounds) {
+GDFQ_MULTIVERSION void gradient_span(const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n,
+                                     Grid grid, CodeBounds bounds) {
   const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
   const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -67,15 +66,14 @@ GDFQ_MULTIVERSION void gradient_span(
 }
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void gradient_periodic(
-    const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n, int64_t phase,
-    int64_t period, const float* scale, const float* zero, CodeBounds bounds) {
+GDFQ_MULTIVERSION void gradient_periodic(const scalar_t* dy, const scalar_t* x, scalar_t* dx,
+                                         int64_t n, int64_t phase, int64_t period,
+                                         const float* scale, const float* zero, CodeBounds bounds) {
   const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const f32x16 v =
-        clip_gradient(load(dy + i, lanes), load(x + i, lanes), load(scale + phase),
-                      load(zero + phase), lowest, highest);
+    const f32x16 v = clip_gradient(load(dy + i, lanes), load(x + i, lanes), load(scale + phase),
+                                   load(zero + phase), lowest, highest);
     store(dx + i, v, lanes);
     phase = (phase + kLanes) % period;
   }
@@ -92,11 +90,10 @@ struct RangeTerms {
   f32x16 dx, rounding, below, above;
 };
 
-GDFQ_INLINE RangeTerms range_terms(f32x16 dy, f32x16 x, f32x16 scale, f32x16 zero,
-                                   f32x16 lowest, f32x16 highest) {
+GDFQ_INLINE RangeTerms range_terms(f32x16 dy, f32x16 x, f32x16 scale, f32x16 zero, f32x16 lowest,
+                                   f32x16 highest) {
   const f32x16 v = position(x, scale, zero);
-  const f32x16 code =
-      round_half_even(clamp_keep_nan(v, lowest, highest), splat(kRoundMagic));
+  const f32x16 code = round_half_even(clamp_keep_nan(v, lowest, highest), splat(kRoundMagic));
   const i32x16 below = less(v, lowest - 0.5f);
   const i32x16 inside = ~below & less(v, highest + 0.5f);
   const i32x16 above = ~below & ~inside & ~is_nan(v);
@@ -183,9 +180,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
             },
             [&](int64_t segment, int64_t row, int64_t rows) {
               const int64_t begin = row * channels;
-              learned_rows(dy + begin, in + begin, out + begin, rows, channels,
-                           grids.scale.data(), grids.zero.data(), bounds,
-                           &partial[segment * channels]);
+              learned_rows(dy + begin, in + begin, out + begin, rows, channels, grids.scale.data(),
+                           grids.zero.data(), bounds, &partial[segment * channels]);
             });
       });
   const double levels = static_cast<double>((1 << bits) - 1);
@@ -209,9 +205,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
 
 }  // namespace
 
-at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
-                                  const at::Tensor& lo, const at::Tensor& hi, int64_t bits,
-                                  std::optional<int64_t> axis) {
+at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo,
+                                  const at::Tensor& hi, int64_t bits, std::optional<int64_t> axis) {
   const at::Tensor input = dense(x);
   at::Tensor output = at::empty_like(input);
   if (input.numel() == 0) return output;
@@ -228,8 +223,8 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
         for_each_run(
             layout,
             [&](int64_t begin, int64_t end, int64_t c) {
-              gradient_span(dy + begin, in + begin, dx + begin, end - begin,
-                            grids.per_channel[c], bounds);
+              gradient_span(dy + begin, in + begin, dx + begin, end - begin, grids.per_channel[c],
+                            bounds);
             },
             [&](int64_t begin, int64_t end) {
               gradient_periodic(dy + begin, in + begin, dx + begin, end - begin, begin % period,

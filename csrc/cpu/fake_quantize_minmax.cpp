@@ -16,8 +16,10 @@
 
 namespace gdfq::cpu {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(
-    const at::Tensor& w, int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Tensor& w,
+                                                                    int64_t bits,
+                                                                    std::optional<int64_t> axis,
+                                                                    c10::string_view ste) {
   TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
   const at::Tensor input = dense(w);
   const auto float32 = input.options().dtype(at::kFloat);

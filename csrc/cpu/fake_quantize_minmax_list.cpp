@@ -73,8 +73,7 @@ void check(at::TensorList ws, at::IntArrayRef bits) {
     TORCH_CHECK(w.dim() > 0, "ws must have at least one dimension each, got a 0-d tensor");
 }
 
-using Lists =
-    std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+using Lists = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
 Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::string_view ste) {
   check(ws, bits);
@@ -122,15 +121,14 @@ GDFQ_MULTIVERSION void gradient_row(const scalar_t* dy, const scalar_t* w, scala
   }
 }
 
-std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads,
-                                                           at::TensorList ws, at::TensorList los,
-                                                           at::TensorList his,
+std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads, at::TensorList ws,
+                                                           at::TensorList los, at::TensorList his,
                                                            at::IntArrayRef bits) {
   check(ws, bits);
   const size_t count = ws.size();
   TORCH_CHECK(grads.size() == count && los.size() == count && his.size() == count,
-              "grads, ws, los and his must be of one length, got ", grads.size(), ", ", count,
-              ", ", los.size(), " and ", his.size());
+              "grads, ws, los and his must be of one length, got ", grads.size(), ", ", count, ", ",
+              los.size(), " and ", his.size());
   std::vector<at::Tensor> inputs(count), dys(count), dws(count), lows(count), highs(count);
   for (size_t t = 0; t < count; ++t) {
     const at::Tensor input = dense(ws[t]);

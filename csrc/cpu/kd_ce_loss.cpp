@@ -178,7 +178,8 @@ std::tuple<at::Tensor, at::Tensor> kd_ce_loss(const at::Tensor& student_logits,
                                static_cast<double>(batch));
             const double* result = work.data() + 3 * padded;
             if (wide)
-              std::copy(result, result + classes, gradient.mutable_data_ptr<double>() + b * classes);
+              std::copy(result, result + classes,
+                        gradient.mutable_data_ptr<double>() + b * classes);
             else
               std::copy(result, result + classes, gradient.mutable_data_ptr<float>() + b * classes);
           }

@@ -51,10 +51,9 @@ float& scalar(const at::Tensor& t, const char* name) {
   return *t.mutable_data_ptr<float>();
 }
 
-at::Tensor observe_fake_quantize(const at::Tensor& x, at::Tensor average_lo,
-                                 at::Tensor average_hi, at::Tensor lo, at::Tensor hi,
-                                 at::Tensor num_batches_tracked, int64_t bits, double momentum,
-                                 c10::string_view ste) {
+at::Tensor observe_fake_quantize(const at::Tensor& x, at::Tensor average_lo, at::Tensor average_hi,
+                                 at::Tensor lo, at::Tensor hi, at::Tensor num_batches_tracked,
+                                 int64_t bits, double momentum, c10::string_view ste) {
   TORCH_CHECK(num_batches_tracked.numel() == 1 && num_batches_tracked.scalar_type() == at::kLong,
               "num_batches_tracked must be one int64 number, got ",
               num_batches_tracked.scalar_type(), " of shape ", num_batches_tracked.sizes());

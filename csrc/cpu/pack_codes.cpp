@@ -117,9 +117,8 @@ void with_bits(int64_t bits, const F& f) {
 // Calls f(begin, end) on stretches of whole groups.
 template <typename F>
 void for_each_stretch(int64_t numel, const F& f) {
-  at::parallel_for(0, (numel + 7) / 8, kGrain / 8, [&](int64_t begin, int64_t end) {
-    f(begin * 8, std::min(numel, end * 8));
-  });
+  at::parallel_for(0, (numel + 7) / 8, kGrain / 8,
+                   [&](int64_t begin, int64_t end) { f(begin * 8, std::min(numel, end * 8)); });
 }
 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
@@ -147,9 +146,8 @@ at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, at::IntArrayRef 
   const at::Tensor input = packed.contiguous();
   at::Tensor codes = at::empty(shape, input.options().dtype(at::kChar));
   const int64_t numel = codes.numel();
-  TORCH_CHECK(input.numel() == (numel * bits + 7) / 8, "packed must have ",
-              (numel * bits + 7) / 8, " bytes for ", numel, " codes of ", bits, " bits, got ",
-              input.numel());
+  TORCH_CHECK(input.numel() == (numel * bits + 7) / 8, "packed must have ", (numel * bits + 7) / 8,
+              " bytes for ", numel, " codes of ", bits, " bits, got ", input.numel());
   with_bits(bits, [&](auto constant) {
     constexpr int kBits = decltype(constant)::value;
     const uint8_t* in = input.const_data_ptr<uint8_t>();

@@ -24,8 +24,7 @@ typedef int8_t i8x16 __attribute__((vector_size(16)));
 // NaN has no code and gets the lowest.
 GDFQ_INLINE i8x16 to_codes(f32x16 x, f32x16 scale, f32x16 zero, f32x16 lowest, f32x16 highest) {
   const f32x16 v = clamp_keep_nan(position(x, scale, zero), lowest, highest);
-  const f32x16 code =
-      round_half_even(select(is_nan(v), lowest, v), splat(kRoundMagic));
+  const f32x16 code = round_half_even(select(is_nan(v), lowest, v), splat(kRoundMagic));
   return __builtin_convertvector(__builtin_convertvector(code, i32x16), i8x16);
 }
 
@@ -48,8 +47,8 @@ GDFQ_MULTIVERSION void codes_periodic(const scalar_t* x, int8_t* codes, int64_t 
   const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const i8x16 v = to_codes(load(x + i, lanes), load(scale + phase), load(zero + phase), lowest,
-                             highest);
+    const i8x16 v =
+        to_codes(load(x + i, lanes), load(scale + phase), load(zero + phase), lowest, highest);
     std::memcpy(codes + i, &v, lanes);
     phase = next_phase(phase, period);
   }

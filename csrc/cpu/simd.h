@@ -71,8 +71,8 @@ GDFQ_INLINE u32x16 select(u32x16 mask, u32x16 yes, u32x16 no) {
 }
 
 // clip_value_gradient of quantizer.h, by masks.
-GDFQ_INLINE f32x16 clip_gradient(f32x16 grad, f32x16 x, f32x16 scale, f32x16 zero,
-                                 f32x16 lowest, f32x16 highest) {
+GDFQ_INLINE f32x16 clip_gradient(f32x16 grad, f32x16 x, f32x16 scale, f32x16 zero, f32x16 lowest,
+                                 f32x16 highest) {
   const f32x16 v = position(x, scale, zero);
   return keep(~less(v, lowest - 0.5f) & less(v, highest + 0.5f), grad);
 }

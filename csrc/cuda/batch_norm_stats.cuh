@@ -154,8 +154,7 @@ __global__ void __launch_bounds__(kThreads)
         own[i].add(v[k][i]);
         if constexpr (kOutput) v[k][i] = constants[i](v[k][i]);
       }
-      if constexpr (kOutput)
-        store<n>(y + (row + k * blockDim.y) * channels + channel, n > 1, v[k]);
+      if constexpr (kOutput) store<n>(y + (row + k * blockDim.y) * channels + channel, n > 1, v[k]);
     }
   }
 #pragma unroll 2
@@ -209,8 +208,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   first = reduce_warp(first, Sum{});
   second = reduce_warp(second, Sum{});
-  if (threadIdx.x % 32 == 0)
-    write_statistics(first, second, count, mean + channel, var + channel);
+  if (threadIdx.x % 32 == 0) write_statistics(first, second, count, mean + channel, var + channel);
 }
 
 }  // namespace

@@ -87,10 +87,10 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Te
   const Layout layout = layout_of(input, axis);
   check_range(lo, hi, bits, layout);
   const at::Tensor lows = floats(lo), highs = floats(hi);
-  C10_CUDA_CHECK(launch_fake_quantize(
-      dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
-      lows.const_data_ptr<float>(), highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
-      c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_fake_quantize(dtype_of(input), input.const_data_ptr(),
+                                      output.mutable_data_ptr(), lows.const_data_ptr<float>(),
+                                      highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
+                                      c10::cuda::getCurrentCUDAStream()));
   return output;
 }
 

@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kRowThreads)
     quantize_minmax_rows(const T* __restrict__ w, T* __restrict__ y, float* __restrict__ lo,
                          float* __restrict__ hi, int bits, int64_t length) {
   GDFQ_DYNAMIC_SHARED(uint4, chip);
-  quantize_minmax_row<T, kOnChip>(w + blockIdx.x * length, y + blockIdx.x * length,
-                                  lo + blockIdx.x, hi + blockIdx.x, bits, length, chip);
+  quantize_minmax_row<T, kOnChip>(w + blockIdx.x * length, y + blockIdx.x * length, lo + blockIdx.x,
+                                  hi + blockIdx.x, bits, length, chip);
 }
 
 }  // namespace

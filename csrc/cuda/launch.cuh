@@ -14,7 +14,7 @@ namespace gdfq::cuda {
 
 #if defined(__CUDACC__)
 // Declares `name`, the launch's dynamic shared memory as an array of `type`, 16-byte aligned.
-#define GDFQ_DYNAMIC_SHARED(type, name)                                  \
+#define GDFQ_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char gdfq_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(gdfq_dynamic_shared)
 

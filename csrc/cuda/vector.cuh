@@ -155,8 +155,8 @@ __host__ __device__ __forceinline__ int64_t slots_of(int64_t length, bool always
 
 // ---- indices ----
 
-// a / b for a >= 0, b > 0. The compiler's 64-bit division is a call of some 100 instructions, around
-// which kernels would spill.
+// a / b for a >= 0, b > 0. The compiler's 64-bit division is a call of some 100 instructions,
+// around which kernels would spill.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0)
     return static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
