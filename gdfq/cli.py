@@ -53,10 +53,13 @@ def _recipe_options() -> list[inspect.Parameter]:
     """One option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
     parameters = []
     for section, key, definition in fields():
+        flag = f"--{key.replace('_', '-')}"
+        if definition.annotation is bool:
+            flag += f"/--no-{flag[2:]}"
         option = typer.Option(
-            f"--{key.replace('_', '-')}",
+            flag,
             help=definition.description,
-            rich_help_panel=f"Recipe: {section}",
+            rich_help_panel=f"Recipe: {section}" if section else "Recipe",
             show_default=False,
         )
         kind: Any = Annotated[_option_type(definition.annotation) | None, option]
@@ -84,8 +87,10 @@ def quantize(
     try:
         result = run_quantize(resolved, folder, progress, interrupts.arrived)
     except NonFiniteLossError as error:
-        errors.print(f"gdfq: {error}", highlight=False, soft_wrap=True)
-        errors.print(f"The last sound student is in {folder}", highlight=False, soft_wrap=True)
+        errors.print(f"gdfq: {error}", highlight=False, soft_wrap=True, markup=False)
+        errors.print(
+            f"The last sound student is in {folder}", highlight=False, soft_wrap=True, markup=False
+        )
         raise typer.Exit(EXIT_FAILED) from None
     _print_result(result, folder)
     if not result.finished:
@@ -183,6 +188,7 @@ def _print_result(result: Result, folder: Path) -> None:
         f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -222,9 +228,18 @@ def _keep_freed_memory() -> None:
 def main() -> None:
     """Entry point: one-line errors, exit code 2 for what the user gave."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except InputError as error:
         errors.print(f"gdfq: {error}", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(EXIT_BAD_INPUT)
+    except Exception as error:
+        # Errors of the command line's own parsing, whose classes Typer does not make public.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        errors.print(
+            f"gdfq: {message()} (see gdfq --help)", highlight=False, soft_wrap=True, markup=False
+        )
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         errors.print("gdfq: interrupted")

@@ -33,6 +33,8 @@ ACTIVATION_CALLS: dict[Any, Activation] = {
     "relu_": "relu",
 }
 
+IN_PLACE = (F.relu_, torch.relu_, "relu_")
+
 _POOLS = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
     F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
@@ -66,14 +68,32 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            isinstance(m, (QConv2d, QLinear, QAct, *self.leaf_types))
-            or module_qualified_name in self.leaf_names
+            isinstance(m, (QConv2d, QLinear, QAct))
+            or self.is_named(m, module_qualified_name)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
+    def is_named(self, module: nn.Module, path: str) -> bool:
+        """Whether the user asked to leave ``module`` as it is."""
+        return path in self.leaf_names or isinstance(module, self.leaf_types)
 
-def _trace(root: nn.Module, leaf_modules: Sequence[str | type]) -> fx.Graph:
-    tracer = _Tracer(leaf_modules)
+
+def _check_leaves(root: nn.Module, leaf_modules: Sequence[str | type]) -> None:
+    if isinstance(leaf_modules, str):
+        raise InputError(f"leaf_modules: must be a sequence, got the string {leaf_modules!r}")
+    paths = {path for path, _ in root.named_modules(remove_duplicate=False)}
+    for leaf in leaf_modules:
+        if isinstance(leaf, str) and leaf not in paths:
+            raise InputError(f"leaf_modules: the model has no module {leaf!r}")
+        if not isinstance(leaf, str) and not (
+            isinstance(leaf, type) and issubclass(leaf, nn.Module)
+        ):
+            raise InputError(
+                f"leaf_modules: entries must be paths or nn.Module classes, got {leaf!r}"
+            )
+
+
+def _trace(root: nn.Module, tracer: _Tracer) -> fx.Graph:
     try:
         return tracer.trace(root)
     except Exception as error:
@@ -181,6 +201,15 @@ class _Converter:
         self.taken.add(name)
         return name
 
+    def redirect(self, node: fx.Node) -> None:
+        """Have what reads ``node``'s input after it read its output: ``node`` works in place."""
+        source = node.args[0] if node.args else node.kwargs["input"]
+        assert isinstance(source, fx.Node)
+        position = {n: i for i, n in enumerate(self.graph.nodes)}
+        for user in list(source.users):
+            if position[user] > position[node]:
+                user.replace_input_with(source, node)
+
     def use_act(self, node: fx.Node, name: str, act: Activation) -> QAct:
         """Make ``node`` call a new quantized activation called ``name``."""
         quantizer = self.make_act(act)
@@ -236,7 +265,9 @@ def quantize_model(
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be an nn.Module, got {type(model).__name__}")
     root = copy.deepcopy(model).eval()
-    graph = _trace(root, leaf_modules)
+    _check_leaves(root, leaf_modules)
+    tracer = _Tracer(leaf_modules)
+    graph = _trace(root, tracer)
     device = next((p.device for p in root.parameters()), None)
 
     def make_act(act: Activation) -> QAct:
@@ -244,7 +275,12 @@ def quantize_model(
 
     converter = _Converter(root, graph, make_act)
     for node in list(graph.nodes):
-        if node.op == "call_module":
+        if node.op == "call_module" and tracer.is_named(
+            converter.modules[str(node.target)], str(node.target)
+        ):
+            kind = type(converter.modules[str(node.target)]).__name__
+            converter.note(node, kind, "uncovered", "left in float by leaf_modules")
+        elif node.op == "call_module":
             _convert_module(converter, node, weight_bits, act_bits, ste)
         elif node.op in ("call_function", "call_method"):
             _convert_call(converter, node, act_bits)
@@ -270,6 +306,8 @@ def _convert_module(
         converter.note(node, kind, "quantized", f"weight, {weight_bits} bits per output channel")
     elif type(module) in ACTIVATION_MODULES:
         act = ACTIVATION_MODULES[type(module)]
+        if module.inplace:
+            converter.redirect(node)
         if module in converter.replaced:
             name = converter.free_name(path)
             converter.use_act(node, name, act)
@@ -293,6 +331,8 @@ def _convert_call(converter: _Converter, node: fx.Node, act_bits: int) -> None:
         stack = node.meta.get("nn_module_stack") or {}
         scope = list(stack.values())[-1][0] if stack else ""
         act = ACTIVATION_CALLS[target]
+        if target in IN_PLACE or node.kwargs.get("inplace") or True in node.args[1:]:
+            converter.redirect(node)
         name = converter.free_name(f"{scope}.{act}" if scope else act)
         converter.note(node, kind, "quantized", f"output, {act_bits} bits per tensor, at {name}")
         converter.use_act(node, name, act)

@@ -27,9 +27,12 @@ def read_idx(path: Path) -> np.ndarray:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"data: cannot read {path}: {error}") from error
-    dims = raw[3]
-    shape = np.frombuffer(raw, ">u4", count=dims, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+    try:
+        dims = raw[3]
+        shape = np.frombuffer(raw, ">u4", count=dims, offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+    except (IndexError, ValueError) as error:
+        raise InputError(f"data: {path} is not an IDX file: {error}") from error
 
 
 def load_test_images(name: str, mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:

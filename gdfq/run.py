@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gdfq import models
@@ -19,6 +19,7 @@ from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import CLASS_NAMES, load_test_images, top1
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.nn import QAct
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.schema import Teacher
@@ -204,9 +205,11 @@ def quantize(
     result.steps = trainer.steps_done
     result.finished = trainer.steps_done == recipe.training.epochs * recipe.training.steps_per_epoch
 
+    if not trainer.calibrated and failure is None:
+        trainer.calibrate(recipe.training.calibration_batches)
     save_student(student, recipe, folder / "student.safetensors")
     _save_picture(recipe, trainer, folder / "images.png")
-    if trainer.calibrated and failure is None:
+    if failure is None:
         measure.announce(progress, "measuring teacher and student")
         result.after = measure(student)
         result.teacher = measure(teacher)
@@ -243,7 +246,8 @@ def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     """Write the student's state as safetensors; loading it gives the same outputs bit for bit."""
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
     # One entry: safetensors writes several in an order that changes from run to run.
-    save_file(state, path, metadata={"recipe": recipe.to_toml()})
+    # Written by Python, so that the file gets the permissions of any other.
+    path.write_bytes(save(state, metadata={"recipe": recipe.to_toml()}))
 
 
 def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
@@ -257,6 +261,11 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
         student.load_state_dict(load_file(folder / "student.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"run: cannot load {folder / 'student.safetensors'}: {error}") from error
+    if not all(m.num_batches_tracked for m in student.modules() if isinstance(m, QAct)):
+        raise InputError(
+            f"run: the student in {folder} has no activation ranges: its run failed before "
+            "fine-tuning began"
+        )
     return recipe, teacher, student
 
 

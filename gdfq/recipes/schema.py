@@ -20,6 +20,7 @@ else:
 
 FOLDER = Path(__file__).parent
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -42,7 +43,7 @@ class Teacher(Section):
     num_classes: int = Field(ge=2, description="classes of the teacher")
     image_size: int = Field(ge=4, multiple_of=4, description="height and width of an image")
     channels: int = Field(ge=1, description="channels of an image")
-    mean: list[float] = Field(description="per channel, what the teacher's input was shifted by")
+    mean: list[Finite] = Field(description="per channel, what the teacher's input was shifted by")
     std: list[Positive] = Field(description="per channel, what it was divided by")
 
 
@@ -92,14 +93,14 @@ class Training(Section):
     milestones: list[Annotated[int, Field(ge=0)]] = Field(
         [100, 200, 300], description="epochs at which schedule 'step' divides by 10"
     )
-    seed: int = Field(0, ge=0, description="decides everything that is random")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides everything that is random")
 
 
 class Recipe(Section):
     """A run, fully specified."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    description: str
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="what the run is called")
+    description: str = Field(description="a line about it")
     teacher: Teacher
     quantization: Quantization = Quantization()
     generator: GeneratorSection = GeneratorSection()
@@ -112,7 +113,8 @@ class Recipe(Section):
         for key, value in options.items():
             if key not in sections:
                 raise InputError(f"{key}: no recipe has such a key")
-            tables[sections[key]][key] = value
+            table = tables[sections[key]] if sections[key] else tables
+            table[key] = value
         return validate(tables, "command line")
 
     def to_toml(self) -> str:
@@ -121,8 +123,10 @@ class Recipe(Section):
 
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Section, name and definition of every field of the recipe's tables."""
+    """Section ("" for the top level), name and definition of every field of a recipe."""
     for section, info in Recipe.model_fields.items():
+        if info.annotation is str:
+            yield "", section, info
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             for key, definition in info.annotation.model_fields.items():
                 yield section, key, definition

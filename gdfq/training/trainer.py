@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -55,7 +56,8 @@ class GDFQTrainer:
         schedule: ``"step"``, ``"cosine"`` or ``"constant"``, for both learning rates; the
             student's cosine spans its fine-tuning.
         milestones: epochs at which ``"step"`` divides both learning rates by 10.
-        seed: of the noise and the labels.
+        seed: of the noise and the labels. The generator's first weights are the caller's: seed
+            them with ``torch.manual_seed`` before making it.
 
     Attributes:
         student: the student.
@@ -98,9 +100,28 @@ class GDFQTrainer:
         _check_int("steps_per_epoch", steps_per_epoch, 1)
         _check_int("warmup_epochs", warmup_epochs, 0)
         _check_int("calibration_batches", calibration_batches, 1)
+        if warmup_epochs > epochs:
+            raise InputError(f"warmup_epochs: must be <= epochs = {epochs}, got {warmup_epochs}")
+        for name, value in (
+            ("student_lr", student_lr),
+            ("generator_lr", generator_lr),
+            ("temperature", temperature),
+        ):
+            if not 0 < value < math.inf:
+                raise InputError(f"{name}: must be > 0 and finite, got {value!r}")
+        for name, value in (
+            ("weight_decay", weight_decay),
+            ("bns_weight", bns_weight),
+            ("alpha", alpha),
+        ):
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name}: must be >= 0 and finite, got {value!r}")
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
         if schedule not in get_args(Schedule):
             raise InputError(f"schedule: must be one of {get_args(Schedule)}, got {schedule!r}")
         _check_finite("teacher", teacher)
+        _check_finite("student", student)
 
         self.teacher = StatisticsTeacher(teacher)
         self.student = student.eval()
@@ -161,12 +182,14 @@ class GDFQTrainer:
                 if self.steps_done == self.warmup_steps:
                     if not self.calibrated:
                         self.calibrate(self.calibration_batches)
+                    sound = _snapshot(self.student)
                     callback.on_calibrated(self)
                 losses = self.step()
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, torch.zeros_like(loss)) + loss
                 callback.on_step(self, losses)
                 if callback.should_stop():
+                    self._require_finite({k: float(v) for k, v in losses.items()}, sound)
                     return self.student
             means = {name: float(total) / self.steps_per_epoch for name, total in totals.items()}
             self._require_finite(means, sound)
@@ -258,6 +281,16 @@ class GDFQTrainer:
             raise InputError(
                 f"num_classes: {self.num_classes} given, but the teacher's logits have shape "
                 f"(N, {', '.join(map(str, logits.shape[1:]))})"
+            )
+        trial = copy.deepcopy(self.student)  # a forward in training mode moves its ranges
+        for quantizer in trial.modules():
+            if isinstance(quantizer, QAct):
+                quantizer.train()
+        answer = trial(images)
+        if answer.shape != logits.shape:
+            raise InputError(
+                f"student: its logits have shape {tuple(answer.shape)}, the teacher's "
+                f"{tuple(logits.shape)}; make it with quantize_model(teacher)"
             )
 
     def _require_finite(self, means: dict[str, float], sound: dict[str, Any]) -> None:
