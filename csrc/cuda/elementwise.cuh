@@ -22,6 +22,8 @@
 
 namespace gdfq::cuda {
 
+// Launch bounds of (kThreads, 1): with no number of blocks, ptxas spills a little where that lets
+// one more block run.
 constexpr int kThreads = 256;
 constexpr int kVectorsPerThread = 2;
 constexpr int kRowsPerThread = 8;
@@ -55,7 +57,7 @@ __device__ __forceinline__ void map_lanes(const Inputs<T, kInputs>& inputs, T* o
 // before the first 16-byte boundary, if all tensors share one; else nothing is aligned and
 // vectors are loaded element by element. A vector that crosses channels is too.
 template <bool kSamples, typename T, int kInputs, typename Op>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     map_flat(Inputs<T, kInputs> inputs, T* __restrict__ output, Op op, Layout layout,
              int64_t samples, int64_t numel, int head, bool aligned) {
   constexpr int n = kVector<T>;
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
 // rows of a sample, one of `pieces`, so that a thread keeps the constants of its channels. Rows are
 // aligned.
 template <bool kSamples, typename T, int kInputs, typename Op>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     map_rows(Inputs<T, kInputs> inputs, T* __restrict__ output, Op op, int64_t rows,
              int64_t channels, int64_t groups, int64_t pieces) {
   constexpr int n = kVector<T>;

@@ -41,7 +41,7 @@ namespace {
 // Runs of one channel: block (piece, c) takes kThreads * kSlotsPerThread of the channel's slots of
 // 16 bytes; runs of any length and alignment. sums: [pieces][channels][kSums].
 template <typename T, typename Op>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sum_runs(Tensors<T, Op> tensors, Op op, Layout layout, int64_t slots_per_run,
              double* __restrict__ sums) {
   constexpr int n = kVector<T>;
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
 // aligned and else 1, and Y * rows_per_thread rows of a sample, one of `pieces`.
 // sums: [pieces][samples * channels][kSums].
 template <typename T, int n, typename Op>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sum_rows(Tensors<T, Op> tensors, Op op, int64_t rows, int64_t channels, int64_t samples,
              int64_t groups, int64_t pieces, int rows_per_thread, double* __restrict__ sums) {
   __shared__ double of_warp[kWarps][32 * n];
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads)
 // A block adds up the pieces of a channel, each thread every blockDim-th, then the threads, and
 // calls finish(channel, sums).
 template <typename Finish>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     finish_sums(const double* __restrict__ sums, int64_t pieces, int64_t channels, Finish finish) {
   __shared__ double scratch[Finish::kSums][kWarps];
   double total[Finish::kSums] = {};

@@ -60,7 +60,7 @@ namespace {
 
 // rows: [2][gridDim.x], cross-entropy and divergence of each row.
 template <typename T, bool kOnChip>
-__global__ void __launch_bounds__(kLogitThreads)
+__global__ void __launch_bounds__(kLogitThreads, 1)
     kd_ce_loss_rows(const T* __restrict__ student, const T* __restrict__ teacher, Labels labels,
                     Factors factors, typename LossOf<T>::type* __restrict__ gradient,
                     int64_t classes, double* __restrict__ rows) {
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kLogitThreads)
 
 // One block: each thread adds every kLogitThreads-th row, then the threads are added.
 template <typename Loss>
-__global__ void __launch_bounds__(kLogitThreads)
+__global__ void __launch_bounds__(kLogitThreads, 1)
     kd_ce_loss_sum(const double* __restrict__ rows, int64_t batch, double factor,
                    Loss* __restrict__ loss) {
   __shared__ double scratch[2][kLogitThreads / 32];
