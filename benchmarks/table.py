@@ -74,6 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     table = markdown(run(arguments.selection, arguments.device), arguments.device)
     out = arguments.out or RESULTS / f"operators-{arguments.device}.md"
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(table, encoding="utf-8")
     print(table)
 

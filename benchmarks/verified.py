@@ -130,6 +130,7 @@ def main() -> None:
     for column in () if arguments.table else SUITES:
         if arguments.only in (None, column):
             record[column] = {"date": today, "operators": run_suite(column)}
+            RESULTS.mkdir(parents=True, exist_ok=True)
             RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     readme = ROOT / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(BEGIN)

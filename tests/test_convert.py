@@ -161,6 +161,30 @@ def test_uncovered_operations_are_listed_and_strict_refuses_them():
         gdfq.quantize_model(model, strict=True)
 
 
+class Aliasing(nn.Module):
+    """What an in-place activation changes is read again under the old name."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        y = self.relu(x)
+        z = self.conv(y) + x
+        F.relu(z, inplace=True)
+        return z
+
+
+def test_in_place_activations_change_what_reads_their_input_later():
+    torch.manual_seed(0)
+    model, x = Aliasing(), torch.randn(2, 4, 6, 6)
+    student = calibrated(gdfq.quantize_model(model, 8, 8), x)
+    expected = model(x)
+    assert (student(x) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -187,6 +211,12 @@ def test_leaf_modules_stay_in_float(leaf):
     assert type(student.get_submodule("0.conv")) is nn.Conv2d
 
 
+def test_a_leaf_convolution_stays_in_float():
+    student = gdfq.quantize_model(Everything(), leaf_modules=["stem.0"])
+    assert type(student.get_submodule("stem.0")) is nn.Conv2d
+    assert [op.name for op in student.coverage.uncovered] == ["stem.0"]
+
+
 def test_subclasses_with_their_own_forward_are_not_replaced():
     class Doubled(nn.Conv2d):
         def forward(self, x):
@@ -206,6 +236,9 @@ def test_subclasses_with_their_own_forward_are_not_replaced():
         (lambda: gdfq.quantize_model("resnet18"), "model: must be an nn.Module, got str"),
         (lambda: gdfq.quantize_model(nn.Sequential(nn.Tanh())), "model: has no Conv2d"),
         (lambda: gdfq.quantize_model(Everything(), ste="soft"), "ste: .* got 'soft'"),
+        (lambda: gdfq.quantize_model(Everything(), leaf_modules=["nope"]), "no module 'nope'"),
+        (lambda: gdfq.quantize_model(Everything(), leaf_modules="fc"), "must be a sequence"),
+        (lambda: gdfq.quantize_model(Everything(), leaf_modules=[5]), "paths or nn.Module classes"),
     ],
 )
 def test_bad_arguments(make, message):

@@ -196,6 +196,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_sound_student(option
     assert all(p.isfinite().all() for p in trainer.student.parameters())
 
 
+def test_a_loss_that_is_not_finite_keeps_the_calibrated_ranges():
+    trainer = tiny_trainer(epochs=2, warmup_epochs=1, student_lr=1e30)
+    with pytest.raises(gdfq.NonFiniteLossError):
+        trainer.train()
+    assert trainer.student(torch.randn(2, 2, 8, 8)).isfinite().all()
+
+
+def test_stopping_on_a_loss_that_is_not_finite_is_a_failure_too():
+    class StopLate(TrainerCallback):
+        def should_stop(self):
+            return trainer.steps_done == 7
+
+    trainer = tiny_trainer(student_lr=1e30)
+    with pytest.raises(gdfq.NonFiniteLossError):
+        trainer.train(StopLate())
+    assert all(p.isfinite().all() for p in trainer.student.parameters())
+
+
 @pytest.mark.parametrize(
     ("schedule", "factors"),
     [
@@ -255,11 +273,22 @@ NAN[3].weight.data[0, 0, 0, 0] = float("nan")
         (None, {"warmup_epochs": 1.5}, "warmup_epochs: must be an int >= 0, got 1.5"),
         (None, {"calibration_batches": 0}, "calibration_batches: .* got 0"),
         (None, {"schedule": "warm"}, "schedule: .* got 'warm'"),
+        (None, {"warmup_epochs": 9}, "warmup_epochs: must be <= epochs = 3, got 9"),
+        (None, {"student_lr": float("nan")}, "student_lr: must be > 0 and finite, got nan"),
+        (None, {"temperature": 0.0}, "temperature: must be > 0 and finite, got 0.0"),
+        (None, {"alpha": -1.0}, "alpha: must be >= 0 and finite, got -1.0"),
     ],
 )
 def test_bad_arguments(teacher, options, message):
     with pytest.raises(gdfq.InputError, match=message):
         tiny_trainer(teacher, **options)
+
+
+def test_a_student_of_another_teacher_is_refused():
+    student = gdfq.quantize_model(tiny_teacher(num_classes=7))
+    generator = gdfq.models.Generator(4, 8, channels=2)
+    with pytest.raises(gdfq.InputError, match=r"student: its logits have shape \(2, 7\)"):
+        gdfq.GDFQTrainer(tiny_teacher(), student, generator, 4, 8)
 
 
 def test_batch_of_one_is_refused():

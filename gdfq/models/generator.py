@@ -49,7 +49,7 @@ def _normalize(
             weight,
             bias,
             norm.eps,
-            0.1 if norm.momentum is None else norm.momentum,
+            norm.momentum,
             negative_slope,
         )
     y = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)

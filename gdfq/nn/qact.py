@@ -101,7 +101,7 @@ class QAct(nn.Module):
                 self.momentum,
                 self.ste,
             )
-        if not self._calibrated and not torch.compiler.is_compiling():
+        if not self._calibrated:
             raise RuntimeError(
                 "QAct: no batch has set the range yet; run one in training mode first "
                 "(GDFQTrainer.calibrate does so for a whole student)."
@@ -115,11 +115,13 @@ class QAct(nn.Module):
         self._calibrated = False
 
     def _apply(self, fn: Any, recurse: bool = True) -> QAct:
-        super()._apply(fn, recurse)
         # Ranges stay float32 under .half() and .bfloat16(): the quantizer computes in float32.
-        for name, buffer in self.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                setattr(self, name, buffer.float())
+        ranges = {n: b for n, b in self.named_buffers(recurse=False) if b.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, before in ranges.items():
+            after = getattr(self, name)
+            if after.dtype != torch.float32:
+                setattr(self, name, before.to(after.device))
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -43,7 +43,11 @@ def check_axis(axis: int | None, tensor: Tensor, name: str) -> int | None:
     """``axis`` as a non-negative number, or None."""
     if axis is None:
         return None
-    if not isinstance(axis, int) or not -tensor.dim() <= axis < tensor.dim():
+    if (
+        isinstance(axis, bool)
+        or not isinstance(axis, int)
+        or not -tensor.dim() <= axis < tensor.dim()
+    ):
         raise InputError(
             f"axis: must be None or an int from {-tensor.dim()} to {tensor.dim() - 1} for {name} "
             f"of shape {tuple(tensor.shape)}, got {axis!r}"

@@ -44,8 +44,9 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
             f"got {tuple(weight.shape)}"
         )
     check_vector(bias, weight.shape[0], "bias", like=x)
+    autocast = torch.is_autocast_enabled(x.device.type)  # it gives all of them one dtype
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != x.dtype:
+        if tensor is not None and tensor.dtype != x.dtype and not autocast:
             raise InputError(f"{name}: dtype must be {x.dtype} like x, got {tensor.dtype}")
         if tensor is not None and tensor.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {tensor.device}")

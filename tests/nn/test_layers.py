@@ -130,6 +130,8 @@ def test_half_precision_keeps_ranges_in_float32():
     model = layers().bfloat16()
     model(torch.randn(2, 3, 8, 8).bfloat16())
     assert model[1].hi.dtype == torch.float32
+    model[1].hi.fill_(100000.7)
+    torch.testing.assert_close(model.half().bfloat16()[1].hi, torch.tensor(100000.7))
     assert model[1].num_batches_tracked.dtype == torch.int64
 
 
