@@ -35,6 +35,7 @@ SUITES = {
     "Triton interpreted": (["tests/ops"], {"GDFQ_BACKEND": "triton", "TRITON_INTERPRET": "1"}),
     "Triton compiled": (["tests/triton/test_compiled.py"], {}),
 }
+TESTED_WITH = {"unpack_codes": "pack_codes"}
 GPU_SUITES = {"CUDA on a GPU": "operators, cuda", "Triton on a GPU": "operators, triton"}
 
 
@@ -82,7 +83,8 @@ def count_named(report: Path) -> dict[str, list[int]]:
 def cell(operator: str, column: str, record: dict) -> str:
     """One cell of the table."""
     suite = record.get(column)
-    counts = (suite or {}).get("operators", {}).get(operator)
+    results = (suite or {}).get("operators", {})
+    counts = results.get(operator) or results.get(TESTED_WITH.get(operator, ""))
     if not has_kernel(operator, column):
         return "no kernel"
     if not counts or counts[0] + counts[1] == 0:
