@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import signal
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from gdfq import __version__
+from gdfq.bench.measure import Settings, check_rivals, measure
+from gdfq.bench.networks import WORKLOADS
+from gdfq.bench.report import details
+from gdfq.bench.report import table as bench_table
 from gdfq.data import load_test_images, top1
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
 from gdfq.recipes import load_recipe, recipe_names
 from gdfq.recipes.schema import fields
@@ -83,7 +89,7 @@ def quantize(
     folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
     interrupts = _Interrupts()
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         result = run_quantize(resolved, folder, progress, interrupts.arrived)
     except NonFiniteLossError as error:
@@ -137,6 +143,65 @@ def recipes(
     for recipe in map(load_recipe, recipe_names()):
         table.add_row(recipe.name, recipe.description)
     console.print(table)
+
+
+@app.command()
+def bench(
+    network: Annotated[str, typer.Option(help=f"one of {', '.join(WORKLOADS)}")] = "resnet20",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="also time plain (PyTorch), frozen (the same, teacher frozen) or compile (that "
+            "under torch.compile), in turns; may be given several times",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="images per step", show_default=False)
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="height and width of an image", show_default=False)
+    ] = None,
+    weight_bits: Annotated[int, typer.Option(help="bits of weights")] = 4,
+    act_bits: Annotated[int, typer.Option(help="bits of activations")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="steps to take the median of")] = 7,
+    warm_up: Annotated[bool, typer.Option(help="time the phase without the student")] = False,
+    precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16; ours only")] = "fp32",
+    memory_format: Annotated[
+        str, typer.Option(help="auto, channels_last or contiguous; ours only")
+    ] = "auto",
+    fuse: Annotated[bool, typer.Option(help="fuse the student's layers; ours only")] = True,
+    keep_pages: Annotated[
+        bool, typer.Option(help="let the others keep freed memory too, as ours does")
+    ] = False,
+    memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Time a training step on random images: by phase, and beside other formulations."""
+    if network not in WORKLOADS:
+        raise InputError(f"network: must be one of {', '.join(WORKLOADS)}, got {network!r}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"device: must be cpu, or cuda where there is a GPU, got {device!r}")
+    workload = WORKLOADS[network]
+    if batch_size is not None:
+        workload = replace(workload, batch_size=batch_size)
+    if image_size is not None:
+        workload = replace(workload, image_size=image_size)
+    settings = Settings(
+        weight_bits, act_bits, steps, warm_up, device, fuse, keep_pages,
+        {"precision": precision, "memory_format": memory_format},
+    )  # fmt: skip
+    rivals = check_rivals(against or [])
+    results, trainer = measure(workload, settings, rivals, memory)
+    phase = "warm-up" if warm_up else "fine-tuning"
+    size = f"{workload.image_size}x{workload.image_size}"
+    title = f"{network}, {size}, batch {workload.batch_size}, {phase}, median of {steps}"
+    console.print(bench_table(results, title))
+    lines = [details(results[0]), f"{trainer.memory_format}, {trainer.execution}"]
+    if trainer.fused is not None:
+        lines.append(trainer.fused.summary())
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -207,22 +272,6 @@ class _Interrupts:
 
     def arrived(self) -> bool:
         return self.count > 0
-
-
-def _keep_freed_memory() -> None:
-    """Have the C allocator keep large blocks instead of returning them to the system.
-
-    A training step frees and takes the same large tensors again; new pages cost more than the
-    arithmetic on them. Done for this command's process only, where glibc is the C library.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
-        mallopt(m_top_pad, 2**28)
 
 
 def main() -> None:

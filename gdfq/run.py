@@ -131,8 +131,8 @@ class _RunCallback(TrainerCallback):
             "epoch": trainer.steps_done // trainer.steps_per_epoch,
             "step": trainer.steps_done,
             **losses,
-            "generator_lr": trainer.generator_schedule.get_last_lr()[0],
-            "student_lr": trainer.student_schedule.get_last_lr()[0],
+            "generator_lr": float(trainer.generator_lr.value),
+            "student_lr": float(trainer.student_lr.value),
         }
         self.metrics.write(json.dumps(record) + "\n")
         self.metrics.flush()

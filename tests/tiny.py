@@ -44,6 +44,7 @@ def tiny_trainer(teacher: nn.Module | None = None, bits: int = 4, **options) -> 
         "calibration_batches": 2,
         "student_lr": 1e-3,
         "milestones": (2,),
+        "memory_format": "contiguous",  # timing decides about "auto"
     }
     return gdfq.GDFQTrainer(
         teacher, student, generator, num_classes=4, batch_size=16, **{**settings, **options}

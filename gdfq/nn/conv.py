@@ -71,6 +71,11 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
         quantized._share_parameters(module)
         return quantized
 
-    def forward(self, input: Tensor) -> Tensor:
-        """``(N, C_in, H, W)`` or ``(C_in, H, W)``, as ``nn.Conv2d``."""
-        return self._conv_forward(self._quantize_input(input), self._quantized_weight(), self.bias)
+    def forward(self, input: Tensor, quantized_weight: Tensor | None = None) -> Tensor:
+        """``(N, C_in, H, W)`` or ``(C_in, H, W)``, as ``nn.Conv2d``.
+
+        ``quantized_weight``: the weight's quantized values, where the caller has them already.
+        """
+        if quantized_weight is None:
+            quantized_weight = self._quantized_weight()
+        return self._conv_forward(self._quantize_input(input), quantized_weight, self.bias)

@@ -66,6 +66,11 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
         quantized._share_parameters(module)
         return quantized
 
-    def forward(self, input: Tensor) -> Tensor:
-        """``(*, in_features)``, as ``nn.Linear``."""
-        return F.linear(self._quantize_input(input), self._quantized_weight(), self.bias)
+    def forward(self, input: Tensor, quantized_weight: Tensor | None = None) -> Tensor:
+        """``(*, in_features)``, as ``nn.Linear``.
+
+        ``quantized_weight``: the weight's quantized values, where the caller has them already.
+        """
+        if quantized_weight is None:
+            quantized_weight = self._quantized_weight()
+        return F.linear(self._quantize_input(input), quantized_weight, self.bias)

@@ -101,12 +101,16 @@ class QAct(nn.Module):
                 self.momentum,
                 self.ste,
             )
+        self.require_range()
+        return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
+
+    def require_range(self) -> None:
+        """Raise a RuntimeError if no batch has set the range."""
         if not self._calibrated:
             raise RuntimeError(
                 "QAct: no batch has set the range yet; run one in training mode first "
                 "(GDFQTrainer.calibrate does so for a whole student)."
             )
-        return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
 
     def reset_range(self) -> None:
         """Forget the range, as if no batch had been seen."""

@@ -93,6 +93,12 @@ class Training(Section):
     milestones: list[Annotated[int, Field(ge=0)]] = Field(
         [100, 200, 300], description="epochs at which schedule 'step' divides by 10"
     )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of convolutions and matrix products; all else is float32"
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "auto", description="of tensors; 'auto' times both at the start"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="decides everything that is random")
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as factors of the initial rate."""
+"""Learning rates that follow their schedules on the device."""
 
 from __future__ import annotations
 
@@ -6,19 +6,62 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 Schedule = Literal["step", "cosine", "constant"]
 
 
 def learning_rate_factor(
     schedule: Schedule, steps: int, steps_per_epoch: int, milestones: Sequence[int] = ()
-) -> Callable[[int], float]:
-    """The factor at each step of a run of ``steps`` steps.
+) -> Callable[[Tensor], Tensor]:
+    """The factor of the initial rate at each step of a run of ``steps`` steps.
 
     ``"step"`` divides by 10 at each epoch in ``milestones`` (the paper's), ``"cosine"`` falls
-    from 1 to 0 along half a cosine, ``"constant"`` stays at 1.
+    from 1 to 0 along half a cosine, ``"constant"`` stays at 1. Takes a 0-d int64 tensor and
+    returns a 0-d float64 one.
     """
-    if schedule == "step":
-        return lambda step: 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in milestones)
-    if schedule == "cosine":
-        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1)))
-    return lambda step: 1.0
+    divisions = [epoch * steps_per_epoch for epoch in milestones]
+
+    def factor(step: Tensor) -> Tensor:
+        if schedule == "step":
+            passed = torch.zeros_like(step, dtype=torch.float64)
+            for at in divisions:
+                passed = passed + (step >= at)
+            return torch.pow(0.1, passed)
+        if schedule == "cosine":
+            done = (step.double() / max(steps, 1)).clamp(max=1)
+            return 0.5 * (1 + torch.cos(math.pi * done))
+        return torch.ones_like(step, dtype=torch.float64)
+
+    return factor
+
+
+class LearningRate:
+    """A learning rate as a tensor: a step captured in a CUDA graph reads and moves it.
+
+    Args:
+        initial: the rate that the schedule's factor is applied to.
+        factor: of :func:`learning_rate_factor`.
+        device: where the rate is kept.
+
+    Attributes:
+        value: the rate of the next step, 0-d float32; an optimizer's ``lr``.
+    """
+
+    def __init__(
+        self, initial: float, factor: Callable[[Tensor], Tensor], device: torch.device
+    ) -> None:
+        self.initial = initial
+        self.factor = factor
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.value = torch.zeros((), dtype=torch.float32, device=device)
+        self._set()
+
+    def advance(self) -> None:
+        """Go on to the next step."""
+        self.steps.add_(1)
+        self._set()
+
+    def _set(self) -> None:
+        self.value.copy_(self.initial * self.factor(self.steps))

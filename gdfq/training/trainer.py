@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, fx, nn
 
-from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.errors import NonFiniteLossError
+from gdfq.fusion import FusedModel, fuse
 from gdfq.losses import bns_loss, kd_ce_loss
 from gdfq.nn import QAct, StatisticsTeacher
-from gdfq.training.schedules import Schedule, learning_rate_factor
+from gdfq.training import checks
+from gdfq.training.capture import CapturedStep
+from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
+from gdfq.training.precision import Precision, autocast, multiplications
+from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
 
 
 class TrainerCallback:
@@ -56,12 +61,21 @@ class GDFQTrainer:
         schedule: ``"step"``, ``"cosine"`` or ``"constant"``, for both learning rates; the
             student's cosine spans its fine-tuning.
         milestones: epochs at which ``"step"`` divides both learning rates by 10.
+        precision: of convolutions and matrix products: ``"fp32"``, ``"tf32"`` (NVIDIA GPUs) or
+            ``"bf16"``. Ranges, statistics and quantizers compute in float32 always.
+        memory_format: ``"channels_last"``, ``"contiguous"``, or ``"auto"``: a few steps of each
+            are timed on copies, once, here. Student and generator are converted in place.
+        fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
+            passes over memory.
+        cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
         seed: of the noise and the labels. The generator's first weights are the caller's: seed
             them with ``torch.manual_seed`` before making it.
 
     Attributes:
         student: the student.
         steps_done: steps so far.
+        memory_format: what the step runs in; ``memory_format_seconds`` is what was measured.
+        fused: the fused student, which lists what was fused; None without.
 
     Raises:
         InputError: an argument is out of range, the teacher has no batch norm or has parameters
@@ -92,36 +106,21 @@ class GDFQTrainer:
         alpha: float = 1.0,
         schedule: Schedule = "step",
         milestones: Sequence[int] = (100, 200, 300),
+        precision: Precision = "fp32",
+        memory_format: MemoryFormat | Literal["auto"] = "auto",
+        fuse: bool = True,
+        cuda_graph: bool = True,
         seed: int = 0,
     ) -> None:
-        _check_int("num_classes", num_classes, 2)
-        _check_int("batch_size", batch_size, 2)
-        _check_int("epochs", epochs, 0)
-        _check_int("steps_per_epoch", steps_per_epoch, 1)
-        _check_int("warmup_epochs", warmup_epochs, 0)
-        _check_int("calibration_batches", calibration_batches, 1)
-        if warmup_epochs > epochs:
-            raise InputError(f"warmup_epochs: must be <= epochs = {epochs}, got {warmup_epochs}")
-        for name, value in (
-            ("student_lr", student_lr),
-            ("generator_lr", generator_lr),
-            ("temperature", temperature),
-        ):
-            if not 0 < value < math.inf:
-                raise InputError(f"{name}: must be > 0 and finite, got {value!r}")
-        for name, value in (
-            ("weight_decay", weight_decay),
-            ("bns_weight", bns_weight),
-            ("alpha", alpha),
-        ):
-            if not 0 <= value < math.inf:
-                raise InputError(f"{name}: must be >= 0 and finite, got {value!r}")
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
-        if schedule not in get_args(Schedule):
-            raise InputError(f"schedule: must be one of {get_args(Schedule)}, got {schedule!r}")
-        _check_finite("teacher", teacher)
-        _check_finite("student", student)
+        settings = {
+            key: value
+            for key, value in locals().items()
+            if key not in ("self", "teacher", "student", "generator")
+        }
+        self.device = next(teacher.parameters()).device
+        checks.check_settings(self.device, **settings)
+        checks.check_finite("teacher", teacher)
+        checks.check_finite("student", student)
 
         self.teacher = StatisticsTeacher(teacher)
         self.student = student.eval()
@@ -135,35 +134,53 @@ class GDFQTrainer:
         self.bns_weight = bns_weight
         self.temperature = temperature
         self.alpha = alpha
+        self.precision = precision
+        self.cuda_graph = cuda_graph and self.device.type == "cuda"
         self.steps_done = 0
         self.calibrated = False
 
-        self.device = next(teacher.parameters()).device
         self.random = torch.Generator(self.device).manual_seed(seed)
-        self._check_shapes()
+        images = checks.check_shapes(self.teacher, self.student, self.generator, num_classes)
+        self.fused = _fuse(student, images) if fuse else None
+        self.memory_format_seconds: dict[str, float] = {}
+        if memory_format == "auto":
+            memory_format = self._choose_memory_format(teacher, settings)
+        self.memory_format = memory_format
+        for module in (self.teacher, self.student, self.generator):
+            module.to(memory_format=TORCH_FORMATS[memory_format])
 
-        self.generator_optimizer = torch.optim.Adam(
-            generator.parameters(), lr=generator_lr, betas=(0.5, 0.999)
-        )
-        self.student_optimizer = torch.optim.SGD(
-            student.parameters(),
-            lr=student_lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            nesterov=momentum > 0,
-        )
         steps = epochs * steps_per_epoch
         tuned = steps - self.warmup_steps
         # The student's schedule is counted from its first step; milestones are the run's epochs.
         student_milestones = [epoch - warmup_epochs for epoch in milestones]
-        self.generator_schedule = LambdaLR(
-            self.generator_optimizer,
+        self.generator_lr = LearningRate(
+            generator_lr,
             learning_rate_factor(schedule, steps, steps_per_epoch, milestones),
+            self.device,
         )
-        self.student_schedule = LambdaLR(
-            self.student_optimizer,
+        self.student_lr = LearningRate(
+            student_lr,
             learning_rate_factor(schedule, tuned, steps_per_epoch, student_milestones),
+            self.device,
         )
+        self.generator_optimizer = torch.optim.Adam(
+            generator.parameters(),
+            lr=self.generator_lr.value,
+            betas=(0.5, 0.999),
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        self.student_optimizer = torch.optim.SGD(
+            student.parameters(),
+            lr=self.student_lr.value,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=momentum > 0,
+            fused=True,
+        )
+        names = ("generator", "generator_ce", "bns", "student")
+        self._totals = {name: torch.zeros((), device=self.device) for name in names}
+        self._captured: dict[tuple[Any, ...], CapturedStep] = {}
 
     # ---- the algorithm ----
 
@@ -177,21 +194,26 @@ class GDFQTrainer:
         callback = callback or TrainerCallback()
         sound = _snapshot(self.student)
         for _ in range(self.steps_done // self.steps_per_epoch, self.epochs):
-            totals: dict[str, Tensor] = {}
-            for _ in range(self.steps_per_epoch - self.steps_done % self.steps_per_epoch):
+            for total in self._totals.values():
+                total.zero_()
+            steps = self.steps_per_epoch - self.steps_done % self.steps_per_epoch
+            tuning = self.steps_done >= self.warmup_steps
+            for _ in range(steps):
                 if self.steps_done == self.warmup_steps:
                     if not self.calibrated:
                         self.calibrate(self.calibration_batches)
                     sound = _snapshot(self.student)
                     callback.on_calibrated(self)
                 losses = self.step()
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, torch.zeros_like(loss)) + loss
                 callback.on_step(self, losses)
                 if callback.should_stop():
                     self._require_finite({k: float(v) for k, v in losses.items()}, sound)
                     return self.student
-            means = {name: float(total) / self.steps_per_epoch for name, total in totals.items()}
+            means = {
+                name: float(total) / steps
+                for name, total in self._totals.items()
+                if tuning or name != "student"
+            }
             self._require_finite(means, sound)
             sound = _snapshot(self.student)
             callback.on_epoch(self, means)
@@ -205,30 +227,45 @@ class GDFQTrainer:
 
         Returns:
             The step's losses, 0-d tensors: ``generator`` with its parts ``generator_ce`` and
-            ``bns``, and ``student`` once fine-tuning.
+            ``bns``, and ``student`` once fine-tuning. On a GPU the next step overwrites them.
         """
-        if self.steps_done >= self.warmup_steps and not self.calibrated:
+        tuning = self.steps_done >= self.warmup_steps
+        if tuning and not self.calibrated:
             self.calibrate(self.calibration_batches)
-
-        z, labels = self.sample()
-        images = self.generator(z, labels)
-        teacher_logits, statistics = self.teacher(images)
-        cross_entropy = F.cross_entropy(teacher_logits, labels)
-        mismatch = bns_loss(*statistics)
-        generator_loss = cross_entropy + self.bns_weight * mismatch
-        _update(self.generator_optimizer, self.generator_schedule, generator_loss)
-        losses = {"generator": generator_loss, "generator_ce": cross_entropy, "bns": mismatch}
-
-        if self.steps_done >= self.warmup_steps:
-            student_logits = self.student(images.detach())
-            student_loss = kd_ce_loss(
-                student_logits, teacher_logits.detach(), labels, self.temperature, self.alpha
-            )
-            _update(self.student_optimizer, self.student_schedule, student_loss)
-            losses["student"] = student_loss
-
+        with multiplications(self.precision, self.device):
+            losses = self._compiled(self._tuning_step if tuning else self._warm_up_step)()
         self.steps_done += 1
-        return {name: loss.detach() for name, loss in losses.items()}
+        return losses
+
+    def _warm_up_step(self) -> dict[str, Tensor]:
+        losses, *_ = self._generator_step()
+        return self._record(losses)
+
+    def _tuning_step(self) -> dict[str, Tensor]:
+        losses, images, labels, teacher_logits = self._generator_step()
+        losses["student"] = self._student_step(images, labels, teacher_logits)
+        return self._record(losses)
+
+    def _generator_step(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """The generator's update; losses, and the images, their labels and the teacher's logits."""
+        z, labels = self.sample()
+        with autocast(self.precision, self.device):
+            images = self.generator(z, labels)
+            teacher_logits, statistics = self.teacher(images)
+            cross_entropy = F.cross_entropy(teacher_logits, labels)
+            mismatch = bns_loss(*statistics)
+            loss = cross_entropy + self.bns_weight * mismatch
+        _update(self.generator_optimizer, self.generator_lr, loss)
+        losses = {"generator": loss, "generator_ce": cross_entropy, "bns": mismatch}
+        return losses, images.detach(), labels, teacher_logits.detach()
+
+    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The student's update; its loss."""
+        with autocast(self.precision, self.device):
+            logits = (self.fused or self.student)(images)
+            loss = kd_ce_loss(logits, teacher_logits, labels, self.temperature, self.alpha)
+        _update(self.student_optimizer, self.student_lr, loss)
+        return loss
 
     @torch.no_grad()
     def calibrate(self, batches: int) -> None:
@@ -238,8 +275,13 @@ class GDFQTrainer:
             quantizer.reset_range()
             quantizer.train()
         try:
-            for _ in range(batches):
-                self.student(self.generator(*self.sample()))
+            with (
+                multiplications(self.precision, self.device),
+                autocast(self.precision, self.device),
+                self.fused.weights_kept() if self.fused else nullcontext(),
+            ):
+                for _ in range(batches):
+                    (self.fused or self.student)(self.generator(*self.sample()))
         finally:
             for quantizer in quantizers:
                 quantizer.eval()
@@ -254,48 +296,49 @@ class GDFQTrainer:
         )
         return z, labels
 
-    # ---- checks ----
+    # ---- how a step is run ----
 
-    @torch.no_grad()
-    def _check_shapes(self) -> None:
-        latent_dim = getattr(self.generator, "latent_dim", None)
-        if not isinstance(latent_dim, int):
-            raise InputError("generator: must have an int attribute latent_dim, the length of z")
-        classes = getattr(self.generator, "num_classes", self.num_classes)
-        if classes != self.num_classes:
-            raise InputError(
-                f"num_classes: {self.num_classes} given, but the generator was made for {classes}"
-            )
-        probe = copy.deepcopy(self.generator)  # a forward moves its running statistics
-        z = torch.zeros(2, latent_dim, device=self.device)
-        labels = torch.zeros(2, dtype=torch.int64, device=self.device)
-        images = probe(z, labels)
-        try:
-            logits, _ = self.teacher(images)
-        except RuntimeError as error:
-            raise InputError(
-                f"teacher: does not take the generator's images of shape {tuple(images.shape)}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        if logits.dim() != 2 or logits.shape[1] != self.num_classes:
-            raise InputError(
-                f"num_classes: {self.num_classes} given, but the teacher's logits have shape "
-                f"(N, {', '.join(map(str, logits.shape[1:]))})"
-            )
-        trial = copy.deepcopy(self.student)  # a forward in training mode moves its ranges
-        for quantizer in trial.modules():
-            if isinstance(quantizer, QAct):
-                quantizer.train()
-        answer = trial(images)
-        if answer.shape != logits.shape:
-            raise InputError(
-                f"student: its logits have shape {tuple(answer.shape)}, the teacher's "
-                f"{tuple(logits.shape)}; make it with quantize_model(teacher)"
-            )
+    @property
+    def execution(self) -> str:
+        """How steps are run, and why not by a CUDA graph where they are not."""
+        if self.device.type != "cuda":
+            return f"eager, on {self.device.type}"
+        if not self.cuda_graph:
+            return "eager, cuda_graph=False"
+        failures = [step.failure for step in self._captured.values() if step.failure]
+        if failures:
+            return f"eager, capturing a CUDA graph failed: {failures[0]}"
+        return "one CUDA graph a step"
+
+    def _compiled(self, step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
+        """``step``, or the CUDA graph of it for what it depends on now."""
+        if not self.cuda_graph:
+            return step
+        key = (step.__name__, self.batch_size, self.bns_weight, self.temperature, self.alpha)
+        if key not in self._captured:
+            self._captured[key] = CapturedStep(step, self.random)
+        return self._captured[key]
+
+    def _record(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses, added to the epoch's totals."""
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        for name, loss in losses.items():
+            self._totals[name].add_(loss)
+        return losses
+
+    def _choose_memory_format(self, teacher: nn.Module, settings: dict[str, Any]) -> MemoryFormat:
+        def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
+            student, generator = copy.deepcopy((self.student, self.generator))
+            trial = {**settings, "memory_format": name, "warmup_epochs": 0, "cuda_graph": False}
+            trial["calibration_batches"] = 1
+            return GDFQTrainer(teacher, student, generator, **trial).step
+
+        chosen, self.memory_format_seconds = fastest_memory_format(make_step)
+        return chosen
 
     def _require_finite(self, means: dict[str, float], sound: dict[str, Any]) -> None:
         for name, mean in means.items():
-            if not torch.isfinite(torch.tensor(mean)):
+            if not math.isfinite(mean):
                 self.student.load_state_dict(sound)
                 key = "student_lr" if name == "student" else "generator_lr"
                 raise NonFiniteLossError(
@@ -305,23 +348,16 @@ class GDFQTrainer:
                 )
 
 
-def _update(optimizer: torch.optim.Optimizer, schedule: LambdaLR, loss: Tensor) -> None:
+def _fuse(student: nn.Module, images: Tensor) -> FusedModel | None:
+    return fuse(student, images) if isinstance(student, fx.GraphModule) else None
+
+
+def _update(optimizer: torch.optim.Optimizer, rate: LearningRate, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    schedule.step()
+    rate.advance()
 
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _check_int(name: str, value: int, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise InputError(f"{name}: must be an int >= {minimum}, got {value!r}")
-
-
-def _check_finite(name: str, module: nn.Module) -> None:
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name}: {key!r} holds NaN or infinite values")

@@ -1,0 +1,294 @@
+"""Step time by phase, the convolutions' share, and peak memory, ours and others' in turns."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import statistics
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gdfq.bench.networks import Workload, build
+from gdfq.bench.plain import PlainTrainer
+from gdfq.convert import quantize_model
+from gdfq.errors import InputError
+from gdfq.memory import keep_freed_memory, return_freed_memory
+from gdfq.models import Generator
+from gdfq.training import GDFQTrainer
+
+Rival = Literal["plain", "frozen", "compile"]
+RIVALS: dict[Rival, tuple[str, dict[str, bool]]] = {
+    "plain": ("plain PyTorch", {}),
+    "frozen": ("plain, teacher frozen", {"frozen_teacher": True}),
+    "compile": (
+        "torch.compile of plain, teacher frozen",
+        {"frozen_teacher": True, "compiled": True},
+    ),
+}
+PHASES = ("generator", "teacher", "student", "optimizers")
+CONVOLUTIONS = re.compile(r"^aten::.*conv.*")
+
+
+@dataclass
+class Settings:
+    """What is measured, apart from the network."""
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    steps: int = 7
+    warm_up: bool = False
+    device: str = "cpu"
+    fuse: bool = True
+    pages_kept: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Measurement:
+    """One formulation's step.
+
+    Attributes:
+        name: what the tables call it.
+        seconds: of each step.
+        images_per_second: at the median.
+        phases: median seconds by phase; ours only, and empty on a GPU.
+        convolutions: their part of the step's time; ours only.
+        peak_bytes: of memory; None where it was not measured.
+    """
+
+    name: str
+    seconds: list[float]
+    images_per_second: float
+    phases: dict[str, float] = field(default_factory=dict)
+    convolutions: float | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a step."""
+        return statistics.median(self.seconds)
+
+
+def measure(
+    workload: Workload, settings: Settings, rivals: list[Rival], memory: bool = True
+) -> tuple[list[Measurement], GDFQTrainer]:
+    """Time ``settings.steps`` steps of our trainer and of each rival, in turns, in this process.
+
+    The rivals run with the C allocator as PyTorch finds it unless ``pages_kept``; ours with
+    freed memory kept, as in a run of ``gdfq quantize``. Peak memory is measured in processes of
+    their own.
+
+    Returns:
+        Ours first, then the rivals as named; and our trainer.
+    """
+    names: list[Any] = ["ours", *rivals]
+    trainers = {name: make(name, workload, settings) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    clock = PhaseClock(trainers["ours"])
+    for turn in range(settings.steps + 2):  # the first two are not counted
+        for name, trainer in trainers.items():
+            _allocator(name, settings)
+            elapsed = clock.step() if name == "ours" else timed(trainer.step)
+            if turn >= 2:
+                seconds[name].append(elapsed)
+            elif name == "ours":
+                clock.forget()
+    keep_freed_memory()
+    results = []
+    for name in names:
+        label = "gdfq" if name == "ours" else RIVALS[name][0]
+        rate = workload.batch_size / statistics.median(seconds[name])
+        results.append(Measurement(label, seconds[name], rate))
+    ours = results[0]
+    ours.phases = clock.medians()
+    ours.convolutions = convolution_share(trainers["ours"].step)
+    clock.remove()
+    if memory:
+        # The format chosen above: trying both would take memory of its own.
+        chosen = {**settings.trainer, "memory_format": trainers["ours"].memory_format}
+        for name, result in zip(names, results, strict=True):
+            result.peak_bytes = peak_memory(name, workload, replace(settings, trainer=chosen))
+    return results, trainers["ours"]
+
+
+def make(name: str, workload: Workload, settings: Settings) -> Any:
+    """The trainer called ``"ours"``, or a rival's."""
+    torch.manual_seed(0)
+    generator = Generator(
+        workload.num_classes, workload.image_size, conditional_bn=workload.conditional_bn
+    ).to(settings.device)
+    teacher = build(workload).to(settings.device)
+    bits = settings.weight_bits, settings.act_bits
+    if name != "ours":
+        options = RIVALS[name][1]  # type: ignore[index]
+        return PlainTrainer(
+            teacher, generator, workload.batch_size, *bits, warm_up=settings.warm_up, **options
+        )
+    return GDFQTrainer(
+        teacher,
+        quantize_model(teacher, *bits),
+        generator,
+        workload.num_classes,
+        workload.batch_size,
+        warmup_epochs=400 if settings.warm_up else 0,
+        calibration_batches=1,
+        fuse=settings.fuse,
+        **settings.trainer,
+    )
+
+
+def _allocator(name: str, settings: Settings) -> None:
+    if name == "ours" or settings.pages_kept:
+        keep_freed_memory()
+    else:
+        return_freed_memory()
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(step: Any) -> float:
+    """Seconds that ``step`` takes, the device's work included."""
+    _wait()
+    start = time.perf_counter()
+    step()
+    _wait()
+    return time.perf_counter() - start
+
+
+class PhaseClock:
+    """Splits our step's time by hooks on its networks and optimizers.
+
+    Teacher: its forward and backward pass, losses included; generator: its own; student: all from
+    the generator's update to its own. On a GPU a step is one graph, and only the total is taken.
+    """
+
+    def __init__(self, trainer: GDFQTrainer) -> None:
+        self.trainer = trainer
+        self.totals: dict[str, list[float]] = {name: [] for name in PHASES}
+        self.current = dict.fromkeys(PHASES, 0.0)
+        self.last = 0.0
+        self.split = trainer.device.type == "cpu"
+        self.hooks: list[Any] = []
+        if not self.split:
+            return
+        self.hooks = [
+            trainer.generator.register_forward_hook(self._images),
+            *(
+                optimizer.register_step_pre_hook(self._ends(phase))
+                for optimizer, phase in (
+                    (trainer.generator_optimizer, "generator"),
+                    (trainer.student_optimizer, "student"),
+                )
+            ),
+            *(
+                optimizer.register_step_post_hook(self._ends("optimizers"))
+                for optimizer in (trainer.generator_optimizer, trainer.student_optimizer)
+            ),
+        ]
+
+    def step(self) -> float:
+        """One step; its seconds."""
+        self.current = dict.fromkeys(PHASES, 0.0)
+        self.last = time.perf_counter()
+        elapsed = timed(self.trainer.step)
+        for name, value in self.current.items():
+            self.totals[name].append(value)
+        return elapsed
+
+    def forget(self) -> None:
+        """Drop what was measured."""
+        for values in self.totals.values():
+            values.clear()
+
+    def medians(self) -> dict[str, float]:
+        """Median seconds by phase; empty on a GPU."""
+        if not self.split:
+            return {}
+        return {name: statistics.median(values) for name, values in self.totals.items()}
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _mark(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.current[phase] += now - self.last
+        self.last = now
+
+    def _images(self, module: Any, inputs: Any, images: Tensor) -> None:
+        self._mark("generator")
+        if images.requires_grad:
+            images.register_hook(lambda grad: self._mark("teacher"))
+
+    def _ends(self, phase: str) -> Any:
+        return lambda *_: self._mark(phase)
+
+
+def convolution_share(step: Any) -> float:
+    """The part of a step's time that is spent in convolutions, by PyTorch's profiler."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler greets on stderr otherwise
+    gpu = torch.cuda.is_available()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        elapsed = timed(step)
+    inside = 0.0
+    for event in profile.key_averages():
+        if CONVOLUTIONS.match(event.key):
+            inside += event.self_device_time_total if gpu else event.self_cpu_time_total
+    return inside / 1e6 / elapsed
+
+
+def peak_memory(name: str, workload: Workload, settings: Settings) -> int | None:
+    """Bytes that networks, optimizers' state and two steps take, in a process of their own.
+
+    On the CPU the growth of the resident set, on a GPU what PyTorch's allocator gave out. None
+    where the system does not tell.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_memory, (name, workload, settings))
+
+
+def _peak_memory(name: str, workload: Workload, settings: Settings) -> int | None:
+    if settings.device != "cpu":
+        trainer = make(name, workload, settings)
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            trainer.step()
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    _allocator(name, settings)
+    before = _kilobytes(status, "VmRSS")
+    trainer = make(name, workload, settings)
+    for _ in range(2):
+        trainer.step()
+    return 1024 * (_kilobytes(status, "VmHWM") - before)
+
+
+def _kilobytes(status: Path, key: str) -> int:
+    for line in status.read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise KeyError(key)
+
+
+def check_rivals(names: list[str]) -> list[Any]:
+    """The rivals called so, or an InputError."""
+    for name in names:
+        if name not in get_args(Rival):
+            raise InputError(f"against: must be one of {', '.join(get_args(Rival))}, got {name!r}")
+    return list(names)

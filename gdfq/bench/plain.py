@@ -1,0 +1,244 @@
+"""The method as one writes it from the paper with stock PyTorch: what a step is measured against.
+
+Forward hooks take the batch statistics, quantizers are plain tensor operations with an identity
+straight-through estimator, the generator upsamples and then convolves, optimizers are
+PyTorch's defaults, tensors are contiguous. The teacher is in evaluation mode, but its parameters
+still require gradients, as in most scripts, unless ``frozen_teacher``. Weights are quantized at
+every forward; activation ranges are frozen, as they are for all but a run's first steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gdfq.models import Generator
+from gdfq.models.generator import ConditionalBatchNorm2d
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
+        levels, half = 2**bits - 1, 2 ** (bits - 1)
+        scale = levels / (hi - lo).clamp(min=1e-8)
+        zero = torch.round(scale * lo) + half
+        codes = torch.round(scale * x - zero).clamp(-half, half - 1)
+        return (codes + zero) / scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return grads[0], None, None, None
+
+
+class QuantizedActivation(nn.Module):
+    """An activation, then fake quantization over a range that was observed once."""
+
+    lo: Tensor
+    hi: Tensor
+
+    def __init__(self, act: nn.Module, bits: int) -> None:
+        super().__init__()
+        self.act = act
+        self.bits = bits
+        self.register_buffer("lo", torch.zeros(()))
+        self.register_buffer("hi", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate and quantize ``x``."""
+        y = self.act(x)
+        if self.training:
+            self.lo.copy_(torch.minimum(self.lo, y.detach().min()))
+            self.hi.copy_(torch.maximum(self.hi, y.detach().max()))
+        return _FakeQuantize.apply(y, self.lo, self.hi, self.bits)
+
+
+class _QuantizedWeight(nn.Module):
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.bits = bits
+
+    def quantized(self) -> Tensor:
+        weight = self.layer.weight
+        rows = weight.detach().flatten(1)
+        shape = (-1, *(1,) * (weight.dim() - 1))
+        lo, hi = rows.min(1).values.view(shape), rows.max(1).values.view(shape)
+        return _FakeQuantize.apply(weight, lo, hi, self.bits)
+
+
+class QuantizedConv2d(_QuantizedWeight):
+    """A convolution with a weight that is quantized per output channel at each forward."""
+
+    layer: nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x``."""
+        layer = self.layer
+        return F.conv2d(
+            x, self.quantized(), layer.bias, layer.stride, layer.padding, layer.dilation,
+            layer.groups,
+        )  # fmt: skip
+
+
+class QuantizedLinear(_QuantizedWeight):
+    """A linear layer with a weight that is quantized per output feature at each forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to ``x``."""
+        return F.linear(x, self.quantized(), self.layer.bias)
+
+
+def plain_student(teacher: nn.Module, weight_bits: int, act_bits: int) -> nn.Module:
+    """A copy of ``teacher`` whose convolutions, linear layers and ReLUs are replaced by class."""
+    student = copy.deepcopy(teacher).eval()
+    for name, module in list(student.named_modules()):
+        if type(module) is nn.Conv2d:
+            student.set_submodule(name, QuantizedConv2d(module, weight_bits))
+        elif type(module) is nn.Linear:
+            student.set_submodule(name, QuantizedLinear(module, weight_bits))
+        elif type(module) in (nn.ReLU, nn.ReLU6):
+            student.set_submodule(name, QuantizedActivation(module, act_bits))
+    return student
+
+
+class PlainGenerator(Generator):
+    """:class:`gdfq.models.Generator` with upsampling, convolutions and batch norms as they come."""
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Images of the classes ``labels``."""
+        if not self.conditional_bn:
+            z = z * self.label_embedding(labels)
+        size = self.image_size // 4
+        x = self.linear(z).view(-1, self.width, size, size)
+        x = self._norm(self.bn0, x, labels)
+        x = F.interpolate(x, scale_factor=2)
+        x = F.leaky_relu(self._norm(self.bn1, self.conv1(x), labels), 0.2)
+        x = F.interpolate(x, scale_factor=2)
+        x = F.leaky_relu(self._norm(self.bn2, self.conv2(x), labels), 0.2)
+        return self.bn3(torch.tanh(self.conv3(x)))
+
+    def _norm(self, norm: nn.BatchNorm2d, x: Tensor, labels: Tensor) -> Tensor:
+        y = nn.BatchNorm2d.forward(norm, x)
+        if isinstance(norm, ConditionalBatchNorm2d):
+            shape = (-1, norm.num_features, 1, 1)
+            weight, bias = norm.class_weight(labels), norm.class_bias(labels)
+            y = y * weight.view(shape) + bias.view(shape)
+        return y
+
+
+class PlainTrainer:
+    """One step after the other, with the constants of :class:`gdfq.GDFQTrainer`.
+
+    Args:
+        teacher: the trained network; copied.
+        generator: any :class:`gdfq.models.Generator`; its architecture and weights are copied.
+        batch_size: images per step.
+        weight_bits, act_bits: of the student.
+        frozen_teacher: whether the teacher's parameters require no gradients.
+        compiled: whether the networks' losses go through ``torch.compile``.
+        warm_up: whether only the generator is trained.
+        seed: of noise and labels.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        generator: Generator,
+        batch_size: int,
+        weight_bits: int,
+        act_bits: int,
+        *,
+        frozen_teacher: bool = False,
+        compiled: bool = False,
+        warm_up: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.device = next(teacher.parameters()).device
+        self.student = plain_student(teacher, weight_bits, act_bits)
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(not frozen_teacher)
+        self.generator = PlainGenerator(
+            generator.num_classes, generator.image_size, generator.channels,
+            generator.latent_dim, generator.conditional_bn, generator.width,
+        ).to(self.device)  # fmt: skip
+        self.generator.load_state_dict(generator.state_dict())
+        for module in (self.teacher, self.student, self.generator):
+            module.to(memory_format=torch.contiguous_format)
+        self.batch_size = batch_size
+        self.warm_up = warm_up
+        self.random = torch.Generator(self.device).manual_seed(seed)
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        self.norms: list[Any] = [m for m in self.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in self.norms:
+            norm.register_forward_hook(self._take_statistics)
+        self.generator_optimizer = torch.optim.Adam(
+            self.generator.parameters(), lr=1e-3, betas=(0.5, 0.999)
+        )
+        self.student_optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=True
+        )
+        self._set_ranges()
+        self.generator_loss, self.student_loss = self._generator_loss, self._student_loss
+        if compiled:
+            self.generator_loss = torch.compile(self._generator_loss, dynamic=False)
+            self.student_loss = torch.compile(self._student_loss, dynamic=False)
+
+    def step(self) -> dict[str, Tensor]:
+        """One iteration."""
+        z = torch.randn(
+            self.batch_size, self.generator.latent_dim, generator=self.random, device=self.device
+        )
+        labels = torch.randint(
+            self.generator.num_classes, (self.batch_size,), generator=self.random,
+            device=self.device,
+        )  # fmt: skip
+        loss, images, teacher_logits = self.generator_loss(z, labels)
+        self.generator_optimizer.zero_grad()
+        loss.backward()
+        self.generator_optimizer.step()
+        losses = {"generator": loss.detach()}
+        if not self.warm_up:
+            student_loss = self.student_loss(images.detach(), teacher_logits.detach(), labels)
+            self.student_optimizer.zero_grad()
+            student_loss.backward()
+            self.student_optimizer.step()
+            losses["student"] = student_loss.detach()
+        return losses
+
+    def _take_statistics(self, norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        x = inputs[0]
+        self.statistics.append((x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)))
+
+    def _generator_loss(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.statistics.clear()
+        images = self.generator(z, labels)
+        logits = self.teacher(images)
+        mismatch = torch.zeros((), device=z.device)
+        for norm, (mean, var) in zip(self.norms, self.statistics, strict=True):
+            mismatch = mismatch + F.mse_loss(mean, norm.running_mean)
+            mismatch = mismatch + F.mse_loss(var, norm.running_var)
+        loss = F.cross_entropy(logits, labels) + 0.1 * mismatch / len(self.norms)
+        return loss, images, logits
+
+    def _student_loss(self, images: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        logits = self.student(images)
+        log_p = F.log_softmax(teacher_logits / 20, 1)
+        log_q = F.log_softmax(logits / 20, 1)
+        divergence = (log_p.exp() * (log_p - log_q)).mean()
+        return F.cross_entropy(logits, labels) + 20**2 * divergence
+
+    @torch.no_grad()
+    def _set_ranges(self) -> None:
+        z = torch.randn(
+            self.batch_size, self.generator.latent_dim, generator=self.random, device=self.device
+        )
+        labels = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
+        quantizers = [m for m in self.student.modules() if isinstance(m, QuantizedActivation)]
+        for quantizer in quantizers:
+            quantizer.train()
+        self.student(copy.deepcopy(self.generator)(z, labels))
+        for quantizer in quantizers:
+            quantizer.eval()

@@ -1,0 +1,224 @@
+"""Fusion over a student's graph: fewer passes over memory, the same parameters and results."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gdfq.convert import SUMS
+from gdfq.functional import activate
+from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
+
+IN_PLACE_SUMS = (operator.iadd, "add_")
+
+
+@dataclass(frozen=True)
+class Place:
+    """An activation's quantizer or a batch norm: what it was fused with, or why it was not."""
+
+    name: str
+    fused: bool
+    what: str
+
+
+class FusedModel(fx.GraphModule):
+    """A student's graph with its layers fused; it shares all modules with the student.
+
+    ``places`` lists every batch norm and activation quantizer, ``weights`` how many layers'
+    weights are quantized by how many calls.
+    """
+
+    places: list[Place]
+
+    @property
+    def not_fused(self) -> list[Place]:
+        """The places that stay as they are."""
+        return [place for place in self.places if not place.fused]
+
+    @contextmanager
+    def weights_kept(self) -> Iterator[None]:
+        """Within, every weight is quantized once, for all forward passes."""
+        with ExitStack() as stack:
+            for module in self.modules():
+                if isinstance(module, QuantizedWeights):
+                    stack.enter_context(module.kept())
+            yield
+
+    def summary(self) -> str:
+        """One line: how many places are fused, and which are not."""
+        fused = sum(place.fused for place in self.places)
+        left = "".join(f"; {place.name}: {place.what}" for place in self.not_fused)
+        return f"{fused} of {len(self.places)} batch norms and activations fused{left}"
+
+
+def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
+    """The student with its layers fused: same results, same parameters, less memory traffic.
+
+    Batch norm, an optional sum with a residual, activation and quantizer become one
+    :class:`~gdfq.nn.fused.FusedBatchNormAct`; all weights are quantized by one call. Found by
+    pattern in the traced graph; what does not match stays as it is and is listed in ``places``.
+
+    Args:
+        student: from :func:`gdfq.quantize_model`; not modified. The result shares its modules:
+            training one trains the other.
+        images: a small batch ``(N, C, H, W)`` as the student takes; shapes are read from it.
+
+    Returns:
+        The fused network. Its ``forward`` is the student's.
+    """
+    shapes = _shapes(student, images)
+    graph = copy.deepcopy(student.graph)
+    root = nn.Module()
+    root._modules = dict(student._modules)
+    root._parameters = student._parameters
+    root._buffers = student._buffers
+    fusing = _Fusing(root, graph, shapes)
+    fusing.weights()
+    places = [fusing.activation(node) for node in list(graph.nodes) if fusing.calls(node, QAct)]
+    places += [
+        Place(str(node.target), False, "batch norm without a quantizer behind")
+        for node in graph.nodes
+        if fusing.calls(node, _BatchNorm)
+    ]
+    fused = FusedModel(root, graph)
+    fused.places = places
+    return fused.train(student.training)
+
+
+class _Fusing:
+    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: dict[str, torch.Size]) -> None:
+        self.root = root
+        self.graph = graph
+        self.shapes = shapes
+
+    def module(self, node: fx.Node) -> Any:
+        return self.root.get_submodule(str(node.target))
+
+    def calls(self, node: Any, kind: Any) -> bool:
+        return (
+            isinstance(node, fx.Node)
+            and node.op == "call_module"
+            and isinstance(self.module(node), kind)
+        )
+
+    def add_module(self, name: str, module: nn.Module) -> str:
+        while hasattr(self.root, name):
+            name += "_"
+        self.root.add_module(name, module)
+        return name
+
+    def weights(self) -> None:
+        """Quantize all weights by one call per estimator and device."""
+        groups: dict[Any, list[fx.Node]] = defaultdict(list)
+        for node in self.graph.nodes:
+            if self.calls(node, (QConv2d, QLinear)):
+                layer = self.module(node)
+                groups[layer.ste, layer.weight.device].append(node)
+        first = next(iter(self.graph.nodes))
+        for (ste, _), nodes in groups.items():
+            layers = list({self.module(node): None for node in nodes})
+            name = self.add_module("quantized_weights", QuantizedWeights(layers, ste))
+            with self.graph.inserting_before(first):
+                quantized = self.graph.call_module(name)
+                weights = [
+                    self.graph.call_function(operator.getitem, (quantized, i))
+                    for i in range(len(layers))
+                ]
+            for node in nodes:
+                layer = self.module(node)
+                node.kwargs = {**node.kwargs, "quantized_weight": weights[layers.index(layer)]}
+
+    def activation(self, node: fx.Node) -> Place:
+        """Fuse the quantizer that ``node`` calls with what is before it, if that matches."""
+        name = str(node.target)
+        source: Any = node.args[0] if node.args else None
+        norm, residual, problem = self.match(source)
+        if norm is None:
+            return Place(name, False, problem)
+        module = FusedBatchNormAct(self.module(norm), self.module(node))
+        target = self.add_module(f"fused_{node.name}", module)
+        arguments = (norm.args[0],) if residual is None else (norm.args[0], residual)
+        with self.graph.inserting_before(node):
+            call = self.graph.call_module(target, arguments)
+        self.shapes[call.name] = self.shapes[node.name]
+        node.replace_all_uses_with(call)
+        for dead in (node, *([source] if residual is not None else []), norm):
+            self.graph.erase_node(dead)
+        with_residual = "" if residual is None else f" and the sum with {residual.name}"
+        return Place(name, True, f"with {norm.target}{with_residual}")
+
+    def match(self, source: Any) -> tuple[fx.Node | None, fx.Node | None, str]:
+        """Batch norm and residual whose activated sum ``source`` is, or why it is none."""
+        if self.calls(source, _BatchNorm):
+            problem = self.unfit(source)
+            return (None, None, problem) if problem else (source, None, "")
+        if not isinstance(source, fx.Node) or source.target not in SUMS:
+            return None, None, "no batch norm before the activation"
+        if len(source.users) > 1:
+            return None, None, "the sum before the activation is used elsewhere too"
+        if len(source.args) != 2 or source.kwargs:
+            return None, None, "the sum before the activation is scaled"
+        problem = "no batch norm before the sum"
+        first, second = source.args
+        pairs: list[tuple[Any, Any]] = [(first, second), (second, first)]
+        for norm, residual in pairs:
+            if not self.calls(norm, _BatchNorm):
+                continue
+            problem = self.unfit(norm)
+            if not isinstance(residual, fx.Node) or self.shapes.get(
+                residual.name
+            ) != self.shapes.get(norm.name):
+                problem = "the sum before the activation broadcasts"
+            elif source.target in IN_PLACE_SUMS and first is residual and len(residual.users) > 1:
+                problem = "the sum before the activation changes a tensor used elsewhere"
+            if not problem:
+                return norm, residual, ""
+        return None, None, problem
+
+    def unfit(self, norm: fx.Node) -> str:
+        """Why the batch norm that ``norm`` calls cannot be fused; empty if it can."""
+        module = self.module(norm)
+        if len(norm.users) > 1:
+            return "the batch norm's output is used elsewhere too"
+        if module.running_mean is None:
+            return "the batch norm keeps no running statistics"
+        if len(norm.args) != 1:
+            return "the batch norm is called by keyword"
+        return ""
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph with activations in place of their quantizers, whose ranges may not be set."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n.name] = result.shape
+        return result
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, QAct):
+            return activate(args[0], module.act)
+        return super().call_module(target, args, kwargs)
+
+
+@torch.no_grad()
+def _shapes(student: fx.GraphModule, images: Tensor) -> dict[str, torch.Size]:
+    interpreter = _Shapes(student)
+    interpreter.run(images)
+    return interpreter.shapes

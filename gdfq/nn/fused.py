@@ -1,0 +1,91 @@
+"""What a fused network calls in place of several layers; made by :mod:`gdfq.fusion`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gdfq.nn.conv import QConv2d
+from gdfq.nn.linear import QLinear
+from gdfq.nn.qact import QAct
+from gdfq.ops._checks import Ste
+from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
+from gdfq.ops.fake_quantize_minmax_list import fake_quantize_minmax_list
+
+
+class FusedBatchNormAct(nn.Module):
+    """A frozen batch norm, an optional residual, an activation and its quantizer, in one pass.
+
+    Holds the layers themselves, so that parameters and ranges stay those of the network that was
+    fused.
+
+    Args:
+        norm: with running statistics, in evaluation mode.
+        quantizer: what follows it.
+    """
+
+    def __init__(self, norm: _BatchNorm, quantizer: QAct) -> None:
+        super().__init__()
+        self.norm = norm
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``quantizer(norm(x) + residual)`` for ``x`` ``(N, C, ...)``."""
+        norm, quantizer = self.norm, self.quantizer
+        if quantizer.training:
+            y = F.batch_norm(
+                x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+            return quantizer(y if residual is None else y + residual)
+        quantizer.require_range()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        return bn_act_fake_quantize(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            quantizer.lo,
+            quantizer.hi,
+            quantizer.act_bits,
+            quantizer.act,
+            residual,
+            quantizer.ste,
+        )
+
+
+class QuantizedWeights(nn.Module):
+    """The quantized weights of many layers, from one call.
+
+    Args:
+        layers: whose weights, in the order of the result; all with one ``ste``.
+    """
+
+    def __init__(self, layers: Sequence[QConv2d | QLinear], ste: Ste) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.bits = [layer.weight_bits for layer in layers]
+        self.ste = ste
+        self._kept: list[Tensor] | None = None
+
+    def forward(self) -> list[Tensor]:
+        """One tensor per layer, of its weight's shape."""
+        if self._kept is not None:
+            return self._kept
+        weights = [layer.weight for layer in self.layers]
+        return fake_quantize_minmax_list(weights, self.bits, self.ste)  # type: ignore[arg-type]
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, quantize once: for several forward passes between which no weight changes."""
+        self._kept = self()
+        try:
+            yield
+        finally:
+            self._kept = None

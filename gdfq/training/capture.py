@@ -1,0 +1,70 @@
+"""A training step as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Step = Callable[[], dict[str, Tensor]]
+WARM_UP_STEPS = 3
+
+
+class CapturedStep:
+    """A step that, after a few ordinary runs, is captured and from then on replayed.
+
+    Every call is one step: the ordinary ones, which let libraries choose their algorithms and
+    optimizers make their state, count too, and so does the one after the capture, which itself
+    computes nothing. The returned tensors are the graph's own: the next call overwrites them.
+
+    Where capturing fails, the step goes on without, and ``failure`` says why.
+
+    Args:
+        step: reads and writes only tensors that stay in place, has no host reads, and draws
+            random numbers from ``random`` alone.
+        random: a generator of a CUDA device.
+
+    Not run on a GPU so far: what can be checked without one (host reads, copies to the host,
+    constants from the host) is, in ``tests/test_capture.py``.
+    """
+
+    def __init__(self, step: Step, random: torch.Generator) -> None:
+        self.step = step
+        self.random = random
+        self.runs = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.losses: dict[str, Tensor] = {}
+        self.failure: str | None = None
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Do the step."""
+        if self.graph is not None:
+            self.graph.replay()
+            return self.losses
+        if self.failure is not None:
+            return self.step()
+        self.runs += 1
+        if self.runs <= WARM_UP_STEPS:
+            return self._aside()
+        try:
+            self.graph, self.losses = self._capture()
+        except RuntimeError as error:
+            self.failure = str(error).splitlines()[0]
+        return self()
+
+    def _aside(self) -> dict[str, Tensor]:
+        """An ordinary run on a stream of its own, as capturing needs it beforehand."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            losses = self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        return losses
+
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.random)
+        with torch.cuda.graph(graph):
+            losses = self.step()
+        return graph, losses

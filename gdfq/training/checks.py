@@ -1,0 +1,136 @@
+"""What a trainer is given, checked before anything long starts."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gdfq.errors import InputError
+from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.training.memory_format import MemoryFormat
+from gdfq.training.precision import Precision
+from gdfq.training.schedules import Schedule
+
+
+def check_settings(
+    device: torch.device,
+    *,
+    num_classes: int,
+    batch_size: int,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: int,
+    calibration_batches: int,
+    student_lr: float,
+    momentum: float,
+    weight_decay: float,
+    generator_lr: float,
+    bns_weight: float,
+    temperature: float,
+    alpha: float,
+    schedule: str,
+    milestones: Sequence[int],
+    precision: str,
+    memory_format: str,
+    fuse: bool,
+    cuda_graph: bool,
+    seed: int,
+) -> None:
+    """Raise an InputError for the first setting of a trainer that is out of range."""
+    for name, count, minimum in (
+        ("num_classes", num_classes, 2),
+        ("batch_size", batch_size, 2),
+        ("epochs", epochs, 0),
+        ("steps_per_epoch", steps_per_epoch, 1),
+        ("warmup_epochs", warmup_epochs, 0),
+        ("calibration_batches", calibration_batches, 1),
+    ):
+        if isinstance(count, bool) or not isinstance(count, int) or count < minimum:
+            raise InputError(f"{name}: must be an int >= {minimum}, got {count!r}")
+    if warmup_epochs > epochs:
+        raise InputError(f"warmup_epochs: must be <= epochs = {epochs}, got {warmup_epochs}")
+    for name, value in (
+        ("student_lr", student_lr),
+        ("generator_lr", generator_lr),
+        ("temperature", temperature),
+    ):
+        if not 0 < value < math.inf:
+            raise InputError(f"{name}: must be > 0 and finite, got {value!r}")
+    for name, value in (
+        ("weight_decay", weight_decay),
+        ("bns_weight", bns_weight),
+        ("alpha", alpha),
+    ):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name}: must be >= 0 and finite, got {value!r}")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
+    for name, choice, allowed in (
+        ("schedule", schedule, get_args(Schedule)),
+        ("precision", precision, get_args(Precision)),
+        ("memory_format", memory_format, ("auto", *get_args(MemoryFormat))),
+        ("fuse", fuse, (True, False)),
+        ("cuda_graph", cuda_graph, (True, False)),
+    ):
+        if choice not in allowed:
+            raise InputError(f"{name}: must be one of {allowed}, got {choice!r}")
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(f"precision: 'tf32' needs a CUDA device, the teacher is on {device}")
+
+
+def check_finite(name: str, module: nn.Module) -> None:
+    """Raise an InputError if a parameter or buffer of ``module`` holds NaN or infinity."""
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name}: {key!r} holds NaN or infinite values")
+
+
+@torch.no_grad()
+def check_shapes(
+    teacher: StatisticsTeacher, student: nn.Module, generator: Any, num_classes: int
+) -> Tensor:
+    """Two generated images, after trying all three on copies.
+
+    Raises:
+        InputError: they do not fit each other; the message says how.
+    """
+    latent_dim = getattr(generator, "latent_dim", None)
+    if not isinstance(latent_dim, int):
+        raise InputError("generator: must have an int attribute latent_dim, the length of z")
+    classes = getattr(generator, "num_classes", num_classes)
+    if classes != num_classes:
+        raise InputError(
+            f"num_classes: {num_classes} given, but the generator was made for {classes}"
+        )
+    device = next(teacher.parameters()).device
+    probe = copy.deepcopy(generator)  # a forward moves its running statistics
+    z = torch.zeros(2, latent_dim, device=device)
+    images = probe(z, torch.zeros(2, dtype=torch.int64, device=device))
+    try:
+        logits, _ = teacher(images)
+    except RuntimeError as error:
+        raise InputError(
+            f"teacher: does not take the generator's images of shape {tuple(images.shape)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if logits.dim() != 2 or logits.shape[1] != num_classes:
+        raise InputError(
+            f"num_classes: {num_classes} given, but the teacher's logits have shape "
+            f"(N, {', '.join(map(str, logits.shape[1:]))})"
+        )
+    trial = copy.deepcopy(student)  # a forward in training mode moves its ranges
+    for quantizer in trial.modules():
+        if isinstance(quantizer, QAct):
+            quantizer.train()
+    answer = trial(images)
+    if answer.shape != logits.shape:
+        raise InputError(
+            f"student: its logits have shape {tuple(answer.shape)}, the teacher's "
+            f"{tuple(logits.shape)}; make it with quantize_model(teacher)"
+        )
+    return images

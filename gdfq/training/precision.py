@@ -1,0 +1,39 @@
+"""The arithmetic of convolutions and matrix products during a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+@contextmanager
+def multiplications(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within, CUDA's float32 products are exact for ``"fp32"``, TensorFloat-32 for the others.
+
+    The process's own settings are put back afterwards; on the CPU nothing is changed.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    matmul.allow_tf32 = convolution.allow_tf32 = precision != "fp32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """For a forward pass: convolutions in bfloat16 for ``"bf16"``, else nothing.
+
+    Weights' casts are not cached: a step captured in a CUDA graph must make them anew.
+    """
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+    )

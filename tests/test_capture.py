@@ -1,0 +1,144 @@
+"""What a CUDA graph forbids in a step, as far as it shows without a GPU, and the fallback."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
+from tests.tiny import tiny_trainer
+
+# Reads by the host, shapes that depend on values, constants that the host makes.
+FORBIDDEN = (
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::lift_fresh",
+    "aten::_unique2",
+    "aten::pin_memory",
+)
+RANDOM = ("aten::rand", "aten::normal", "aten::uniform", "aten::bernoulli", "aten::native_dropout")
+
+
+class NoHost(TorchDispatchMode):
+    """Raises where a captured step would; lists the random numbers drawn."""
+
+    def __init__(self, random):
+        super().__init__()
+        self.random = random
+        self.draws = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name in FORBIDDEN:
+            raise AssertionError(f"{name} in the step")
+        if name.startswith(RANDOM):
+            given = kwargs.get("generator")
+            assert given is not None, f"{name} without a generator"
+            assert given.initial_seed() == self.random.initial_seed()
+            self.draws += 1
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "cosine"}, {"precision": "bf16"}])
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_a_step_has_no_host_reads(options, warm_up):
+    trainer = tiny_trainer(warmup_epochs=3 if warm_up else 0, **options)
+    if not warm_up:
+        trainer.calibrate(1)
+    trainer.step()  # the optimizers make their state
+    with NoHost(trainer.random) as mode:
+        trainer.step()
+    assert mode.draws >= 2
+
+
+def test_the_mode_sees_a_host_read():
+    with NoHost(None), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        float(torch.ones(()))
+    with NoHost(None), pytest.raises(AssertionError, match="lift_fresh"):
+        torch.tensor(1.0)
+    with NoHost(torch.Generator()), pytest.raises(AssertionError, match="generator"):
+        torch.randn(3)
+
+
+def test_everything_a_step_leaves_behind_stays_in_place():
+    trainer = tiny_trainer(warmup_epochs=0)
+    trainer.step()
+
+    def places():
+        kept = [*trainer.student.state_dict().values(), *trainer.generator.state_dict().values()]
+        for optimizer in (trainer.generator_optimizer, trainer.student_optimizer):
+            kept += [v for state in optimizer.state.values() for v in state.values()]
+            kept.append(optimizer.param_groups[0]["lr"])
+        kept += [*trainer._totals.values(), trainer.generator_lr.steps, trainer.student_lr.steps]
+        return [tensor.data_ptr() for tensor in kept]
+
+    before = places()
+    trainer.step()
+    assert places() == before
+
+
+def test_learning_rates_are_tensors_that_move():
+    trainer = tiny_trainer(warmup_epochs=0, schedule="cosine")
+    rate = trainer.student_optimizer.param_groups[0]["lr"]
+    first = float(rate)
+    trainer.step()
+    assert trainer.student_optimizer.param_groups[0]["lr"] is rate
+    assert 0 < float(rate) < first
+
+
+class FakeGraph:
+    def __init__(self, step):
+        self.step = step
+
+    def replay(self):
+        self.step()
+
+
+def captured(monkeypatch, capture):
+    """A CapturedStep that counts its runs, without a GPU."""
+    runs = []
+
+    def step():
+        runs.append(len(runs))
+        return {"loss": torch.zeros(())}
+
+    made = CapturedStep(step, torch.Generator())
+    monkeypatch.setattr(made, "_aside", step)
+    monkeypatch.setattr(made, "_capture", lambda: capture(step))
+    return made, runs
+
+
+def test_every_call_is_one_step(monkeypatch):
+    made, runs = captured(monkeypatch, lambda step: (FakeGraph(step), {"loss": torch.ones(())}))
+    for call in range(WARM_UP_STEPS + 4):
+        losses = made()
+        assert len(runs) == call + 1
+    assert made.graph is not None
+    assert float(losses["loss"]) == 1
+
+
+def test_a_failed_capture_is_said_and_the_step_goes_on(monkeypatch):
+    def fail(step):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    made, runs = captured(monkeypatch, fail)
+    for call in range(WARM_UP_STEPS + 3):
+        made()
+        assert len(runs) == call + 1
+    assert made.failure == "operation not permitted when stream is capturing"
+
+
+def test_a_trainer_says_how_it_runs(monkeypatch):
+    trainer = tiny_trainer()
+    assert trainer.execution == "eager, on cpu"
+    assert not trainer.cuda_graph
+    monkeypatch.setattr(trainer, "cuda_graph", True)
+    step = trainer._compiled(trainer._warm_up_step)
+    assert trainer._compiled(trainer._warm_up_step) is step
+    assert trainer._compiled(trainer._tuning_step) is not step
+    trainer.batch_size = 8
+    assert trainer._compiled(trainer._warm_up_step) is not step

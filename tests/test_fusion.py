@@ -1,0 +1,225 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gdfq
+from gdfq.fusion import fuse
+from gdfq.nn import QAct
+from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
+from tests.tiny import tiny_trainer
+
+IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def conv_bn(inputs, outputs, **options):
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+    norm = nn.BatchNorm2d(outputs)
+    torch.nn.init.normal_(norm.running_mean)
+    torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    return nn.Sequential(conv, norm)
+
+
+class Net(nn.Module):
+    """A stem, then what ``body`` does with its layers."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.stem, self.a, self.b = conv_bn(3, 8), conv_bn(8, 8), conv_bn(8, 8)
+        self.body = body
+
+    def forward(self, x):
+        return self.body(self, F.relu(self.stem(x)))
+
+
+def student_of(body, act_bits=4, ste="identity"):
+    torch.manual_seed(0)
+    student = gdfq.quantize_model(Net(body).eval(), 4, act_bits, ste=ste)
+    acts = [m for m in student.modules() if isinstance(m, QAct)]
+    for act in acts:
+        act.train()
+    student(IMAGES)
+    for act in acts:
+        act.eval()
+    return student
+
+
+def plus(m, x):
+    return F.relu(m.b(m.a(x)) + x)
+
+
+def swapped(m, x):
+    return F.relu(x + m.b(m.a(x)))
+
+
+def in_place(m, x):
+    y = m.b(F.relu(m.a(x)))
+    y += x
+    return F.relu(y)
+
+
+def two_norms(m, x):
+    return F.relu6(m.a(x) + m.b(x))
+
+
+def residual_changed(m, x):
+    y = x + 0
+    y += m.b(m.a(x))
+    return F.relu(y)
+
+
+BODIES = [plus, swapped, in_place, two_norms, residual_changed]
+
+
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+@pytest.mark.parametrize("body", BODIES, ids=lambda b: b.__name__)
+def test_same_outputs_and_gradients(body, ste):
+    student = student_of(body, ste=ste)
+    twin = copy.deepcopy(student)
+    fused = fuse(student, IMAGES)
+    assert all(p.fused for p in fused.places if "relu" in p.name), fused.summary()
+    y, expected = fused(IMAGES), twin(IMAGES)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    expected.backward(grad)
+    for (name, p), q in zip(student.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_one_call_quantizes_all_weights():
+    fused = fuse(student_of(plus), IMAGES)
+    weights = [m for m in fused.modules() if isinstance(m, QuantizedWeights)]
+    assert [len(w.layers) for w in weights] == [3]
+
+
+def used_twice(m, x):
+    y = m.a(x)
+    return F.relu(y) + y
+
+
+def sum_used_twice(m, x):
+    y = m.a(x) + x
+    return F.relu(y) * y
+
+
+def broadcast(m, x):
+    return F.relu(m.a(x) + x.mean((2, 3), keepdim=True))
+
+
+def changes_what_is_used_later(m, x):
+    y = x * 2
+    z = y
+    y += m.a(x)
+    return F.relu(y) + z
+
+
+def scaled(m, x):
+    return F.relu(torch.add(m.a(x), x, alpha=2))
+
+
+def constant(m, x):
+    return F.relu(m.a(x) + 1.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (used_twice, "the batch norm's output is used elsewhere too"),
+        (sum_used_twice, "the sum before the activation is used elsewhere too"),
+        (broadcast, "the sum before the activation broadcasts"),
+        (scaled, "the sum before the activation is scaled"),
+        (constant, "the sum before the activation broadcasts"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_does_not_match_stays_and_is_listed(body, why):
+    student = student_of(body)
+    fused = fuse(student, IMAGES)
+    assert why in {place.what for place in fused.not_fused}
+    assert why in fused.summary()
+    torch.testing.assert_close(fused(IMAGES), student(IMAGES), rtol=0, atol=1e-5)
+
+
+def test_a_sum_that_changes_a_tensor_used_later():
+    student = student_of(changes_what_is_used_later)
+    torch.testing.assert_close(fuse(student, IMAGES)(IMAGES), student(IMAGES), rtol=0, atol=1e-5)
+
+
+def test_the_student_is_left_as_it_is_and_shared():
+    student = student_of(plus)
+    keys, code, coverage = list(student.state_dict()), student.code, str(student.coverage)
+    fused = fuse(student, IMAGES)
+    assert (list(student.state_dict()), student.code) == (keys, code)
+    assert str(student.coverage) == coverage
+    before = fused(IMAGES)
+    with torch.no_grad():
+        student.a[0].weight.neg_()
+    assert not torch.equal(fused(IMAGES), before)
+    torch.testing.assert_close(fused(IMAGES), student(IMAGES), rtol=0, atol=1e-5)
+
+
+def test_ranges_observed_while_fused_are_the_students():
+    student = student_of(plus)
+    twin = copy.deepcopy(student)
+    for network, run in ((student, fuse(student, IMAGES)), (twin, twin)):
+        for act in network.modules():
+            if isinstance(act, QAct):
+                act.reset_range()
+                act.train()
+        run(IMAGES)
+        run(2 * IMAGES)
+    for (name, buffer), expected in zip(student.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, msg=name)
+
+
+def test_evaluating_before_calibration_raises():
+    torch.manual_seed(0)
+    fused = fuse(gdfq.quantize_model(Net(plus).eval()), IMAGES)
+    with pytest.raises(RuntimeError, match="no batch has set the range"):
+        fused(IMAGES)
+
+
+def test_weights_kept_are_quantized_once():
+    student = student_of(plus)
+    fused = fuse(student, IMAGES)
+    with torch.no_grad(), fused.weights_kept():
+        before = fused(IMAGES)
+        student.a[0].weight.neg_()
+        assert torch.equal(fused(IMAGES), before)
+    assert not torch.equal(fused(IMAGES), before)
+
+
+def test_resnet20_is_fused_but_for_its_projections():
+    teacher = gdfq.models.resnet20(10)
+    fused = fuse(gdfq.quantize_model(teacher), torch.randn(2, 3, 32, 32))
+    assert [place.name for place in fused.not_fused] == [
+        "layer2.0.downsample.1",
+        "layer3.0.downsample.1",
+    ]
+    assert sum(isinstance(m, FusedBatchNormAct) for m in fused.modules()) == 19
+
+
+def test_ten_fused_steps_are_ten_plain_ones():
+    fused, plain = (
+        tiny_trainer(epochs=4, warmup_epochs=1, fuse=fuse, calibration_batches=2)
+        for fuse in (True, False)
+    )
+    assert fused.fused is not None
+    assert plain.fused is None
+    for step in range(10):
+        ours, theirs = fused.step(), plain.step()
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(
+                ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=f"{name} at step {step}"
+            )
+    assert fused.calibrated
+    for (name, p), q in zip(
+        fused.student.named_parameters(), plain.student.parameters(), strict=True
+    ):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5, msg=name)
