@@ -197,11 +197,8 @@ def bench(
     size = f"{workload.image_size}x{workload.image_size}"
     title = f"{network}, {size}, batch {workload.batch_size}, {phase}, median of {steps}"
     console.print(bench_table(results, title))
-    lines = [details(results[0]), f"{trainer.memory_format}, {trainer.execution}"]
-    if trainer.fused is not None:
-        lines.append(trainer.fused.summary())
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+    for text in (details(results[0]), trainer.describe()):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -49,6 +49,10 @@ class _Rate:
         return self.images / self.seconds
 
 
+# Losses are read from the device, for which it must finish: not at every step.
+SECONDS_BETWEEN_LOSSES = 0.5
+
+
 class LiveProgress:
     """A bar with phase, losses, images per second and the time left."""
 
@@ -64,9 +68,11 @@ class LiveProgress:
             console=console,
         )
         self.rate = _Rate()
+        self.read = 0.0
 
     def start(self, trainer: GDFQTrainer) -> None:
-        """Show the bar."""
+        """Say how steps are run and show the bar."""
+        self.progress.console.print(trainer.describe(), style="dim", highlight=False, markup=False)
         steps = trainer.epochs * trainer.steps_per_epoch
         self.task = self.progress.add_task("warm-up", total=steps, losses="", rate="")
         self.progress.start()
@@ -79,12 +85,12 @@ class LiveProgress:
     def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Move the bar."""
         rate = self.rate.step(trainer.batch_size)
+        now = time.perf_counter()
+        if now - self.read >= SECONDS_BETWEEN_LOSSES:
+            self.read = now
+            self.progress.update(self.task, losses=_losses(losses))
         self.progress.update(
-            self.task,
-            advance=1,
-            description=_phase(trainer),
-            losses=_losses(losses),
-            rate=f"{rate:.0f} images/s",
+            self.task, advance=1, description=_phase(trainer), rate=f"{rate:.0f} images/s"
         )
 
     def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
@@ -104,7 +110,8 @@ class PlainProgress:
         self.images_per_second = 0.0
 
     def start(self, trainer: GDFQTrainer) -> None:
-        """Start the clock."""
+        """Say how steps are run and start the clock."""
+        self.console.print(trainer.describe(), highlight=False, soft_wrap=True, markup=False)
         self.rate.restart()
 
     def phase(self, name: str) -> None:

@@ -166,6 +166,8 @@ def quantize(
             **recipe.generator.model_dump(),
         ).to(memory_format=torch.channels_last)
     trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
+    # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
+    recipe = recipe.with_options({"memory_format": trainer.memory_format})
     create_folder(folder)
     (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")

@@ -9,6 +9,8 @@ from torch import nn
 import gdfq
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.training import TrainerCallback
+from gdfq.training.memory_format import TORCH_FORMATS, fastest_memory_format
+from gdfq.training.precision import multiplications
 from gdfq.training.schedules import learning_rate_factor
 from tests.tiny import tiny_teacher, tiny_trainer
 
@@ -233,7 +235,7 @@ def test_milestones_are_epochs_of_the_whole_run():
     for _ in range(12):
         rates.append(
             [
-                o.param_groups[0]["lr"]
+                float(o.param_groups[0]["lr"])
                 for o in (trainer.generator_optimizer, trainer.student_optimizer)
             ]
         )
@@ -300,3 +302,80 @@ def test_batch_of_one_is_refused():
         gdfq.InputError, match="num_classes: 5 given, but the generator was made for 4"
     ):
         gdfq.GDFQTrainer(teacher, gdfq.quantize_model(teacher), generator, 5, 4)
+
+
+def test_the_memory_format_is_measured_and_used():
+    trainer = tiny_trainer(memory_format="auto")
+    assert set(trainer.memory_format_seconds) == {"channels_last", "contiguous"}
+    assert trainer.memory_format in trainer.memory_format_seconds
+    assert trainer.steps_done == 0
+    assert not trainer.calibrated
+    assert trainer.memory_format in trainer.describe()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [((1.0, 2.0), "channels_last"), ((1.0, 0.95), "channels_last"), ((1.0, 0.5), "contiguous")],
+)
+def test_contiguous_must_be_clearly_faster(monkeypatch, seconds, chosen):
+    now = [0.0]
+    monkeypatch.setattr("gdfq.training.memory_format.time.perf_counter", lambda: now[0])
+
+    def make_step(name):
+        def step():
+            now[0] += dict(zip(("channels_last", "contiguous"), seconds, strict=True))[name]
+            return {"student": torch.zeros(())}
+
+        return step
+
+    assert fastest_memory_format(make_step)[0] == chosen
+
+
+@pytest.mark.parametrize("name", ["channels_last", "contiguous"])
+def test_a_given_memory_format_is_taken(name):
+    trainer = tiny_trainer(memory_format=name)
+    weight = trainer.student.get_submodule("3").weight
+    assert weight.is_contiguous(memory_format=TORCH_FORMATS[name])
+    assert not trainer.memory_format_seconds
+
+
+def test_formats_train_alike():
+    first, second = (tiny_trainer(memory_format=name) for name in ("channels_last", "contiguous"))
+    for _ in range(6):
+        ours, theirs = first.step(), second.step()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_trains_with_float32_ranges_and_parameters():
+    exact, trainer = tiny_trainer(), tiny_trainer(precision="bf16")
+    for _ in range(6):
+        expected, losses = exact.step(), trainer.step()
+    assert torch.isfinite(losses["student"])
+    assert abs(losses["generator"] - expected["generator"]) < 0.05 * expected["generator"]
+    assert losses["generator"] != expected["generator"]
+    tensors = {**trainer.student.state_dict(), **trainer.generator.state_dict()}
+    assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_tf32_is_for_gpus():
+    with pytest.raises(gdfq.InputError, match="precision: 'tf32' needs a CUDA device"):
+        tiny_trainer(precision="tf32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_the_process_keeps_its_own_precision(precision):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    with multiplications(precision, torch.device("cuda")):
+        assert [b.allow_tf32 for b in backends] == [precision != "fp32"] * 2
+    assert [backend.allow_tf32 for backend in backends] == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("precision", "fp8"), ("memory_format", "nhwc"), ("fuse", "yes"), ("cuda_graph", 2)],
+)
+def test_options_that_are_not_there(option, value):
+    with pytest.raises(gdfq.InputError, match=f"{option}: must be one of .* got {value!r}"):
+        tiny_trainer(**{option: value})

@@ -310,6 +310,18 @@ class GDFQTrainer:
             return f"eager, capturing a CUDA graph failed: {failures[0]}"
         return "one CUDA graph a step"
 
+    def describe(self) -> str:
+        """How steps are run: memory format, execution, and what is fused."""
+        seconds = self.memory_format_seconds
+        timed = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+        lines = [
+            f"memory format: {self.memory_format}" + (f" (a step in {timed})" if timed else ""),
+            f"execution: {self.execution}, {self.precision}",
+        ]
+        if self.fused is not None:
+            lines.append(f"fusion: {self.fused.summary()}")
+        return "\n".join(lines)
+
     def _compiled(self, step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
         """``step``, or the CUDA graph of it for what it depends on now."""
         if not self.cuda_graph:

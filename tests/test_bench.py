@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+import gdfq
+from gdfq.bench.measure import PHASES, Settings, make, measure
+from gdfq.bench.networks import WORKLOADS, Workload, build
+from gdfq.bench.plain import PlainGenerator, PlainTrainer
+from gdfq.errors import InputError
+
+SMALL = Workload("resnet20", 8, 4, 10, False)
+
+
+@pytest.fixture(autouse=True)
+def allocator(monkeypatch):
+    """The tests' process keeps its allocator as it is."""
+    for name in ("keep_freed_memory", "return_freed_memory"):
+        monkeypatch.setattr(f"gdfq.bench.measure.{name}", lambda: True)
+
+
+def test_ours_and_rivals_are_timed_in_turns():
+    settings = Settings(steps=2, trainer={"memory_format": "contiguous"})
+    results, trainer = measure(SMALL, settings, ["plain", "frozen"], memory=False)
+    assert [r.name for r in results] == ["gdfq", "plain PyTorch", "plain, teacher frozen"]
+    assert all(len(r.seconds) == 2 and min(r.seconds) > 0 for r in results)
+    ours = results[0]
+    assert set(ours.phases) == set(PHASES)
+    assert sum(ours.phases.values()) == pytest.approx(ours.median, rel=0.5)
+    assert 0 < ours.convolutions < 1
+    assert trainer.steps_done == 2 + 2 + 1
+    assert not trainer.generator._forward_hooks
+
+
+def test_warm_up_has_no_student():
+    settings = Settings(steps=1, warm_up=True, trainer={"memory_format": "contiguous"})
+    (ours,), _ = measure(SMALL, settings, [], memory=False)
+    assert ours.phases["student"] == 0
+    assert ours.phases["generator"] > 0
+
+
+def test_peak_memory_is_measured():
+    settings = Settings(steps=1, trainer={"memory_format": "contiguous"})
+    (ours,), _ = measure(Workload("resnet20", 32, 64, 10, False), settings, [])
+    # One activation of the first layer is 4 MB, and dozens are kept for the backward pass.
+    assert 50e6 < ours.peak_bytes < 2e9
+
+
+def test_plain_is_the_same_algorithm():
+    """The plain formulation's losses and updates, for one step, are ours."""
+    torch.manual_seed(0)
+    teacher = build(SMALL)
+    generator = gdfq.models.Generator(10, 8)
+    plain = PlainTrainer(teacher, generator, 4, 4, 4, seed=3)
+    ours = gdfq.GDFQTrainer(
+        teacher,
+        gdfq.quantize_model(teacher, 4, 4),
+        generator,
+        10,
+        4,
+        warmup_epochs=0,
+        memory_format="contiguous",
+        seed=3,
+    )
+    ours.calibrate(1)
+    ours.random.set_state(plain.random.get_state())
+    mine, theirs = ours.step(), plain.step()
+    torch.testing.assert_close(mine["generator"], theirs["generator"], rtol=1e-4, atol=1e-5)
+    for (name, p), q in zip(
+        ours.generator.named_parameters(), plain.generator.parameters(), strict=True
+    ):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_plain_generator_makes_the_same_images():
+    torch.manual_seed(0)
+    for conditional in (False, True):
+        ours = gdfq.models.Generator(10, 8, conditional_bn=conditional)
+        plain = PlainGenerator(10, 8, conditional_bn=conditional)
+        plain.load_state_dict(ours.state_dict())
+        z, labels = torch.randn(6, 100), torch.arange(6)
+        torch.testing.assert_close(ours(z, labels), plain(z, labels), rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_teacher_requires_gradients_unless_frozen():
+    settings = Settings()
+    assert all(p.requires_grad for p in make("plain", SMALL, settings).teacher.parameters())
+    assert not any(p.requires_grad for p in make("frozen", SMALL, settings).teacher.parameters())
+
+
+@pytest.mark.parametrize("network", WORKLOADS)
+def test_networks_have_plausible_statistics(network):
+    workload = WORKLOADS[network]
+    if workload.image_size == 224:
+        workload = Workload(workload.model, 64, 2, 10, True)
+    model = build(workload)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert any(not torch.equal(m.running_mean, torch.zeros_like(m.running_mean)) for m in norms)
+    assert torch.isfinite(model(torch.randn(2, 3, *(workload.image_size,) * 2))).all()
+
+
+def test_images_too_small_for_the_network():
+    with pytest.raises(InputError, match="image_size: torchvision:vgg16_bn does not take 4x4"):
+        build(Workload("torchvision:vgg16_bn", 4, 2, 10, True))
