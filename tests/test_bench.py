@@ -100,3 +100,10 @@ def test_networks_have_plausible_statistics(network):
 def test_images_too_small_for_the_network():
     with pytest.raises(InputError, match="image_size: torchvision:vgg16_bn does not take 4x4"):
         build(Workload("torchvision:vgg16_bn", 4, 2, 10, True))
+
+
+def test_growth_in_depth_is_of_this_family():
+    blocks = len(build(Workload("resnet56", 8, 2, 10, False)).layer1)
+    assert blocks == 9
+    with pytest.raises(InputError, match="depth: must be 6 n \\+ 2 with n >= 1, got 21"):
+        gdfq.models.cifar_resnet(21, 10)

@@ -20,6 +20,7 @@ RECIPE = "fashion-mnist-resnet20"
 SHORT = [
     "quantize", "--recipe", RECIPE, "--data", "none", "--width", "8", "--batch-size", "8",
     "--epochs", "3", "--steps-per-epoch", "2", "--warmup-epochs", "1", "--calibration-batches", "2",
+    "--memory-format", "contiguous",
 ]  # fmt: skip
 
 
@@ -347,3 +348,44 @@ def test_evaluate_a_broken_student(capsys, tmp_path):
     code, _, err = gdfq_command(capsys, "evaluate", tmp_path / "run")
     assert code == 2
     assert "run: cannot load" in err
+
+
+def test_bench_prints_times_phases_and_what_is_fused(capsys):
+    code, out, _ = gdfq_command(
+        capsys, "bench", "--batch-size", 2, "--image-size", 8, "--steps", 1, "--no-memory",
+        "--against", "plain",
+    )  # fmt: skip
+    assert code == 0
+    assert re.search(r"plain PyTorch .* \d\.\d\d x", out)
+    assert re.search(r"generator \d+%, teacher \d+%, student \d+%, .*convolutions \d+%", out)
+    assert re.search(r"memory format: (channels_last|contiguous) \(a step in ", out)
+    assert "19 of 21 batch norms and activations fused; layer2.0.downsample.1" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "alexnet"], "network: must be one of resnet20,.* got 'alexnet'"),
+        (["--against", "magic"], "against: must be one of plain, frozen, compile, got 'magic'"),
+        (["--device", "tpu"], "device: must be cpu, or cuda where there is a GPU, got 'tpu'"),
+        (["--image-size", "7"], "image_size: must be a multiple of 4, got 7"),
+        (["--batch-size", "1"], "batch_size: must be an int >= 2, got 1"),
+        (["--weight-bits", "9"], "weight_bits: must be .* got 9"),
+        (["--precision", "fp4"], "precision: must be one of"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bench_refuses_what_it_cannot_do(capsys, arguments, message):
+    code, _, err = gdfq_command(capsys, "bench", *arguments)
+    assert code == 2
+    assert re.search(message, err)
+
+
+def test_a_run_records_the_memory_format_it_chose(capsys, tmp_path):
+    code, out, _ = gdfq_command(
+        capsys, *SHORT, "--memory-format", "auto", "--out", tmp_path / "run"
+    )
+    assert code == 0
+    chosen = re.search(r"memory format: (\w+) \(a step in channels_last \S+ s", out)[1]
+    recipe = load_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert recipe.training.memory_format == chosen

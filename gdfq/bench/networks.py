@@ -13,7 +13,7 @@ from gdfq.errors import InputError
 
 @dataclass(frozen=True)
 class Workload:
-    """A teacher and the images it takes."""
+    """A teacher, ``resnet<depth>`` or ``torchvision:<name>``, and the images it takes."""
 
     model: str
     image_size: int
@@ -35,10 +35,11 @@ WORKLOADS = {
 def build(workload: Workload) -> nn.Module:
     """The network with random weights, its batch norms' statistics those of random images."""
     torch.manual_seed(0)
-    if workload.model == "resnet20":
-        model: nn.Module = models.resnet20(workload.num_classes, 3)
-    else:
+    if workload.model.startswith("torchvision:"):
         model = _torchvision(workload.model.removeprefix("torchvision:"), workload)
+    else:
+        depth = int(workload.model.removeprefix("resnet"))
+        model = models.cifar_resnet(depth, workload.num_classes)
     images = torch.randn(max(2, min(workload.batch_size, 16)), 3, *(workload.image_size,) * 2)
     try:
         with torch.no_grad():

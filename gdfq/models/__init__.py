@@ -1,6 +1,6 @@
-"""Networks: the generator, and the architecture of the embedded teacher."""
+"""Networks: the generator, and those of the embedded teacher's kind."""
 
 from gdfq.models.generator import Generator
-from gdfq.models.resnet import ResNet20, resnet20
+from gdfq.models.resnet import CifarResNet, cifar_resnet, resnet20
 
-__all__ = ["Generator", "ResNet20", "resnet20"]
+__all__ = ["CifarResNet", "Generator", "cifar_resnet", "resnet20"]

@@ -1,9 +1,11 @@
-"""The CIFAR-style residual network (He et al., CVPR 2016, section 4.2)."""
+"""The residual networks for small images (He et al., CVPR 2016, section 4.2)."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from gdfq.errors import InputError
 
 
 class BasicBlock(nn.Module):
@@ -31,29 +33,32 @@ class BasicBlock(nn.Module):
         return self.relu(x + shortcut)
 
 
-class ResNet20(nn.Module):
-    """Three stages of three :class:`BasicBlock`, 16, 32 and 64 channels wide.
+class CifarResNet(nn.Module):
+    """Three stages of :class:`BasicBlock`, 16, 32 and 64 channels wide.
 
     ``forward`` takes float images ``(N, channels, H, W)`` and returns logits ``(N, num_classes)``.
+    ``depth`` is 6 n + 2: n blocks of two convolutions a stage.
     """
 
-    def __init__(self, num_classes: int, channels: int = 3) -> None:
+    def __init__(self, depth: int, num_classes: int, channels: int = 3) -> None:
         super().__init__()
+        if depth < 8 or depth % 6 != 2:
+            raise InputError(f"depth: must be 6 n + 2 with n >= 1, got {depth!r}")
+        blocks = depth // 6
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
-        self.layer1 = self._stage(16, 16, stride=1)
-        self.layer2 = self._stage(16, 32, stride=2)
-        self.layer3 = self._stage(32, 64, stride=2)
+        self.layer1 = self._stage(blocks, 16, 16, stride=1)
+        self.layer2 = self._stage(blocks, 16, 32, stride=2)
+        self.layer3 = self._stage(blocks, 32, 64, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64, num_classes)
 
     @staticmethod
-    def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
             BasicBlock(in_channels, out_channels, stride),
-            BasicBlock(out_channels, out_channels, 1),
-            BasicBlock(out_channels, out_channels, 1),
+            *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,6 +68,11 @@ class ResNet20(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def resnet20(num_classes: int, channels: int = 3) -> ResNet20:
+def cifar_resnet(depth: int, num_classes: int, channels: int = 3) -> CifarResNet:
+    """The network of ``depth`` 20, 32, 44, 56, 110, ..., freshly initialized."""
+    return CifarResNet(depth, num_classes, channels)
+
+
+def resnet20(num_classes: int, channels: int = 3) -> CifarResNet:
     """ResNet-20 for small images, freshly initialized."""
-    return ResNet20(num_classes, channels)
+    return CifarResNet(20, num_classes, channels)
