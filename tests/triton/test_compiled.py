@@ -33,6 +33,7 @@ VECTORIZED = {
     "fake_quantize.learned_backward",
     "fake_quantize_minmax.rows",
     "fake_quantize_minmax.partial",
+    "observe_bn_act_fake_quantize.range",
     "quantize_codes.codes",
 }
 

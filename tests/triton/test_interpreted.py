@@ -53,4 +53,4 @@ def test_results_do_not_depend_on_the_tiles(operator, dtype, block, monkeypatch)
         with monkeypatch.context() as patch:
             patch.setattr(_launch, "block", block)
             actual = call()
-        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-5)  # sums cancel

@@ -97,6 +97,14 @@ def maximum(x, axis: tl.constexpr):
     return -minimum(-x, axis)
 
 
+@triton.jit
+def extend(low, high, v, mask):
+    """The lesser of ``low`` and ``v`` and the greater of ``high`` and ``v``; NaN stays."""
+    low = tl.where(mask & ((v < low) | (v != v)), v, low)
+    high = tl.where(mask & ((v > high) | (v != v)), v, high)
+    return low, high
+
+
 # ---- loads and stores ----
 
 
@@ -132,14 +140,35 @@ def load_grid(lo_ptr, hi_ptr, channel, BITS: tl.constexpr):
 
 
 @triton.jit
-def factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT: tl.constexpr):
-    """weight / sqrt(running_var + eps), each step rounded once."""
+def load_factor(running_var_ptr, weight_ptr, channel, eps):
+    """weight / sqrt(running_var + eps), each step rounded once; no weight (None) counts as 1."""
     std = tl.sqrt_rn(load_vector(running_var_ptr, channel) + eps)
-    if HAS_WEIGHT:
-        weight = load_vector(weight_ptr, channel)
-    else:
+    if weight_ptr is None:
         weight = tl.full(std.shape, 1.0, tl.float32)
+    else:
+        weight = load_vector(weight_ptr, channel)
     return tl.div_rn(weight, std)
+
+
+@triton.jit
+def load_norm(running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, channel, eps):
+    """Of each channel: its mean, its factor and its bias, 0 where there is none (None)."""
+    mean = load_vector(running_mean_ptr, channel)
+    if bias_ptr is None:
+        bias = tl.zeros(mean.shape, tl.float32)
+    else:
+        bias = load_vector(bias_ptr, channel)
+    return mean, load_factor(running_var_ptr, weight_ptr, channel, eps), bias
+
+
+@triton.jit
+def activate(v, ACT: tl.constexpr):
+    """Comparisons rather than tl.maximum: NaN compares false and stays."""
+    if ACT != "none":
+        v = tl.where(v < 0.0, 0.0, v)
+    if ACT == "relu6":
+        v = tl.where(v > 6.0, 6.0, v)
+    return v
 
 
 # ---- walks over memory ----

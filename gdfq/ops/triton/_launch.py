@@ -47,6 +47,11 @@ def in_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(tensor)
 
 
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Each tensor contiguous; None stays."""
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """Channels last where ``x`` is that, else contiguous."""
     return torch._prims_common.suggest_memory_format(x)
