@@ -33,6 +33,8 @@ VECTORIZED = {
     "fake_quantize.learned_backward",
     "fake_quantize_minmax.rows",
     "fake_quantize_minmax.partial",
+    "fake_quantize_minmax_list.forward",
+    "fake_quantize_minmax_list.backward",
     "observe_bn_act_fake_quantize.range",
     "quantize_codes.codes",
 }
