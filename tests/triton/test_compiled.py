@@ -85,6 +85,18 @@ def test_arithmetic_and_memory_accesses(operator, dtype, capability):
             assert re.search(wide, binary.sass), f"{where}: no 128-bit load"
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [
+        *("bns_loss", "bns_loss_backward"),
+        *("fake_quantize_minmax_list", "fake_quantize_minmax_list_backward"),
+    ],
+)
+def test_lists_are_one_launch(operator):
+    for call in EXAMPLES[operator](torch.float32):
+        assert len(launches(call)) == 1
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_checks_see_a_contraction(capability):
     """The same kernel, compiled as Triton would by default, contracts."""
