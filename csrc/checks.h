@@ -38,4 +38,21 @@ inline MovingRange moving_range(const at::Tensor& average_lo, const at::Tensor& 
           number(hi, "hi"), num_batches_tracked.mutable_data_ptr<int64_t>()};
 }
 
+// Of bns_loss: one entry per layer in each list.
+inline void check_layers(at::TensorList means, at::TensorList vars, at::TensorList running_means,
+                         at::TensorList running_vars) {
+  const size_t layers = means.size();
+  TORCH_CHECK(layers > 0, "means must hold at least one layer");
+  TORCH_CHECK(
+      vars.size() == layers && running_means.size() == layers && running_vars.size() == layers,
+      "means, vars, running_means and running_vars must be of one length, got ", layers, ", ",
+      vars.size(), ", ", running_means.size(), " and ", running_vars.size());
+  for (size_t l = 0; l < layers; ++l)
+    TORCH_CHECK(vars[l].sizes() == means[l].sizes() &&
+                    running_means[l].sizes() == means[l].sizes() &&
+                    running_vars[l].sizes() == means[l].sizes(),
+                "layer ", l, ": statistics must have one shape, got ", means[l].sizes(), ", ",
+                vars[l].sizes(), ", ", running_means[l].sizes(), " and ", running_vars[l].sizes());
+}
+
 }  // namespace gdfq

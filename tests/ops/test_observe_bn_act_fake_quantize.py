@@ -37,9 +37,9 @@ def test_is_its_parts(dtype, layout, shape, act, residual):
     """Bit for bit: normalized, added and activated in float32, observed, and rounded last."""
     torch.manual_seed(0)
     norm, ours, expected = batch_norm(shape[1]), buffers(), buffers()
-    for _ in range(2):
+    for other in ("contiguous", layout):
         x = LAYOUTS[layout](torch.randn(shape).to(dtype))
-        added = torch.randn(shape).to(dtype) if residual else None
+        added = LAYOUTS[other](torch.randn(shape).to(dtype)) if residual else None
         y = observe_bn_act_fake_quantize(x, *norm, *ours, 3, 0.9, act, added)
         v = _activate(_normalize(x, *norm, added)[0], act)
         assert same_bits(y, observe_fake_quantize(v, *expected, 3).to(dtype))
@@ -115,6 +115,14 @@ def test_extremes_are_found_everywhere(layout, shape):
             assert same_bits(state[2], v.min())
             assert same_bits(state[3], v.max())
             assert y.isnan().all() == (far != far)
+
+
+def test_more_elements_than_one_round_of_blocks():
+    x = torch.zeros(1, 128, 66_000, 1).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 0, 0], x[0, -1, -1, 0] = -3.0, 5.0
+    norm, state = (torch.zeros(128), torch.ones(128), None, None, 1e-30), buffers()
+    observe_bn_act_fake_quantize(x, *norm, *state, 4, 0.0, "none")
+    assert (state[2].item(), state[3].item()) == (-3.0, 5.0)
 
 
 def test_infinities():
