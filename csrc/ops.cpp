@@ -56,6 +56,12 @@ TORCH_LIBRARY(gdfq, m) {
       " int bits, str act, Tensor? residual, str ste)"
       " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
 
+  m.def(
+      "observe_bn_act_fake_quantize(Tensor x, Tensor running_mean, Tensor running_var,"
+      " Tensor? weight, Tensor? bias, float eps, Tensor(a!) average_lo, Tensor(b!) average_hi,"
+      " Tensor(c!) lo, Tensor(d!) hi, Tensor(e!) num_batches_tracked, int bits, float momentum,"
+      " str act, Tensor? residual, str ste) -> Tensor");
+
   // weight and bias: one per channel, or one per sample and channel. mean and var: the batch's.
   m.def(
       "bn_leaky_relu(Tensor x, Tensor? weight, Tensor? bias, float eps, float negative_slope)"

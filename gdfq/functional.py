@@ -12,6 +12,7 @@ from gdfq.ops.bn_leaky_relu import bn_leaky_relu
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.fake_quantize_minmax_list import fake_quantize_minmax_list
+from gdfq.ops.observe_bn_act_fake_quantize import observe_bn_act_fake_quantize
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
 from gdfq.ops.pack_codes import pack_codes, unpack_codes
 from gdfq.ops.quantize_codes import quantize_codes
@@ -24,6 +25,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_minmax",
     "fake_quantize_minmax_list",
+    "observe_bn_act_fake_quantize",
     "observe_fake_quantize",
     "pack_codes",
     "quantize_codes",

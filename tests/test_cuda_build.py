@@ -30,7 +30,7 @@ SCALAR_KERNELS = (
 )
 # Kernels that only reduce, and those whose one side is a stream of 2 or 3 bits a code.
 KERNELS_THAT_STORE_NO_VECTOR = (
-    *(r"batch_norm_stats_r.*Lb0E", "LeakySums", "minmax_blocks"),
+    *(r"batch_norm_stats_r.*Lb0E", "LeakySums", "range_flat", "range_rows"),
     r"15pack_codes_flatILi[23]E",
 )
 KERNELS_THAT_LOAD_NO_VECTOR = (r"17unpack_codes_flatILi[23]E",)

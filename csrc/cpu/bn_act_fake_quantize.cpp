@@ -14,10 +14,11 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <tuple>
-#include <type_traits>
 
+#include "../checks.h"
+#include "bn_act.h"
+#include "bn_act_fake_quantize.h"
 #include "channels.h"
 #include "layout.h"
 #include "simd.h"
@@ -27,35 +28,21 @@ namespace {
 
 // Everything behind the normalization that is one for the whole tensor.
 struct Tail {
-  float low, high;  // the activation's bounds; NaN, which clamps nothing, where there is none
+  float low, high;          // the activation's bounds
   int32_t no_low, no_high;  // all ones where there is none
   Grid grid;
   CodeBounds bounds;
 };
 
-struct Affine {
-  std::vector<float> mean, factor, bias;
-};
-
 Tail make_tail(c10::string_view act, const at::Tensor& lo, const at::Tensor& hi, int64_t bits) {
   TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
-  TORCH_CHECK(act == "relu" || act == "relu6" || act == "none",
-              "act must be relu, relu6 or none, got ", act);
-  const float none = std::numeric_limits<float>::quiet_NaN();
-  return {act == "none" ? none : 0.0f,
-          act == "relu6" ? 6.0f : none,
+  const ActBounds bounds = act_bounds(act);
+  return {bounds.low,
+          bounds.high,
           act == "none" ? -1 : 0,
           act == "relu6" ? 0 : -1,
           make_grid(lo.item<float>(), hi.item<float>(), static_cast<int>(bits)),
           code_bounds(static_cast<int>(bits))};
-}
-
-template <bool kResidual, typename scalar_t>
-GDFQ_INLINE f32x16 normalized(const scalar_t* x, const scalar_t* residual, int64_t lanes,
-                              f32x16 mean, f32x16 factor, f32x16 bias) {
-  f32x16 v = (load(x, lanes) - mean) * factor + bias;
-  if constexpr (kResidual) v += load(residual, lanes);
-  return v;
 }
 
 // ---- forward ----
@@ -183,23 +170,7 @@ GDFQ_MULTIVERSION void backward_rows(const scalar_t* dy, const scalar_t* x,
   }
 }
 
-// Calls f with std::true_type or std::false_type.
-template <typename F>
-void with_flag(bool flag, const F& f) {
-  flag ? f(std::true_type{}) : f(std::false_type{});
-}
-
-void check(const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-           const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
-           const std::optional<at::Tensor>& residual) {
-  TORCH_CHECK(x.dim() >= 2, "x must have at least 2 dimensions (N, C, ...), got ", x.dim());
-  for (const std::optional<at::Tensor>& t :
-       {std::optional(running_mean), std::optional(running_var), weight, bias})
-    TORCH_CHECK(!t || t->numel() == x.size(1), "x has ", x.size(1),
-                " channels, a vector of the batch norm has ", t ? t->numel() : 0);
-  TORCH_CHECK(!residual || residual->sizes() == x.sizes(), "residual must have x's shape ",
-              x.sizes(), ", got ", residual ? residual->sizes() : x.sizes());
-}
+}  // namespace
 
 at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_mean,
                                 const at::Tensor& running_var,
@@ -208,7 +179,7 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
                                 const at::Tensor& lo, const at::Tensor& hi, int64_t bits,
                                 c10::string_view act, const std::optional<at::Tensor>& residual,
                                 c10::string_view) {
-  check(x, running_mean, running_var, weight, bias, residual);
+  check_batch_norm(x, running_mean, running_var, weight, bias, residual);
   const Tail tail = make_tail(act, lo, hi, bits);
   const at::Tensor input = walkable(x);
   at::Tensor output = at::empty_like(input, input.suggest_memory_format());
@@ -217,12 +188,8 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
       residual ? in_layout_of(residual->to(input.scalar_type()), input) : at::Tensor();
   const Layout layout = channel_layout(input);
   const int64_t period = layout.channels * layout.inner;
-  const Affine affine{values(running_mean), factors(running_var, weight, eps),
-                      bias ? values(*bias) : std::vector<float>(layout.channels, 0)};
-  Affine tables;
-  if (has_short_runs(layout))
-    tables = {spread(affine.mean, layout.inner), spread(affine.factor, layout.inner),
-              spread(affine.bias, layout.inner)};
+  const Affine affine(running_mean, running_var, weight, bias, eps);
+  const Affine tables = has_short_runs(layout) ? affine.spread_over(layout.inner) : Affine();
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, input.scalar_type(), "bn_act_fake_quantize", [&] {
         const scalar_t* in = input.const_data_ptr<scalar_t>();
@@ -246,13 +213,15 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
   return output;
 }
 
+namespace {
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& running_mean,
     const at::Tensor& running_var, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& bias, double eps, const at::Tensor& lo, const at::Tensor& hi,
     int64_t bits, c10::string_view act, const std::optional<at::Tensor>& residual,
     c10::string_view ste) {
-  check(x, running_mean, running_var, weight, bias, residual);
+  check_batch_norm(x, running_mean, running_var, weight, bias, residual);
   const Tail tail = make_tail(act, lo, hi, bits);
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
@@ -266,8 +235,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
   const at::Tensor added =
       residual ? in_layout_of(residual->to(input.scalar_type()), input) : at::Tensor();
   const Layout layout = channel_layout(input);
-  const Affine affine{values(running_mean), factors(running_var, weight, eps),
-                      bias ? values(*bias) : std::vector<float>(channels, 0)};
+  const Affine affine(running_mean, running_var, weight, bias, eps);
   const Segments segments = segments_of(layout);
   std::vector<double> sums(segments.count * 2 * channels);  // [segment][g, g * (x - mean)][channel]
   AT_DISPATCH_FLOATING_TYPES_AND2(

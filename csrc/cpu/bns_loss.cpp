@@ -13,24 +13,10 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
+
 namespace gdfq::cpu {
 namespace {
-
-void check(at::TensorList means, at::TensorList vars, at::TensorList running_means,
-           at::TensorList running_vars) {
-  const size_t layers = means.size();
-  TORCH_CHECK(layers > 0, "means must hold at least one layer");
-  TORCH_CHECK(
-      vars.size() == layers && running_means.size() == layers && running_vars.size() == layers,
-      "means, vars, running_means and running_vars must be of one length, got ", layers, ", ",
-      vars.size(), ", ", running_means.size(), " and ", running_vars.size());
-  for (size_t l = 0; l < layers; ++l)
-    TORCH_CHECK(vars[l].sizes() == means[l].sizes() &&
-                    running_means[l].sizes() == means[l].sizes() &&
-                    running_vars[l].sizes() == means[l].sizes(),
-                "layer ", l, ": statistics must have one shape, got ", means[l].sizes(), ", ",
-                vars[l].sizes(), ", ", running_means[l].sizes(), " and ", running_vars[l].sizes());
-}
 
 // Calls visit(index, value, stored) for each entry; what is stored is first rounded to the
 // statistic's dtype.
@@ -56,7 +42,7 @@ double squared_distance(const at::Tensor& statistic, const at::Tensor& stored) {
 
 at::Tensor bns_loss(at::TensorList means, at::TensorList vars, at::TensorList running_means,
                     at::TensorList running_vars) {
-  check(means, vars, running_means, running_vars);
+  check_layers(means, vars, running_means, running_vars);
   double total = 0;
   for (size_t l = 0; l < means.size(); ++l)
     total += (squared_distance(means[l], running_means[l]) +
@@ -82,7 +68,7 @@ at::Tensor gradient(const at::Tensor& statistic, const at::Tensor& stored, doubl
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> bns_loss_backward(
     const at::Tensor& grad, at::TensorList means, at::TensorList vars, at::TensorList running_means,
     at::TensorList running_vars) {
-  check(means, vars, running_means, running_vars);
+  check_layers(means, vars, running_means, running_vars);
   const double upstream = grad.item<double>();
   std::vector<at::Tensor> grad_means, grad_vars;
   for (size_t l = 0; l < means.size(); ++l) {

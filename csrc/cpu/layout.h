@@ -21,22 +21,29 @@ inline bool has_short_runs(const Layout& layout) {
   return layout.inner < kShortRun && layout.channels > 1;
 }
 
-// Calls span(begin, end, channel) for each run of one channel, or periodic(begin, end) for
-// stretches across channels.
+// Of the elements from begin to end, calls span(begin, end, channel) for each run of one channel,
+// or periodic(begin, end) for stretches across channels.
+template <typename Span, typename Periodic>
+void for_each_run_of(const Layout& layout, int64_t begin, int64_t end, const Span& span,
+                     const Periodic& periodic) {
+  if (has_short_runs(layout)) {
+    periodic(begin, end);
+    return;
+  }
+  while (begin < end) {
+    const int64_t run = begin / layout.inner;
+    const int64_t stop = std::min(end, (run + 1) * layout.inner);
+    span(begin, stop, run % layout.channels);
+    begin = stop;
+  }
+}
+
+// The same of all elements, by many threads.
 template <typename Span, typename Periodic>
 void for_each_run(const Layout& layout, const Span& span, const Periodic& periodic) {
   const int64_t numel = layout.outer * layout.channels * layout.inner;
   at::parallel_for(0, numel, kGrain, [&](int64_t begin, int64_t end) {
-    if (has_short_runs(layout)) {
-      periodic(begin, end);
-      return;
-    }
-    while (begin < end) {
-      const int64_t run = begin / layout.inner;
-      const int64_t stop = std::min(end, (run + 1) * layout.inner);
-      span(begin, stop, run % layout.channels);
-      begin = stop;
-    }
+    for_each_run_of(layout, begin, end, span, periodic);
   });
 }
 

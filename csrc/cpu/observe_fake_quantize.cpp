@@ -10,14 +10,13 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
-#include <cmath>
-#include <limits>
 #include <vector>
 
+#include "../checks.h"
 #include "channels.h"
 #include "fake_quantize.h"
 #include "layout.h"
-#include "minmax.h"
+#include "moving_range.h"
 
 namespace gdfq::cpu {
 namespace {
@@ -36,42 +35,15 @@ MinMax minmax_of(const at::Tensor& input) {
           }
         });
       });
-  MinMax whole = partial[0];
-  for (const MinMax& part : partial) {
-    if (std::isnan(part.low)) return part;
-    whole.low = std::min(whole.low, part.low);
-    whole.high = std::max(whole.high, part.high);
-  }
-  return whole;
-}
-
-float& scalar(const at::Tensor& t, const char* name) {
-  TORCH_CHECK(t.numel() == 1 && t.scalar_type() == at::kFloat, name,
-              " must be one float32 number, got ", t.scalar_type(), " of shape ", t.sizes());
-  return *t.mutable_data_ptr<float>();
+  return merge(partial);
 }
 
 at::Tensor observe_fake_quantize(const at::Tensor& x, at::Tensor average_lo, at::Tensor average_hi,
                                  at::Tensor lo, at::Tensor hi, at::Tensor num_batches_tracked,
                                  int64_t bits, double momentum, c10::string_view ste) {
-  TORCH_CHECK(num_batches_tracked.numel() == 1 && num_batches_tracked.scalar_type() == at::kLong,
-              "num_batches_tracked must be one int64 number, got ",
-              num_batches_tracked.scalar_type(), " of shape ", num_batches_tracked.sizes());
-  float& average_low = scalar(average_lo, "average_lo");
-  float& average_high = scalar(average_hi, "average_hi");
-  float& low = scalar(lo, "lo");
-  float& high = scalar(hi, "hi");
+  const MovingRange range = moving_range(average_lo, average_hi, lo, hi, num_batches_tracked);
   const at::Tensor input = dense(x);
-  if (input.numel() > 0) {
-    const MinMax batch = minmax_of(input);
-    const int64_t t = ++*num_batches_tracked.mutable_data_ptr<int64_t>();
-    const float past = static_cast<float>(momentum), present = static_cast<float>(1 - momentum);
-    average_low = average_low * past + present * batch.low;
-    average_high = average_high * past + present * batch.high;
-    const double correction = 1 - std::pow(momentum, static_cast<double>(t));
-    low = static_cast<float>(average_low / correction);
-    high = static_cast<float>(average_high / correction);
-  }
+  if (input.numel() > 0) move_range(range, minmax_of(input), momentum);
   return fake_quantize(input, lo, hi, bits, std::nullopt, ste);
 }
 

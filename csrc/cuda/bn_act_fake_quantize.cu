@@ -3,13 +3,6 @@
 #include "bn_act_fake_quantize.cuh"
 
 namespace gdfq::cuda {
-namespace {
-
-FrozenNorm frozen(const BatchNorm& norm) {
-  return {norm.mean, norm.var, norm.weight, norm.bias, static_cast<float>(norm.eps)};
-}
-
-}  // namespace
 
 cudaError_t launch_bn_act_fake_quantize(Dtype dtype, const void* x, const void* residual, void* y,
                                         BatchNorm norm, ActQuantizer quantizer, Layout layout,

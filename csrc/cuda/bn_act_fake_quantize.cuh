@@ -12,6 +12,7 @@
 #pragma once
 
 #include "../quantizer.h"
+#include "bn_act.cuh"
 #include "bn_act_fake_quantize.h"
 #include "elementwise.cuh"
 #include "elementwise_sums.cuh"
@@ -29,13 +30,6 @@ struct ActQuantizerConstants {
       : norm(norm, c), grid(make_grid(__ldg(quantizer.lo), __ldg(quantizer.hi), quantizer.bits)) {}
 };
 
-// A NaN stays.
-__device__ __forceinline__ float activate(float v, Activation act) {
-  if (act != Activation::none) v = v < 0.0f ? 0.0f : v;
-  if (act == Activation::relu6) v = v > 6.0f ? 6.0f : v;
-  return v;
-}
-
 template <bool kResidual>
 struct BnActFakeQuantize {
   using Constants = ActQuantizerConstants;
@@ -47,11 +41,9 @@ struct BnActFakeQuantize {
   // The inputs are x and the residual.
   __device__ __forceinline__ float operator()(const Constants& k,
                                               const float (&in)[1 + kResidual]) const {
-    float v = k.norm(in[0]);
-    if constexpr (kResidual) v = add_rn(v, in[1]);
+    const float v = BnAct<kResidual>{norm, quantizer.act}(k.norm, in);
     const CodeBounds bounds = code_bounds(quantizer.bits);
-    return quantize_value(activate(v, quantizer.act), k.grid.scale, k.grid.zero, bounds.lowest,
-                          bounds.highest, kRoundMagic);
+    return quantize_value(v, k.grid.scale, k.grid.zero, bounds.lowest, bounds.highest, kRoundMagic);
   }
 };
 

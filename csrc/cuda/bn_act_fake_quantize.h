@@ -6,11 +6,10 @@
 #include <cstdint>
 
 #include "../layout.h"
+#include "bn_act.h"
 #include "dtype.h"
 
 namespace gdfq::cuda {
-
-enum class Activation { none, relu, relu6 };
 
 // What is one for the whole tensor: of the quantizer lo and hi, one number each, and bits.
 struct ActQuantizer {
@@ -18,15 +17,6 @@ struct ActQuantizer {
   const float* hi;
   int bits;
   Activation act;
-};
-
-// Statistics and affine parameters, [channels] each; the last two may be null.
-struct BatchNorm {
-  const float* mean;
-  const float* var;
-  const float* weight;
-  const float* bias;
-  double eps;
 };
 
 // residual may be null.

@@ -9,28 +9,13 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "tensor.h"
 
 namespace gdfq::cuda {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
-
-void check(at::TensorList means, at::TensorList vars, at::TensorList running_means,
-           at::TensorList running_vars) {
-  const size_t layers = means.size();
-  TORCH_CHECK(layers > 0, "means must hold at least one layer");
-  TORCH_CHECK(
-      vars.size() == layers && running_means.size() == layers && running_vars.size() == layers,
-      "means, vars, running_means and running_vars must be of one length, got ", layers, ", ",
-      vars.size(), ", ", running_means.size(), " and ", running_vars.size());
-  for (size_t l = 0; l < layers; ++l)
-    TORCH_CHECK(vars[l].sizes() == means[l].sizes() &&
-                    running_means[l].sizes() == means[l].sizes() &&
-                    running_vars[l].sizes() == means[l].sizes(),
-                "layer ", l, ": statistics must have one shape, got ", means[l].sizes(), ", ",
-                vars[l].sizes(), ", ", running_means[l].sizes(), " and ", running_vars[l].sizes());
-}
 
 bool any_double(at::TensorList a, at::TensorList b) {
   for (const at::TensorList& list : {a, b})
@@ -78,7 +63,7 @@ struct Statistics {
 
 at::Tensor bns_loss(at::TensorList means, at::TensorList vars, at::TensorList running_means,
                     at::TensorList running_vars) {
-  check(means, vars, running_means, running_vars);
+  check_layers(means, vars, running_means, running_vars);
   const c10::cuda::CUDAGuard guard(means[0].device());
   const bool wide = means[0].scalar_type() == at::kDouble;
   const auto options = means[0].options().dtype(wide ? at::kDouble : at::kFloat);
@@ -102,7 +87,7 @@ at::Tensor bns_loss(at::TensorList means, at::TensorList vars, at::TensorList ru
 std::tuple<Tensors, Tensors> bns_loss_backward(const at::Tensor& grad, at::TensorList means,
                                                at::TensorList vars, at::TensorList running_means,
                                                at::TensorList running_vars) {
-  check(means, vars, running_means, running_vars);
+  check_layers(means, vars, running_means, running_vars);
   const c10::cuda::CUDAGuard guard(means[0].device());
   Tensors grad_means, grad_vars;
   if (any_double(means, vars)) {

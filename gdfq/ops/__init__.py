@@ -17,6 +17,7 @@ from gdfq.ops import (  # noqa: F401
     fake_quantize_minmax,
     fake_quantize_minmax_list,
     kd_ce_loss,
+    observe_bn_act_fake_quantize,
     observe_fake_quantize,
     pack_codes,
     quantize_codes,

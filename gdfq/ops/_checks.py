@@ -116,3 +116,33 @@ def check_batch_norm(
     check_vector(running_var, x.shape[1], "running_var", like=x)
     check_vector(weight, x.shape[1], "weight", like=x)
     check_vector(bias, x.shape[1], "bias", like=x)
+
+
+def check_moving_range(
+    x: Tensor,
+    average_lo: Tensor,
+    average_hi: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: float,
+) -> None:
+    """``momentum`` is in [0, 1), and the five buffers are different numbers on ``x``'s device."""
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
+    buffers = {
+        "average_lo": (average_lo, torch.float32),
+        "average_hi": (average_hi, torch.float32),
+        "lo": (lo, torch.float32),
+        "hi": (hi, torch.float32),
+        "num_batches_tracked": (num_batches_tracked, torch.int64),
+    }
+    for name, (buffer, dtype) in buffers.items():
+        if tuple(buffer.shape) != () or buffer.dtype != dtype:
+            raise InputError(
+                f"{name}: must be 0-d {dtype}, got {buffer.dtype} of shape {tuple(buffer.shape)}"
+            )
+        if buffer.device != x.device:
+            raise InputError(f"{name}: must be on {x.device} like x, got {buffer.device}")
+    if len({id(buffer) for buffer, _ in buffers.values()}) != len(buffers):
+        raise InputError(f"{', '.join(buffers)}: must be five different tensors")

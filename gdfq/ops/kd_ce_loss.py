@@ -29,7 +29,8 @@ def kd_ce_loss(
         student_logits, teacher_logits: ``(B, K)``, not empty; float32, float16, bfloat16 or
             float64; the teacher's are constants.
         labels: ``(B,)`` int64 classes from 0 to K - 1, or ``(B, K)`` float probabilities;
-            constants.
+            constants. On a device other than the CPU, where looking at them would mean waiting,
+            a class outside makes the loss NaN, and its row's gradient that of the divergence.
         temperature: T > 0.
         alpha: weight of the divergence, >= 0.
 
@@ -136,11 +137,15 @@ def kd_ce_loss_reference(
     batch, classes = student_logits.shape
     check_classes(labels, classes)
     student, teacher = student_logits.double(), teacher_logits.detach().double()
-    target = F.one_hot(labels, classes).double() if labels.dim() == 1 else labels.double()
+    target = labels.double()
+    if labels.dim() == 1:
+        target = (labels[:, None] == torch.arange(classes, device=labels.device)).double()
     log_p = F.log_softmax(student, dim=1)
     log_ps = F.log_softmax(student / temperature, dim=1)
     log_pt = F.log_softmax(teacher / temperature, dim=1)
     cross_entropy = -(target * log_p).sum() / batch
+    if labels.dim() == 1:
+        cross_entropy = torch.where(target.sum() == batch, cross_entropy, torch.nan)
     divergence = (log_pt.exp() * (log_pt - log_ps)).sum() / (batch * classes)
     hard = (log_p.exp() * target.sum(1, keepdim=True) - target) / batch
     soft = alpha * temperature / (batch * classes) * (log_ps.exp() - log_pt.exp())

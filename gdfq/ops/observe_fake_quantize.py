@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
-from gdfq.ops._checks import Ste, check_bits, check_float, check_ste
+from gdfq.ops._checks import Ste, check_bits, check_float, check_moving_range, check_ste
 from gdfq.ops.fake_quantize import fake_quantize_reference
 
 _op = torch.ops.gdfq.observe_fake_quantize
@@ -60,24 +59,7 @@ def observe_fake_quantize(
     check_float(x, "x")
     check_bits(bits)
     check_ste(ste)
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
-    buffers = {
-        "average_lo": (average_lo, torch.float32),
-        "average_hi": (average_hi, torch.float32),
-        "lo": (lo, torch.float32),
-        "hi": (hi, torch.float32),
-        "num_batches_tracked": (num_batches_tracked, torch.int64),
-    }
-    for name, (buffer, dtype) in buffers.items():
-        if tuple(buffer.shape) != () or buffer.dtype != dtype:
-            raise InputError(
-                f"{name}: must be 0-d {dtype}, got {buffer.dtype} of shape {tuple(buffer.shape)}"
-            )
-        if buffer.device != x.device:
-            raise InputError(f"{name}: must be on {x.device} like x, got {buffer.device}")
-    if len({id(buffer) for buffer, _ in buffers.values()}) != len(buffers):
-        raise InputError(f"{', '.join(buffers)}: must be five different tensors")
+    check_moving_range(x, average_lo, average_hi, lo, hi, num_batches_tracked, momentum)
     return _op(x, average_lo, average_hi, lo, hi, num_batches_tracked, bits, momentum, ste)
 
 
@@ -106,20 +88,49 @@ class _ObserveFakeQuantize(torch.autograd.Function):
         return (None, grad, *(None,) * 8)
 
 
-def _autograd(keyset: Any, x: Tensor, *rest: Any) -> Tensor:
-    # So that autograd notices where a backward pass still needs the buffers as they were.
-    torch.autograd.graph.increment_version([t for t in rest[:5] if not t.is_inference()])
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _ObserveFakeQuantize.apply(keyset, x, *rest)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _op.default.redispatch(keyset & torch._C._after_autograd_keyset, x, *rest)
+def register_gradient(operator: str, function: Any, buffers: slice) -> None:
+    """Make ``function`` the gradient of an operator that updates its arguments ``buffers``."""
+    op = getattr(torch.ops.gdfq, operator).default
+
+    def autograd(keyset: Any, *arguments: Any) -> Tensor:
+        # So that autograd notices where a backward pass still needs the buffers as they were.
+        torch.autograd.graph.increment_version(
+            [t for t in arguments[buffers] if not t.is_inference()]
+        )
+        if torch.is_grad_enabled() and any(
+            isinstance(t, Tensor) and t.requires_grad for t in arguments
+        ):
+            return function.apply(keyset, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    _library.impl(operator, autograd, "Autograd", with_keyset=True)
 
 
 _library = torch.library.Library("gdfq", "IMPL")
-_library.impl("observe_fake_quantize", _autograd, "Autograd", with_keyset=True)
+register_gradient("observe_fake_quantize", _ObserveFakeQuantize, slice(1, 6))
 
 
 # ---- reference ----
+
+
+def move_range(
+    x: Tensor,
+    average_lo: Tensor,
+    average_hi: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    num_batches_tracked: Tensor,
+    momentum: float,
+) -> None:
+    """Move a range by the minimum and maximum of ``x``, which is not empty."""
+    num_batches_tracked += 1
+    correction = 1 - momentum ** num_batches_tracked.double()
+    for average, end, batch in zip(
+        (average_lo, average_hi), (lo, hi), torch.aminmax(x.detach()), strict=True
+    ):
+        average.mul_(momentum).add_((1 - momentum) * batch.float())
+        end.copy_(average / correction)
 
 
 def observe_fake_quantize_reference(
@@ -135,13 +146,7 @@ def observe_fake_quantize_reference(
 ) -> Tensor:
     """:func:`observe_fake_quantize` in plain PyTorch."""
     if x.numel():
-        num_batches_tracked += 1
-        correction = 1 - momentum ** num_batches_tracked.double()
-        for average, end, batch in zip(
-            (average_lo, average_hi), (lo, hi), torch.aminmax(x.detach()), strict=True
-        ):
-            average.mul_(momentum).add_((1 - momentum) * batch.float())
-            end.copy_(average / correction)
+        move_range(x, average_lo, average_hi, lo, hi, num_batches_tracked, momentum)
     return fake_quantize_reference(x, lo, hi, bits)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -61,3 +63,20 @@ def same_strides(actual: Tensor, expected: Tensor) -> bool:
     """Equal strides; that of a dimension of size 1 has no meaning."""
     pairs = zip(actual.shape, actual.stride(), expected.stride(), strict=True)
     return all(one == other for size, one, other in pairs if size > 1)
+
+
+every_unknown_label = pytest.mark.parametrize("label", [-1, 300, 2**40])
+
+
+def check_unknown_label(operator: Callable[..., Any], label: int, dtype: torch.dtype) -> None:
+    """``kd_ce_loss`` gives a NaN loss, and the row the gradient of the divergence alone."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 300, dtype=dtype)
+    labels = torch.randint(300, (4,))
+    known = F.one_hot(labels, 300).to(dtype)
+    labels[2], known[2] = label, 0
+    loss, gradient = operator(student, teacher, labels, 20.0, 1.0)
+    expected_loss, expected = operator(student, teacher, known, 20.0, 1.0)
+    assert loss.isnan()
+    assert expected_loss.isfinite()
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-12)

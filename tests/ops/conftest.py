@@ -24,14 +24,16 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "values_checked: errors that need a look at values, which a GPU doesn't take"
     )
+    config.addinivalue_line("markers", "values_unchecked: what a GPU makes of such values")
 
 
 def pytest_runtest_setup(item):
     on_gpu = os.environ.get("GDFQ_TEST_DEVICE", "cpu") != "cpu"
-    if item.get_closest_marker("values_checked") and (
-        on_gpu or item.config.pluginmanager.hasplugin("tests.standin.operators")
-    ):
+    unchecked = on_gpu or item.config.pluginmanager.hasplugin("tests.standin.operators")
+    if unchecked and item.get_closest_marker("values_checked"):
         pytest.skip("the CUDA kernels don't check values: that would wait for the device")
+    if not unchecked and item.get_closest_marker("values_unchecked"):
+        pytest.skip("the CPU's kernels check values")
 
 
 def pytest_collection_modifyitems(config, items):

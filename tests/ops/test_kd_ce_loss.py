@@ -8,7 +8,7 @@ from torch.library import opcheck
 import gdfq
 from gdfq.losses import kd_ce_loss
 from gdfq.ops.kd_ce_loss import kd_ce_loss_reference
-from tests.ops.cases import every_dtype, same_bits
+from tests.ops.cases import check_unknown_label, every_dtype, every_unknown_label, same_bits
 
 SHAPES = ((200, 10), (1, 1), (3, 100), (16, 1000), (2, 21841), (5, 17))
 every_logits_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
@@ -174,6 +174,24 @@ def test_compiles_without_graph_break():
 def test_label_out_of_range(label):
     with pytest.raises(IndexError, match=rf"labels\[1\] is {label}, but there are 3 classes"):
         kd_ce_loss(torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, label]))
+
+
+with_double = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+@pytest.mark.values_unchecked
+@every_unknown_label
+@with_double
+def test_unknown_label_makes_the_loss_nan(label, dtype):
+    check_unknown_label(torch.ops.gdfq.kd_ce_loss, label, dtype)
+
+
+@every_unknown_label
+@with_double
+def test_unknown_label_makes_the_reference_nan(label, dtype, monkeypatch):
+    """As it would be on a GPU, where the reference doesn't look at values either."""
+    monkeypatch.setattr("gdfq.ops.kd_ce_loss.check_classes", lambda *_: None)
+    check_unknown_label(kd_ce_loss_reference, label, dtype)
 
 
 L, Y = torch.ones(2, 3), torch.tensor([0, 1])

@@ -35,9 +35,9 @@ class Launch:
     """One launch, as Triton's just-in-time compiler specializes it."""
 
     kernel: JITFunction
-    signature: tuple[tuple[str, str], ...]
+    signature: tuple[tuple[str, str | tuple[str, ...]], ...]
     constants: tuple[tuple[str, Any], ...]
-    divisible: tuple[int, ...]
+    divisible: tuple[tuple[int, ...], ...]
     options: tuple[tuple[str, Any], ...]
 
     @property
@@ -59,11 +59,14 @@ def _launch_of(kernel: JITFunction, arguments: tuple[Any, ...], named: dict[str,
         elif isinstance(value, Tensor):
             kind = TYPES[value.dtype]
             if value.data_ptr() % 16 == 0:
-                divisible.append(index)
+                divisible.append((index,))
+        elif isinstance(value, tuple):
+            kind = tuple(TYPES[t.dtype] for t in value)
+            divisible += [(index, i) for i, t in enumerate(value) if t.data_ptr() % 16 == 0]
         elif isinstance(value, int):
             kind = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
-                divisible.append(index)
+                divisible.append((index,))
         else:
             kind = "fp32"
         signature.append((parameter.name, kind))
@@ -102,7 +105,7 @@ def compile_for(launch: Launch, capability: int) -> Binary:
         launch.kernel,
         dict(launch.signature),
         dict(launch.constants),
-        {(index,): [["tt.divisibility", 16]] for index in launch.divisible},
+        {path: [["tt.divisibility", 16]] for path in launch.divisible},
     )
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=dict(launch.options))

@@ -16,6 +16,7 @@ from gdfq.ops.triton import (
     fake_quantize_minmax,
     fake_quantize_minmax_list,
     kd_ce_loss,
+    observe_bn_act_fake_quantize,
     observe_fake_quantize,
     pack_codes,
     quantize_codes,
@@ -156,11 +157,26 @@ def _fake_quantize_minmax_list_backward(dtype: torch.dtype) -> Iterator[Call]:
     )
 
 
+def _buffers() -> list[Tensor]:
+    return [torch.zeros(()) for _ in range(4)] + [torch.zeros((), dtype=torch.int64)]
+
+
+def _observe_bn_act_fake_quantize(dtype: torch.dtype) -> Iterator[Call]:
+    for x, *norm, _, _, bits, act, residual, ste in _bn_act_arguments(dtype):
+
+        def call(x=x, norm=norm, rest=(bits, 0.9, act, residual, ste)) -> tuple[Tensor, ...]:
+            buffers = _buffers()
+            operator = observe_bn_act_fake_quantize.observe_bn_act_fake_quantize
+            return operator(x, *norm, *buffers, *rest), *buffers
+
+        yield call
+
+
 def _observe_fake_quantize(dtype: torch.dtype) -> Iterator[Call]:
     x = _x(dtype)
 
     def call() -> tuple[Tensor, ...]:
-        buffers = [torch.zeros(()) for _ in range(4)] + [torch.zeros((), dtype=torch.int64)]
+        buffers = _buffers()
         y = observe_fake_quantize.observe_fake_quantize(x, *buffers, 4, 0.9, "identity")
         return y, *buffers
 
@@ -205,6 +221,7 @@ EXAMPLES: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "fake_quantize_minmax_list": _fake_quantize_minmax_list,
     "fake_quantize_minmax_list_backward": _fake_quantize_minmax_list_backward,
     "kd_ce_loss": _kd_ce_loss,
+    "observe_bn_act_fake_quantize": _observe_bn_act_fake_quantize,
     "observe_fake_quantize": _observe_fake_quantize,
     "pack_codes": _pack_codes,
     "quantize_codes": _quantize_codes,

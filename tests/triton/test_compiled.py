@@ -33,6 +33,9 @@ VECTORIZED = {
     "fake_quantize.learned_backward",
     "fake_quantize_minmax.rows",
     "fake_quantize_minmax.partial",
+    "fake_quantize_minmax_list.forward",
+    "fake_quantize_minmax_list.backward",
+    "observe_bn_act_fake_quantize.range",
     "quantize_codes.codes",
 }
 
@@ -80,6 +83,18 @@ def test_arithmetic_and_memory_accesses(operator, dtype, capability):
         if launch.name in VECTORIZED:
             wide = r"\bLDG\S*\.128\b"
             assert re.search(wide, binary.sass), f"{where}: no 128-bit load"
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        *("bns_loss", "bns_loss_backward"),
+        *("fake_quantize_minmax_list", "fake_quantize_minmax_list_backward"),
+    ],
+)
+def test_lists_are_one_launch(operator):
+    for call in EXAMPLES[operator](torch.float32):
+        assert len(launches(call)) == 1
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

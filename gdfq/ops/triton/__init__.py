@@ -23,6 +23,7 @@ OPERATORS = {
     "fake_quantize_minmax_list": "fake_quantize_minmax_list",
     "fake_quantize_minmax_list_backward": "fake_quantize_minmax_list",
     "kd_ce_loss": "kd_ce_loss",
+    "observe_bn_act_fake_quantize": "observe_bn_act_fake_quantize",
     "observe_fake_quantize": "observe_fake_quantize",
     "pack_codes": "pack_codes",
     "quantize_codes": "quantize_codes",

@@ -51,20 +51,27 @@ def round_half_even(v):
 
 
 @triton.jit
-def make_grid(lo, hi, BITS: tl.constexpr):
+def half_of(BITS):
+    """Half the number of codes, as float32. ``BITS`` is a constant or a scalar, here and below."""
+    return tl.cast(1 << (BITS - 1), tl.float32)
+
+
+@triton.jit
+def make_grid(lo, hi, BITS):
     """Scale and zero point of the ranges from ``lo`` to ``hi``."""
     width = hi - lo
     width = tl.where(width < 1e-8, 1e-8, width)  # keeps NaN
-    scale = tl.div_rn(tl.full(width.shape, 1.0, tl.float32), width) * (2**BITS - 1.0)
-    zero = round_half_even(multiply(scale, lo)) + 2.0 ** (BITS - 1)
+    half = half_of(BITS)
+    scale = tl.div_rn(tl.full(width.shape, 1.0, tl.float32), width) * (half + half - 1.0)
+    zero = round_half_even(multiply(scale, lo)) + half
     return scale, zero
 
 
 @triton.jit
-def quantize(x, scale, zero, BITS: tl.constexpr):
+def quantize(x, scale, zero, BITS):
     """The values of ``x`` on the grid. The bounds are integers, so it may clamp, then round."""
-    lowest: tl.constexpr = -(2.0 ** (BITS - 1))
-    highest: tl.constexpr = 2.0 ** (BITS - 1) - 1
+    lowest = -half_of(BITS)
+    highest = half_of(BITS) - 1.0
     v = multiply_subtract(scale, x, zero)
     # Comparisons rather than tl.clamp: NaN compares false and stays.
     v = tl.where(v < lowest, lowest, v)
@@ -74,14 +81,14 @@ def quantize(x, scale, zero, BITS: tl.constexpr):
 
 
 @triton.jit
-def passes_clip(x, scale, zero, BITS: tl.constexpr):
+def passes_clip(x, scale, zero, BITS):
     """Where the rounded code needs no clamp.
 
     Half to even at the bounds: the lowest code is even, so half below it rounds inside; the
     highest is odd, so half above it rounds outside.
     """
     v = multiply_subtract(scale, x, zero)
-    return (v >= -(2.0 ** (BITS - 1)) - 0.5) & (v < 2.0 ** (BITS - 1) - 0.5)
+    return (v >= -half_of(BITS) - 0.5) & (v < half_of(BITS) - 0.5)
 
 
 @triton.jit
@@ -95,6 +102,14 @@ def minimum(x, axis: tl.constexpr):
 def maximum(x, axis: tl.constexpr):
     """The maximum along ``axis``, NaN where there is one; ``tl.max`` drops it."""
     return -minimum(-x, axis)
+
+
+@triton.jit
+def extend(low, high, v, mask):
+    """The lesser of ``low`` and ``v`` and the greater of ``high`` and ``v``; NaN stays."""
+    low = tl.where(mask & ((v < low) | (v != v)), v, low)
+    high = tl.where(mask & ((v > high) | (v != v)), v, high)
+    return low, high
 
 
 # ---- loads and stores ----
@@ -126,20 +141,62 @@ def store(pointers, values, mask):
 
 
 @triton.jit
-def load_grid(lo_ptr, hi_ptr, channel, BITS: tl.constexpr):
+def load_grid(lo_ptr, hi_ptr, channel, BITS):
     """Scale and zero point of each channel."""
     return make_grid(load_vector(lo_ptr, channel), load_vector(hi_ptr, channel), BITS)
 
 
 @triton.jit
-def factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT: tl.constexpr):
-    """weight / sqrt(running_var + eps), each step rounded once."""
+def load_factor(running_var_ptr, weight_ptr, channel, eps):
+    """weight / sqrt(running_var + eps), each step rounded once; no weight (None) counts as 1."""
     std = tl.sqrt_rn(load_vector(running_var_ptr, channel) + eps)
-    if HAS_WEIGHT:
-        weight = load_vector(weight_ptr, channel)
-    else:
+    if weight_ptr is None:
         weight = tl.full(std.shape, 1.0, tl.float32)
+    else:
+        weight = load_vector(weight_ptr, channel)
     return tl.div_rn(weight, std)
+
+
+@triton.jit
+def load_norm(running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, channel, eps):
+    """Of each channel: its mean, its factor and its bias, 0 where there is none (None)."""
+    mean = load_vector(running_mean_ptr, channel)
+    if bias_ptr is None:
+        bias = tl.zeros(mean.shape, tl.float32)
+    else:
+        bias = load_vector(bias_ptr, channel)
+    return mean, load_factor(running_var_ptr, weight_ptr, channel, eps), bias
+
+
+@triton.jit
+def activate(v, ACT: tl.constexpr):
+    """Comparisons rather than tl.maximum: NaN compares false and stays."""
+    if ACT != "none":
+        v = tl.where(v < 0.0, 0.0, v)
+    if ACT == "relu6":
+        v = tl.where(v > 6.0, 6.0, v)
+    return v
+
+
+# ---- several tensors in one launch ----
+
+
+@triton.jit
+def pointer_of(pointers, FIRST: tl.constexpr, program):
+    """Of a tuple of pointers, that of the tensor whose programs ``program`` is among."""
+    pointer = pointers[0]
+    for i in tl.static_range(1, len(FIRST)):
+        pointer = tl.where(program >= FIRST[i], pointers[i], pointer)
+    return pointer
+
+
+@triton.jit
+def number_of(NUMBERS: tl.constexpr, FIRST: tl.constexpr, program):
+    """The same of a tuple of constants."""
+    number = tl.full((), NUMBERS[0], tl.int32)
+    for i in tl.static_range(1, len(FIRST)):
+        number = tl.where(program >= FIRST[i], NUMBERS[i], number)
+    return number
 
 
 # ---- walks over memory ----

@@ -16,6 +16,9 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 # large ones are quick; no result but the order of a reduction depends on it.
 block = 65536 if INTERPRETED else 1024
 
+# Tensors that one launch takes in tuples: its parameters are at most 4 KiB.
+MOST_TENSORS = 64
+
 
 def launch(
     kernel: Any,
@@ -24,7 +27,8 @@ def launch(
     **constants: Any,
 ) -> None:
     """Run ``kernel`` on a grid of ``programs``, with multiplications and additions kept apart."""
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    single = (a[0] if isinstance(a, tuple) else a for a in arguments)
+    device = next(a.device for a in single if isinstance(a, Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     tile = math.prod(constants.get(name, 1) for name in ("ROWS", "COLS", "SPLITS", "BLOCK"))
     # Eight elements a thread: 16 bytes at once for each dtype.
@@ -45,6 +49,11 @@ def in_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.dtype == like.dtype and tensor.stride() == like.stride():
         return tensor
     return torch.empty_like(like).copy_(tensor)
+
+
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Each tensor contiguous; None stays."""
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

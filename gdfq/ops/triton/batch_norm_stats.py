@@ -18,8 +18,9 @@ from gdfq.ops.triton._language import (
     band_channel,
     band_of,
     band_tile,
-    factor_of,
     load,
+    load_factor,
+    load_norm,
     load_vector,
     merge_statistics,
     multiply,
@@ -28,6 +29,7 @@ from gdfq.ops.triton._language import (
     tile,
 )
 from gdfq.ops.triton._launch import (
+    contiguous,
     in_layout_of,
     launch,
     layout_of,
@@ -43,8 +45,8 @@ def _forward(
     x_ptr,  # [outer, channels, inner]
     running_mean_ptr,  # [channels]
     running_var_ptr,  # [channels]
-    weight_ptr,  # [channels], unused without HAS_WEIGHT
-    bias_ptr,  # [channels], unused without HAS_BIAS
+    weight_ptr,  # [channels] or None
+    bias_ptr,  # [channels] or None
     y_ptr,  # [outer, channels, inner]
     partial_ptr,  # [3, splits, channels]: count, mean, sum of squares about the mean
     eps,
@@ -53,8 +55,6 @@ def _forward(
     inner,
     per_split,
     splits,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
@@ -70,10 +70,9 @@ def _forward(
     )
     channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
     entry = tl.where(exists, channel, 0)
-    shift = load_vector(running_mean_ptr, entry)
-    factor = factor_of(weight_ptr, running_var_ptr, entry, eps, HAS_WEIGHT)
-    if HAS_BIAS:
-        bias = load_vector(bias_ptr, entry)
+    shift, factor, bias = load_norm(
+        running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, entry, eps
+    )
     count = tl.zeros(shift.shape, tl.float32)
     mean = tl.zeros(shift.shape, tl.float32)
     squares = tl.zeros(shift.shape, tl.float32)
@@ -82,10 +81,7 @@ def _forward(
             index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
         )
         x = load(x_ptr + offsets, mask)
-        y = multiply(x - shift, factor)
-        if HAS_BIAS:
-            y = y + bias
-        store(y_ptr + offsets, y, mask)
+        store(y_ptr + offsets, multiply_add(x - shift, factor, bias), mask)
         count, mean, squares = merge_statistics(count, mean, squares, x, mask, CHANNEL_IS_COLUMN)
     partial = partial_ptr + split * channels + channel
     tl.store(partial, count, mask=exists)
@@ -138,14 +134,13 @@ def _backward(
     x_ptr,  # [rows, cols]
     mean_ptr,  # [channels]
     running_var_ptr,  # [channels]
-    weight_ptr,  # [channels], unused without HAS_WEIGHT
+    weight_ptr,  # [channels] or None
     dx_ptr,  # [rows, cols]
     eps,
     count,  # elements of a channel
     rows,
     cols,
     channels,
-    HAS_WEIGHT: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
@@ -156,7 +151,7 @@ def _backward(
     and x and writes dx once. Elements are independent.
     """
     offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
-    factor = factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT)
+    factor = load_factor(running_var_ptr, weight_ptr, channel, eps)
     mean = load_vector(mean_ptr, channel)
     elements = tl.zeros(mean.shape, tl.float32) + count
     slope = tl.div_rn(load_vector(grad_var_ptr, channel) * 2, elements)
@@ -195,21 +190,16 @@ def batch_norm_stats(
     layout = layout_of(x, 1)
     cut = sweep(layout)
     partial = x.new_empty((3, cut.splits, layout.channels), dtype=torch.float32)
-    vectors = [
-        None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)
-    ]
     launch(
         _forward,
         cut.bands * cut.splits,
         x,
-        *vectors,
+        *contiguous(running_mean, running_var, weight, bias),
         y,
         partial,
         eps,
         *cut.sizes,
         cut.splits,
-        HAS_WEIGHT=weight is not None,
-        HAS_BIAS=bias is not None,
         **cut.constants,
     )
     mean, var = merge_partials(partial)
@@ -239,17 +229,13 @@ def batch_norm_stats_backward(
         _backward,
         tiles.programs,
         in_layout_of(grad_y, x),
-        grad_mean.contiguous(),
-        grad_var.contiguous(),
+        *contiguous(grad_mean, grad_var),
         x,
-        mean.contiguous(),
-        running_var.contiguous(),
-        None if weight is None else weight.contiguous(),
+        *contiguous(mean, running_var, weight),
         dx,
         eps,
         float(x.numel() // x.shape[1]),
         *tiles.sizes,
-        HAS_WEIGHT=weight is not None,
         **tiles.constants,
     )
     return dx

@@ -12,14 +12,15 @@ from gdfq.ops.bn_act_fake_quantize import (
     bn_act_fake_quantize_reference,
 )
 from gdfq.ops.triton._language import (
+    activate,
     band_channel,
     band_of,
     band_tile,
-    factor_of,
     load,
     load_grid,
-    load_vector,
+    load_norm,
     multiply,
+    multiply_add,
     passes_clip,
     quantize,
     store,
@@ -27,6 +28,7 @@ from gdfq.ops.triton._language import (
     tile,
 )
 from gdfq.ops.triton._launch import (
+    contiguous,
     in_layout_of,
     launch,
     layout_of,
@@ -38,23 +40,13 @@ from gdfq.ops.triton._launch import (
 
 
 @triton.jit
-def activate(v, ACT: tl.constexpr):
-    """Comparisons rather than tl.maximum: NaN compares false and stays."""
-    if ACT != "none":
-        v = tl.where(v < 0.0, 0.0, v)
-    if ACT == "relu6":
-        v = tl.where(v > 6.0, 6.0, v)
-    return v
-
-
-@triton.jit
 def _forward(
     x_ptr,  # [rows, cols]
     running_mean_ptr,  # [channels]
     running_var_ptr,  # [channels]
-    weight_ptr,  # [channels], unused without HAS_WEIGHT
-    bias_ptr,  # [channels], unused without HAS_BIAS
-    residual_ptr,  # [rows, cols], unused without HAS_RESIDUAL
+    weight_ptr,  # [channels] or None
+    bias_ptr,  # [channels] or None
+    residual_ptr,  # [rows, cols] or None
     lo_ptr,  # [1]
     hi_ptr,  # [1]
     y_ptr,  # [rows, cols]
@@ -64,9 +56,6 @@ def _forward(
     channels,
     BITS: tl.constexpr,
     ACT: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
@@ -78,12 +67,11 @@ def _forward(
     """
     offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
     scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
-    factor = factor_of(weight_ptr, running_var_ptr, channel, eps, HAS_WEIGHT)
-    centered = load(x_ptr + offsets, mask) - load_vector(running_mean_ptr, channel)
-    v = multiply(centered, factor)
-    if HAS_BIAS:
-        v = v + load_vector(bias_ptr, channel)
-    if HAS_RESIDUAL:
+    mean, factor, bias = load_norm(
+        running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, channel, eps
+    )
+    v = multiply_add(load(x_ptr + offsets, mask) - mean, factor, bias)
+    if residual_ptr is not None:
         v = v + load(residual_ptr + offsets, mask)
     store(y_ptr + offsets, quantize(activate(v, ACT), scale, zero, BITS), mask)
 
@@ -94,13 +82,13 @@ def _backward(
     x_ptr,  # [outer, channels, inner]
     running_mean_ptr,  # [channels]
     running_var_ptr,  # [channels]
-    weight_ptr,  # [channels], unused without HAS_WEIGHT
-    bias_ptr,  # [channels], unused without HAS_BIAS
-    residual_ptr,  # [outer, channels, inner], unused without HAS_RESIDUAL
+    weight_ptr,  # [channels] or None
+    bias_ptr,  # [channels] or None
+    residual_ptr,  # [outer, channels, inner] or None
     lo_ptr,  # [1]
     hi_ptr,  # [1]
     dx_ptr,  # [outer, channels, inner]
-    dresidual_ptr,  # [outer, channels, inner], unused without HAS_RESIDUAL
+    dresidual_ptr,  # [outer, channels, inner] or None
     partial_ptr,  # [2, splits, channels]: sum of g, of g * (x - running_mean), float64
     eps,
     outer,
@@ -111,9 +99,6 @@ def _backward(
     BITS: tl.constexpr,
     ACT: tl.constexpr,
     CLIP: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
@@ -130,10 +115,9 @@ def _backward(
     )
     channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
     entry = tl.where(exists, channel, 0)
-    mean = load_vector(running_mean_ptr, entry)
-    factor = factor_of(weight_ptr, running_var_ptr, entry, eps, HAS_WEIGHT)
-    if HAS_BIAS:
-        bias = load_vector(bias_ptr, entry)
+    mean, factor, bias = load_norm(
+        running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, entry, eps
+    )
     scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
     sum_g = tl.zeros(mean.shape, tl.float64)
     sum_gx = tl.zeros(mean.shape, tl.float64)
@@ -142,10 +126,8 @@ def _backward(
             index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
         )
         centered = tl.where(mask, load(x_ptr + offsets, mask) - mean, 0.0)
-        v = multiply(centered, factor)
-        if HAS_BIAS:
-            v = v + bias
-        if HAS_RESIDUAL:
+        v = multiply_add(centered, factor, bias)
+        if residual_ptr is not None:
             v = v + load(residual_ptr + offsets, mask)
         g = load(grad_ptr + offsets, mask)
         if CLIP:
@@ -155,7 +137,7 @@ def _backward(
         if ACT == "relu6":
             g = tl.where(v < 6.0, g, 0.0)
         store(dx_ptr + offsets, multiply(g, factor), mask)
-        if HAS_RESIDUAL:
+        if residual_ptr is not None:
             store(dresidual_ptr + offsets, g, mask)
         sum_g += sum_rows(g, CHANNEL_IS_COLUMN)
         sum_gx += sum_rows(multiply(g, centered), CHANNEL_IS_COLUMN)
@@ -217,14 +199,11 @@ def bn_act_fake_quantize(
     y = torch.empty_like(x, memory_format=memory_format(x))
     if x.numel() > 0:
         tiles = tiling(layout_of(x, 1))
-        vectors = [
-            None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)
-        ]
         launch(
             _forward,
             tiles.programs,
             x,
-            *vectors,
+            *contiguous(running_mean, running_var, weight, bias),
             None if residual is None else in_layout_of(residual, x),
             lo,
             hi,
@@ -233,9 +212,6 @@ def bn_act_fake_quantize(
             *tiles.sizes,
             BITS=bits,
             ACT=act,
-            HAS_WEIGHT=weight is not None,
-            HAS_BIAS=bias is not None,
-            HAS_RESIDUAL=residual is not None,
             **tiles.constants,
         )
     return y
@@ -272,15 +248,13 @@ def bn_act_fake_quantize_backward(
     partial = x.new_empty((2, cut.splits, layout.channels), dtype=torch.float64)
     dweight = x.new_empty((x.shape[1],), dtype=torch.float32)
     dbias = torch.empty_like(dweight)
-    vectors = [
-        None if v is None else v.contiguous() for v in (running_mean, running_var, weight, bias)
-    ]
+    norm = contiguous(running_mean, running_var, weight, bias)
     launch(
         _backward,
         cut.bands * cut.splits,
         in_layout_of(grad, x),
         x,
-        *vectors,
+        *norm,
         None if residual is None else in_layout_of(residual, x),
         lo,
         hi,
@@ -293,9 +267,6 @@ def bn_act_fake_quantize_backward(
         BITS=bits,
         ACT=act,
         CLIP=ste == "clip",
-        HAS_WEIGHT=weight is not None,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
         **cut.constants,
     )
     programs, constants = merging(cut.splits, layout.channels)
@@ -303,7 +274,7 @@ def bn_act_fake_quantize_backward(
         _merge,
         programs,
         partial,
-        vectors[1],
+        norm[1],
         dweight,
         dbias,
         eps,

@@ -5,8 +5,6 @@ Never run on a GPU.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -14,83 +12,127 @@ from torch import Tensor
 
 from gdfq.ops.bns_loss import bns_loss_backward_reference, bns_loss_reference
 from gdfq.ops.triton import _launch
-from gdfq.ops.triton._launch import launch
+from gdfq.ops.triton._language import number_of, pointer_of
+from gdfq.ops.triton._launch import MOST_TENSORS, launch
+
+
+@triton.jit
+def difference(statistic_ptr, stored_ptr, channel, exists):
+    """statistic - stored in float64, 0 where there is no channel."""
+    statistic = tl.load(statistic_ptr + channel, mask=exists, other=0.0).to(tl.float64)
+    return statistic - tl.load(stored_ptr + channel, mask=exists, other=0.0).to(tl.float64)
 
 
 @triton.jit
 def _forward(
-    statistics_ptr,  # [entries]: every layer's mean, then every layer's variance
-    stored_ptr,  # [entries]
-    share_ptr,  # [entries]: 1 / (L * C) of the entry's layer, float64
-    loss_ptr,  # [1]
-    entries,
+    means,  # of each layer [channels]
+    vars,  # of each layer [channels]
+    running_means,  # of each layer [channels]
+    running_vars,  # of each layer [channels]
+    so_far_ptr,  # [1], float64: the sum over earlier launches' layers, None in the first
+    sum_ptr,  # [1], float64
+    loss_ptr,  # [1], None in all launches but the last
+    layers,  # of all launches
+    CHANNELS: tl.constexpr,  # of each layer
     BLOCK: tl.constexpr,
 ):
-    """loss = sum over entries of (statistic - stored)^2 / (L * C).
+    """loss = sum over layers of [MSE(mean, running_mean) + MSE(var, running_var)] / layers.
 
-    A network has a few thousand entries, so one program walks them all, a block at a time, and
-    sums in float64. Reads each entry once; the order is fixed.
+    A network has a few thousand channels, so one program walks them all, a block at a time, and
+    sums in float64. Reads each statistic once; the order is fixed.
     """
-    total = tl.zeros((BLOCK,), tl.float64)
-    for begin in range(0, entries, BLOCK):
-        index = begin + tl.arange(0, BLOCK)
-        mask = index < entries
-        statistic = tl.load(statistics_ptr + index, mask=mask, other=0.0).to(tl.float64)
-        stored = tl.load(stored_ptr + index, mask=mask, other=0.0).to(tl.float64)
-        share = tl.load(share_ptr + index, mask=mask, other=0.0)
-        total += (statistic - stored) * (statistic - stored) * share
-    tl.store(loss_ptr + tl.arange(0, 1), tl.sum(total, 0).to(tl.float32))
+    squares = tl.zeros((BLOCK,), tl.float64)
+    for layer in tl.static_range(len(CHANNELS)):
+        share = tl.full((1,), 1.0 / CHANNELS[layer], tl.float64)
+        for begin in range(0, CHANNELS[layer], BLOCK):
+            channel = begin + tl.arange(0, BLOCK)
+            exists = channel < CHANNELS[layer]
+            m = difference(means[layer], running_means[layer], channel, exists)
+            v = difference(vars[layer], running_vars[layer], channel, exists)
+            squares += (m * m + v * v) * share
+    one = tl.arange(0, 1)
+    total = tl.zeros((1,), tl.float64) + tl.sum(squares, 0)
+    if so_far_ptr is not None:
+        total += tl.load(so_far_ptr + one)
+    tl.store(sum_ptr + one, total)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + one, (total / (tl.zeros((1,), tl.float64) + layers)).to(tl.float32))
 
 
 @triton.jit
 def _backward(
     grad_ptr,  # [1]
-    statistics_ptr,  # [entries]
-    stored_ptr,  # [entries]
-    share_ptr,  # [entries]
-    gradient_ptr,  # [entries]
-    entries,
+    means,  # of each layer [channels]
+    vars,  # of each layer [channels]
+    running_means,  # of each layer [channels]
+    running_vars,  # of each layer [channels]
+    dmeans,  # of each layer [channels]
+    dvars,  # of each layer [channels]
+    layers,  # of all launches
+    LAYER: tl.constexpr,  # numbers of the layers
+    CHANNELS: tl.constexpr,  # of each layer
     BLOCK: tl.constexpr,
 ):
-    """gradient = 2 * grad / (L * C) * (statistic - stored), a block of entries per program."""
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = index < entries
-    statistic = tl.load(statistics_ptr + index, mask=mask, other=0.0).to(tl.float64)
-    stored = tl.load(stored_ptr + index, mask=mask, other=0.0).to(tl.float64)
-    share = tl.load(share_ptr + index, mask=mask, other=0.0)
+    """dmean = 2 * grad / (layers * channels) * (mean - running_mean), the same for var.
+
+    Program (i, l) takes the i-th block of channels of layer l.
+    """
+    layer = tl.program_id(1)
+    channels = number_of(CHANNELS, LAYER, layer)
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = channel < channels
     grad = tl.load(grad_ptr + tl.arange(0, 1)).to(tl.float64)
-    gradient = 2 * grad * share * (statistic - stored)
-    tl.store(gradient_ptr + index, gradient.to(tl.float32), mask=mask)
-
-
-@functools.lru_cache(maxsize=32)
-def _shares(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """1 / (L * C) for every entry; kept, so that a captured graph copies nothing from the host."""
-    counts = torch.tensor(sizes * 2)
-    return (1 / (len(sizes) * counts.double())).repeat_interleave(counts).to(device)
-
-
-def _flat(statistics: list[Tensor], stored: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Both in one stretch of float32 each, what is stored rounded to the statistic's dtype."""
-    return (
-        torch.cat([s.reshape(-1).float() for s in statistics]),
-        torch.cat(
-            [r.reshape(-1).to(s.dtype).float() for s, r in zip(statistics, stored, strict=True)]
-        ),
+    factor = 2 * grad / (tl.zeros((1,), tl.float64) + layers) / channels
+    m = difference(
+        pointer_of(means, LAYER, layer), pointer_of(running_means, LAYER, layer), channel, exists
     )
+    v = difference(
+        pointer_of(vars, LAYER, layer), pointer_of(running_vars, LAYER, layer), channel, exists
+    )
+    dmean, dvar = pointer_of(dmeans, LAYER, layer), pointer_of(dvars, LAYER, layer)
+    tl.store(dmean + channel, (factor * m).to(tl.float32), mask=exists)
+    tl.store(dvar + channel, (factor * v).to(tl.float32), mask=exists)
+
+
+def _floats(
+    means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
+) -> list[list[Tensor]]:
+    """All contiguous and in float32, what is stored first rounded to the statistic's dtype."""
+    pairs = ((means, running_means), (vars, running_vars))
+    stored = [
+        [r.to(s.dtype) for s, r in zip(statistics, kept, strict=True)] for statistics, kept in pairs
+    ]
+    return [[t.float().contiguous() for t in ts] for ts in (means, vars, *stored)]
+
+
+def _parts(layers: int) -> list[slice]:
+    """The layers of each launch."""
+    return [slice(i, i + MOST_TENSORS) for i in range(0, layers, MOST_TENSORS)]
 
 
 def bns_loss(
     means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
 ) -> Tensor:
-    """Two concatenations and one launch; float64 runs the reference."""
-    statistics = [*means, *vars]
-    if any(s.dtype == torch.float64 for s in statistics):
+    """One launch for up to MOST_TENSORS layers; float64 runs the reference."""
+    if any(s.dtype == torch.float64 for s in [*means, *vars]):
         return bns_loss_reference(means, vars, running_means, running_vars)
-    flat = _flat(statistics, [*running_means, *running_vars])
-    loss = flat[0].new_empty(())
-    share = _shares(tuple(m.numel() for m in means), loss.device)
-    launch(_forward, 1, *flat, share, loss, len(share), BLOCK=_launch.block)
+    lists = _floats(means, vars, running_means, running_vars)
+    loss = means[0].new_empty((), dtype=torch.float32)
+    total = loss.new_empty((), dtype=torch.float64)
+    parts = _parts(len(means))
+    for part in parts:
+        channels = tuple(m.numel() for m in means[part])
+        launch(
+            _forward,
+            1,
+            *(tuple(tensors[part]) for tensors in lists),
+            None if part is parts[0] else total,
+            total,
+            loss if part is parts[-1] else None,
+            len(means),
+            CHANNELS=channels,
+            BLOCK=min(triton.next_power_of_2(max(channels)), _launch.block),
+        )
     return loss
 
 
@@ -101,15 +143,26 @@ def bns_loss_backward(
     running_means: list[Tensor],
     running_vars: list[Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Two concatenations, one launch and a split; float64 runs the reference."""
-    statistics = [*means, *vars]
-    if any(s.dtype == torch.float64 for s in statistics):
+    """One launch for up to MOST_TENSORS layers; float64 runs the reference."""
+    if any(s.dtype == torch.float64 for s in [*means, *vars]):
         return bns_loss_backward_reference(grad, means, vars, running_means, running_vars)
-    flat = _flat(statistics, [*running_means, *running_vars])
-    share = _shares(tuple(m.numel() for m in means), grad.device)
-    gradient = torch.empty_like(flat[0])
-    programs = triton.cdiv(len(share), _launch.block)
-    launch(_backward, programs, grad, *flat, share, gradient, len(share), BLOCK=_launch.block)
-    parts = torch.ops.aten.split_with_sizes_copy.default(gradient, [s.numel() for s in statistics])
-    gradients = [p.view(s.shape).to(s.dtype) for p, s in zip(parts, statistics, strict=True)]
-    return gradients[: len(means)], gradients[len(means) :]
+    lists = _floats(means, vars, running_means, running_vars)
+    gradients = [[torch.empty_like(t) for t in tensors] for tensors in lists[:2]]
+    for part in _parts(len(means)):
+        channels = tuple(m.numel() for m in means[part])
+        block = min(triton.next_power_of_2(max(channels)), _launch.block)
+        launch(
+            _backward,
+            (triton.cdiv(max(channels), block), len(channels)),
+            grad,
+            *(tuple(tensors[part]) for tensors in [*lists, *gradients]),
+            len(means),
+            LAYER=tuple(range(len(channels))),
+            CHANNELS=channels,
+            BLOCK=block,
+        )
+    dmeans, dvars = (
+        [d.to(s.dtype) for d, s in zip(ds, statistics, strict=True)]
+        for ds, statistics in zip(gradients, (means, vars), strict=True)
+    )
+    return dmeans, dvars

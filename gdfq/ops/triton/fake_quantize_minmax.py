@@ -15,6 +15,7 @@ from gdfq.ops.triton._language import (
     band_channel,
     band_of,
     band_tile,
+    extend,
     make_grid,
     maximum,
     minimum,
@@ -82,8 +83,7 @@ def _partial(
             index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
         )
         w = tl.load(w_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        low = tl.where(mask & ((w < low) | (w != w)), w, low)  # once NaN, it stays
-        high = tl.where(mask & ((w > high) | (w != w)), w, high)
+        low, high = extend(low, high, w, mask)
     lo, hi = minimum(low, 0)[None, :], maximum(high, 0)[None, :]
     if not CHANNEL_IS_COLUMN:
         lo, hi = minimum(lo, 1)[:, None], maximum(hi, 1)[:, None]

@@ -31,7 +31,7 @@ def _rows(
     A program takes one row in float64, for the divergence of two nearly equal distributions is
     lost in float32. It walks the row three times, for the maxima, the sums of exponentials and
     the result; all but the first reads come from cache. Reads both logits and writes the gradient
-    once. Rows are independent.
+    once. Rows are independent. A class that doesn't exist makes its row's loss NaN.
     """
     row = tl.program_id(0)
     first = row.to(tl.int64) * classes
@@ -62,7 +62,8 @@ def _rows(
             sum_y += tl.sum(y, 0)
     if not SOFT:
         label = tl.load(labels_ptr + row)
-        sum_y += 1.0
+        known = (label >= 0) & (label < classes)
+        sum_y += tl.where(known, 1.0, 0.0)
 
     elements = tl.zeros((1,), tl.float64) + batch * 1.0
     soft = alpha * temperature / (elements * classes)
@@ -85,6 +86,8 @@ def _rows(
         divergence += tl.sum(tl.where(mask, p_t * (log_pt - log_ps), 0.0), 0)
         gradient = (tl.exp(log_p) * sum_y - y) / elements + soft * (tl.exp(log_ps) - p_t)
         tl.store(gradient_ptr + first + k, gradient.to(tl.float32), mask=mask)
+    if not SOFT:
+        cross_entropy = tl.where(known, cross_entropy, float("nan"))
     tl.store(rows_ptr + row + tl.arange(0, 1), cross_entropy)
     tl.store(rows_ptr + batch + row + tl.arange(0, 1), divergence)
 

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
-from gdfq.ops.triton._language import maximum, minimum, multiply
+from gdfq.ops.triton import _launch
+from gdfq.ops.triton._language import extend, maximum, minimum, multiply
 from gdfq.ops.triton._launch import dense, launch, layout_of
 from gdfq.ops.triton.fake_quantize import fake_quantize
 from gdfq.ops.triton.fake_quantize_minmax import partial_minmax
@@ -43,9 +44,13 @@ def _update(
     One program merges the partial minima and maxima and updates all buffers, so the host waits
     for nothing.
     """
-    split = tl.arange(0, SPLITS)[:, None]
-    low = tl.load(partial_lo_ptr + split, mask=split < splits, other=float("inf"))
-    high = tl.load(partial_hi_ptr + split, mask=split < splits, other=-float("inf"))
+    low = tl.full((SPLITS, 1), float("inf"), tl.float32)
+    high = tl.full((SPLITS, 1), -float("inf"), tl.float32)
+    for begin in range(0, splits, SPLITS):
+        split = begin + tl.arange(0, SPLITS)[:, None]
+        mask = split < splits
+        low, _ = extend(low, high, tl.load(partial_lo_ptr + split, mask=mask, other=0.0), mask)
+        _, high = extend(low, high, tl.load(partial_hi_ptr + split, mask=mask, other=0.0), mask)
     one = tl.arange(0, 1)
     batches = tl.load(num_batches_tracked_ptr + one) + 1
     tl.store(num_batches_tracked_ptr + one, batches)
@@ -53,6 +58,13 @@ def _update(
     correction = 1.0 - tl.exp(batches.to(tl.float64) * tl.log(base))
     update_end(average_lo_ptr, lo_ptr, minimum(low, 0), correction, MOMENTUM)
     update_end(average_hi_ptr, hi_ptr, maximum(high, 0), correction, MOMENTUM)
+
+
+def move_range(partials: Tensor, buffers: tuple[Tensor, ...], momentum: float) -> None:
+    """Move the range by ``[2, splits]`` partial minima and maxima, in one launch."""
+    splits = partials[0].numel()
+    constants = {"SPLITS": min(triton.next_power_of_2(splits), _launch.block)}
+    launch(_update, 1, *partials, *buffers, splits, MOMENTUM=momentum, **constants)
 
 
 def observe_fake_quantize(
@@ -74,15 +86,5 @@ def observe_fake_quantize(
     if x.dtype == torch.float64 or x.numel() == 0:
         return observe_fake_quantize_reference(x, *buffers, bits, momentum, ste)
     x = dense(x)
-    partials = partial_minmax(x, layout_of(x, None))
-    splits = partials[0].numel()
-    launch(
-        _update,
-        1,
-        *partials,
-        *buffers,
-        splits,
-        MOMENTUM=momentum,
-        SPLITS=triton.next_power_of_2(splits),
-    )
+    move_range(partial_minmax(x, layout_of(x, None)), buffers, momentum)
     return fake_quantize(x, lo, hi, bits, None, ste)
