@@ -50,5 +50,5 @@ def draw(groups: dict[str, list[dict[str, float]]], title: str, out: Path) -> No
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel("the rival's time over ours: right of 1, ours is faster")
     axes.set_title(f"{title}\ndots: geometric means over sizes; lines: least to most", fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(out)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
-from gdfq.ops._checks import Ste, check_bits, check_float, check_ste
+from gdfq.ops._checks import Ste, check_bits, check_float, check_ste, check_written
 from gdfq.ops.fake_quantize import fake_quantize_reference
 
 _op = torch.ops.gdfq.observe_fake_quantize
@@ -76,8 +76,7 @@ def observe_fake_quantize(
             )
         if buffer.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {buffer.device}")
-    if len({id(buffer) for buffer, _ in buffers.values()}) != len(buffers):
-        raise InputError(f"{', '.join(buffers)}: must be five different tensors")
+    check_written({name: buffer for name, (buffer, _) in buffers.items()})
     return _op(x, average_lo, average_hi, lo, hi, num_batches_tracked, bits, momentum, ste)
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     # Where one in many of the parameters is run, hypothesis draws few examples, but it draws some.
-    settings.register_profile("all", deadline=None, max_examples=80)
-    settings.register_profile("few", deadline=None, max_examples=8)
+    slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("all", max_examples=80, **slow)
+    settings.register_profile("few", max_examples=8, **slow)
     settings.load_profile("all" if config.getoption("--every", 1) == 1 else "few")
     config.addinivalue_line(
         "markers", "values_checked: errors that need a look at values, which a GPU doesn't take"

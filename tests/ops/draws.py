@@ -32,7 +32,7 @@ def shapes(low: int, high: int, side: int = 9) -> st.SearchStrategy[Shape]:
 def strided(draw: st.DrawFn, x: Tensor) -> Tensor:
     """``x`` off alignment, in memory of any order of dimensions, with gaps and expanded ones."""
     order = draw(st.permutations(range(x.dim())))
-    expanded = [draw(st.integers(0, 9)) == 0 for _ in range(x.dim())]
+    expanded = [size > 0 and draw(st.integers(0, 9)) == 9 for size in x.shape]
     sizes = [1 if alone else size for alone, size in zip(expanded, x.shape, strict=True)]
     offset, reach, strides = draw(st.integers(0, 3)), 1, [0] * x.dim()
     for d in order:

@@ -131,19 +131,6 @@ def test_gradcheck(affine):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_result_does_not_depend_on_the_number_of_threads(layout):
-    x = LAYOUTS[layout](torch.randn(24, 20, 61, 67))
-    threads = torch.get_num_threads()
-    results = []
-    for number in (1, 3):
-        torch.set_num_threads(number)
-        results.append(batch_norm_stats(x, *parameters(20), 1e-5))
-    torch.set_num_threads(threads)
-    for first, second in zip(*results, strict=True):
-        assert same_bits(first, second)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("affine", [True, False])
 def test_opcheck(layout, affine):
     running_mean, running_var, weight, bias = parameters(3)
@@ -166,14 +153,6 @@ def test_opcheck(layout, affine):
             1e-5,
         ),
     )
-
-
-def test_second_derivative_is_refused():
-    x = torch.randn(4, 3, 2, 2, requires_grad=True)
-    y, _, var = batch_norm_stats(x, *parameters(3), 1e-5)
-    (dx,) = torch.autograd.grad(y.square().sum() + var.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        dx.sum().backward()
 
 
 C3 = torch.ones(3)

@@ -183,15 +183,6 @@ def test_opcheck(layout, affine, residual):
     opcheck(torch.ops.gdfq.bn_act_fake_quantize_backward.default, (torch.randn_like(x), x, *rest))
 
 
-def test_second_derivative_is_refused():
-    x = torch.randn(4, 3, 2, 2, requires_grad=True)
-    grad = torch.ones(4, 3, 2, 2, requires_grad=True)
-    y = bn_act_fake_quantize(x, *batch_norm(3), LO, HI, 4)
-    (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        dx.sum().backward()
-
-
 def test_compiles_without_graph_break():
     x = torch.randn(2, 3, 4, 4)
     frozen = batch_norm(3)

@@ -51,20 +51,6 @@ def test_shapes_and_layouts(bits):
 
 
 @every_bits
-def test_result_does_not_depend_on_the_number_of_threads(bits):
-    codes = random_codes((300_001,), bits)
-    threads = torch.get_num_threads()
-    results = []
-    for number in (1, 3):
-        torch.set_num_threads(number)
-        packed = pack_codes(codes, bits)
-        results.append((packed, unpack_codes(packed, bits, codes.shape)))
-    torch.set_num_threads(threads)
-    assert same_bits(results[0][0], results[1][0])
-    assert same_bits(results[0][1], results[1][1])
-
-
-@every_bits
 def test_opcheck(bits):
     codes = random_codes((3, 7), bits)
     opcheck(torch.ops.gdfq.pack_codes.default, (codes, bits))
