@@ -65,8 +65,6 @@ def bn_leaky_relu(
         )
     check_vector(running_mean, x.shape[1], "running_mean", like=x)
     check_vector(running_var, x.shape[1], "running_var", like=x)
-    running = {"running_mean": running_mean, "running_var": running_var}
-    check_written({name: tensor for name, tensor in running.items() if tensor is not None})
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
@@ -84,6 +82,8 @@ def bn_leaky_relu(
         raise InputError(f"momentum: must be in [0, 1], got {momentum!r}")
     if not 0 <= negative_slope <= 1:
         raise InputError(f"negative_slope: must be in [0, 1], got {negative_slope!r}")
+    running = {"running_mean": running_mean, "running_var": running_var}
+    check_written({name: tensor for name, tensor in running.items() if tensor is not None})
     function = bn_leaky_relu_reference if x.dtype == torch.float64 else _op
     y, mean, var = function(x, weight, bias, eps, negative_slope)
     with torch.no_grad():
