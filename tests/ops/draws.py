@@ -14,6 +14,7 @@ from tests.ops.cases import DTYPES
 Shape = tuple[int, ...]
 
 dtypes = st.sampled_from(DTYPES)
+extremes = st.sampled_from((math.nan, math.inf, -math.inf, 3e38, -6e4, 1e-45, -0.0))
 every_number_of_bits = st.integers(2, 8)
 
 
@@ -56,8 +57,8 @@ def tensors(
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     flat = torch.randn(math.prod(shape), generator=generator, device="cpu")
     flat *= draw(st.sampled_from((1.0, 1.0, 0.01, 30.0)))
-    limits = {"min_value": -100, "max_value": 100} if finite else {}
-    chosen = draw(st.lists(st.floats(width=16, **limits), max_size=6))[: len(flat)]
+    values = st.floats(-100, 100) if finite else st.one_of(st.floats(-100, 100), extremes)
+    chosen = draw(st.lists(values, max_size=4))[: len(flat)]
     places = torch.randperm(len(flat), generator=generator, device="cpu")[: len(chosen)]
     flat[places] = torch.tensor(chosen, device="cpu")
     x = flat.view(tuple(shape)).to(device=torch.get_default_device(), dtype=dtype)
