@@ -21,7 +21,7 @@ demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 test: $(VENV)/.test-tools ## Run the tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.test-tools ## Time the operators; writes benchmarks/results/operators-cpu.md
+bench: $(VENV)/.bench-tools ## Time the operators; writes benchmarks/results/operators-cpu.*
 	$(BIN)/python -m benchmarks.table
 
 gpu-check: ## Build, test and time the kernels on this machine's GPU, with whatever torch is there
@@ -59,6 +59,10 @@ $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
 
 $(VENV)/.test-tools: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench-tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.dev-tools: $(VENV)/.installed

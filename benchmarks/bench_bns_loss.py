@@ -3,14 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.sizes import NORMS
 from gdfq.losses import bns_loss
 from gdfq.ops.bns_loss import bns_loss_reference
-
-LAYERS = {
-    "resnet20": [16] * 7 + [32] * 6 + [64] * 6,
-    "resnet18": [64] * 5 + [128] * 5 + [256] * 5 + [512] * 5,
-    "mobilenetv2": [32, 16, 96, 144, 192, 384, 576, 960, 1280] * 6,
-}
 
 
 def eager(means, vars, running_means, running_vars):
@@ -25,9 +20,9 @@ def eager(means, vars, running_means, running_vars):
 compiled = torch.compile(bns_loss_reference, dynamic=False)
 
 
-@pytest.mark.parametrize("network", LAYERS)
+@pytest.mark.parametrize("network", NORMS)
 def test_bns_loss_training(interleave, network):
-    given = [[torch.randn(c) for c in LAYERS[network]] for _ in range(4)]
+    given = [[torch.randn(c) for c in NORMS[network]] for _ in range(4)]
     inputs = [t.requires_grad_() for statistic in given[:2] for t in statistic]
 
     def step(function):

@@ -1,8 +1,9 @@
-"""fake_quantize over a given range: 2 bytes of traffic per byte of input."""
+"""fake_quantize over a given range: 2 bytes of traffic per byte of input, 3 backward."""
 
 import pytest
 import torch
 
+from benchmarks.sizes import ACTIVATIONS
 from benchmarks.ste import Round
 from gdfq.functional import fake_quantize
 from gdfq.ops.fake_quantize import fake_quantize_reference
@@ -15,7 +16,6 @@ def test_fake_quantize_per_tensor(interleave, shape, layout):
     memory_format = getattr(torch, layout if layout == "channels_last" else "contiguous_format")
     x = torch.randn(shape).contiguous(memory_format=memory_format)
     lo, hi = torch.tensor(-2.0), torch.tensor(2.0)
-    out = torch.empty_like(x)
     scale, zero = 4 / 15, 8
     interleave(
         lambda: fake_quantize(x, lo, hi, 4),
@@ -23,8 +23,8 @@ def test_fake_quantize_per_tensor(interleave, shape, layout):
             "eager": lambda: fake_quantize_reference(x, lo, hi, 4),
             "torch.compile": lambda: compiled(x, lo, hi, 4),
             "aten": lambda: torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 15),
-            "copy": lambda: out.copy_(x),
         },
+        traffic=2 * x.nbytes,
     )
 
 
@@ -32,7 +32,6 @@ def test_fake_quantize_per_channel(interleave, shape):
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     channels = shape[1]
     lo, hi = torch.full((channels,), -2.0), torch.full((channels,), 2.0)
-    out = torch.empty_like(x)
     scale, zero = torch.full((channels,), 4 / 15), torch.full((channels,), 8, dtype=torch.int32)
     interleave(
         lambda: fake_quantize(x, lo, hi, 4, axis=1),
@@ -40,8 +39,23 @@ def test_fake_quantize_per_channel(interleave, shape):
             "eager": lambda: fake_quantize_reference(x, lo, hi, 4, axis=1),
             "torch.compile": lambda: compiled(x, lo, hi, 4, axis=1),
             "aten": lambda: torch.fake_quantize_per_channel_affine(x, scale, zero, 1, 0, 15),
-            "copy": lambda: out.copy_(x),
         },
+        traffic=2 * x.nbytes,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("size", ["resnet18-b16-64x56x56", "resnet20-b200-16x32x32"])
+def test_fake_quantize_half(interleave, size, dtype):
+    x = torch.randn(ACTIVATIONS[size]).contiguous(memory_format=torch.channels_last).to(dtype)
+    lo, hi = torch.tensor(-2.0), torch.tensor(2.0)
+    interleave(
+        lambda: fake_quantize(x, lo, hi, 4),
+        {
+            "eager": lambda: fake_quantize_reference(x, lo, hi, 4),
+            "torch.compile": lambda: compiled(x, lo, hi, 4),
+        },
+        traffic=2 * x.nbytes,
     )
 
 
@@ -62,7 +76,7 @@ def test_fake_quantize_training(interleave, shape, ste):
     inputs = [x]
     if ste == "learned":
         inputs += [lo.requires_grad_(), hi.requires_grad_()]
-    grad, out = torch.randn_like(x), torch.empty_like(x)
+    grad = torch.randn_like(x)
 
     def step(y):
         return torch.autograd.grad(y, inputs, grad)
@@ -72,7 +86,6 @@ def test_fake_quantize_training(interleave, shape, ste):
         {
             "eager": lambda: step(clip(x, lo, hi, 4)),
             "torch.compile": lambda: step(compiled_clip(x, lo, hi, 4)),
-            "copy": lambda: out.copy_(x.detach()),
         },
-        rounds=15,
+        traffic=5 * x.nbytes,
     )

@@ -21,11 +21,10 @@ def eager(student, teacher, labels, temperature=20.0, alpha=1.0):
 compiled = torch.compile(eager, dynamic=False)
 
 
-@pytest.mark.parametrize("size", [(200, 10), (200, 100), (16, 1000), (16, 21841)], ids=str)
+@pytest.mark.parametrize("size", [(16, 21841), (200, 10), (16, 1000), (200, 100)], ids=str)
 def test_kd_ce_loss_training(interleave, size):
     student, teacher = torch.randn(size, requires_grad=True), torch.randn(size)
     labels = torch.randint(size[1], size[:1])
-    out = torch.empty(size)
 
     def step(function):
         return torch.autograd.grad(function(student, teacher, labels), student)
@@ -35,6 +34,6 @@ def test_kd_ce_loss_training(interleave, size):
         {
             "eager": lambda: step(eager),
             "torch.compile": lambda: step(compiled),
-            "copy": lambda: out.copy_(teacher),
         },
+        traffic=3 * teacher.nbytes,
     )

@@ -7,8 +7,9 @@ from gdfq.functional import upsample_conv2d
 from gdfq.ops.upsample_conv2d import upsample_conv2d_reference
 
 SIZES = {
-    "small-b64-128-128x8x8": ((64, 128, 8, 8), 128),
-    "small-b64-128-64x16x16": ((64, 128, 16, 16), 64),
+    "small-b200-128-128x8x8": ((200, 128, 8, 8), 128),
+    "small-b200-128-64x16x16": ((200, 128, 16, 16), 64),
+    "imagenet-b16-128-128x56x56": ((16, 128, 56, 56), 128),
 }
 compiled = torch.compile(upsample_conv2d_reference, dynamic=False)
 
@@ -30,5 +31,4 @@ def test_upsample_conv2d_training(interleave, size):
             "eager": lambda: step(upsample_conv2d_reference),
             "torch.compile": lambda: step(compiled),
         },
-        rounds=5,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import statistics
 import time
@@ -14,6 +15,12 @@ from benchmarks import sizes
 
 Candidate = Callable[[], object]
 DEVICE = os.environ.get("GDFQ_TEST_DEVICE", "cpu")
+# Rounds of a benchmark: as many as fit into SECONDS, between these two.
+FEWEST, MOST = 5, 25
+SECONDS = 2.0
+# Seconds after which no further benchmark is begun.
+LIMIT = float(os.environ.get("GDFQ_BENCH_SECONDS", "inf"))
+STARTED = time.monotonic()
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +28,14 @@ def device():
     """Tensors that a benchmark makes are on the device that GDFQ_TEST_DEVICE names."""
     with torch.device(DEVICE) as chosen:
         yield chosen
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    """Each benchmark compiles anew; a rival that fell back to eager would not be one."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 def timed(candidate: Candidate) -> Candidate:
@@ -36,20 +51,32 @@ def timed(candidate: Candidate) -> Candidate:
     return launches
 
 
+def copy_of(traffic: int) -> Candidate:
+    """A copy into memory that exists already, which reads and writes ``traffic`` bytes in all."""
+    source = torch.ones(max(1, traffic // 8), dtype=torch.float32)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
 @pytest.fixture
 def interleave(benchmark):
     """Time ``ours`` with pytest-benchmark and, before each of its rounds, every rival once.
 
-    The medians' ratios to ours, and ours' share of a copy's speed, go into ``extra_info``.
+    ``traffic`` is the least number of bytes that the operation must move: the rival "copy" moves
+    as many. The medians' ratios to ours go into ``extra_info``.
     """
 
-    def run(ours: Candidate, rivals: dict[str, Candidate], rounds: int = 25) -> None:
+    def run(ours: Candidate, rivals: dict[str, Candidate], traffic: int | None = None) -> None:
+        if traffic is not None:
+            rivals = {**rivals, "copy": copy_of(traffic)}
         ours = timed(ours)
         rivals = {name: timed(rival) for name, rival in rivals.items()}
         times: dict[str, list[float]] = {name: [] for name in rivals}
-        for candidate in (ours, *rivals.values()):
-            for _ in range(3):
+        for _ in range(3):
+            start = time.perf_counter()
+            for candidate in (ours, *rivals.values()):
                 candidate()
+            once = time.perf_counter() - start
 
         def time_rivals() -> None:
             for name, rival in rivals.items():
@@ -57,12 +84,13 @@ def interleave(benchmark):
                 rival()
                 times[name].append(time.perf_counter() - start)
 
+        rounds = min(MOST, max(FEWEST, round(SECONDS / once)))
         benchmark.pedantic(ours, setup=time_rivals, rounds=rounds, warmup_rounds=1)
         # The warm-up round's times do not count.
         medians = {name: statistics.median(values[1:]) for name, values in times.items()}
         own = benchmark.stats.stats.median
         benchmark.extra_info["ratios"] = {name: t / own for name, t in medians.items()}
-        benchmark.extra_info["threads"] = torch.get_num_threads()
+        benchmark.extra_info["traffic"] = traffic
 
     return run
 
@@ -72,3 +100,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, cases in (("shape", sizes.ACTIVATIONS), ("weight", sizes.WEIGHTS)):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, cases.values(), ids=cases.keys())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first size of every operator, then the second: what a limit cuts off is sizes."""
+    seen: collections.Counter = collections.Counter()
+    turn = {}
+    for item in items:
+        turn[item] = seen[item.function]
+        seen[item.function] += 1
+    items.sort(key=turn.__getitem__)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin no benchmark after the time that GDFQ_BENCH_SECONDS allows."""
+    if time.monotonic() - STARTED > LIMIT:
+        pytest.skip("no time left")

@@ -1,15 +1,17 @@
-"""Run the benchmarks and write their table: ``python -m benchmarks.table``."""
+"""Run the benchmarks and write their table, as Markdown, JSON and a plot: ``make bench``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gdfq.environment import environment
@@ -17,8 +19,38 @@ from gdfq.environment import environment
 RESULTS = Path(__file__).parent / "results"
 RIVALS = ("eager", "torch.compile", "aten", "copy")
 
+# glibc keeps what is freed, so that everyone's results lie in memory that has been used before: new
+# pages cost more than the arithmetic on them.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 
-def run(selection: str | None, device: str) -> list[dict]:
+HEADING = """\
+A number is the rival's median time divided by ours, interleaved in one run, with memory reused:
+2.00 means ours takes half the time. `copy` is `Tensor.copy_` of as many bytes as the operation
+must read and write at least, so its column is our share of a copy's bandwidth."""
+
+
+@dataclass
+class Row:
+    """One benchmark: an operation on one size."""
+
+    operation: str
+    size: str
+    seconds: float
+    traffic: int | None  # the least bytes that it reads and writes
+    ratios: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """As the tables have it."""
+        return f"{self.operation}[{self.size}]"
+
+
+def run(selection: str | None, device: str, seconds: float | None) -> list[Row]:
+    """The rows of all benchmarks, or of those that match and for which there was time."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-q",
@@ -26,56 +58,113 @@ def run(selection: str | None, device: str) -> list[dict]:
                    "--benchmark-disable-gc", "--benchmark-columns=median"]  # fmt: skip
         if selection:
             command += ["-k", selection]
-        chosen = {**os.environ, "GDFQ_TEST_DEVICE": device}
+        chosen = {**os.environ, **KEEP_MEMORY, "GDFQ_TEST_DEVICE": device}
+        if seconds is not None:
+            chosen["GDFQ_BENCH_SECONDS"] = str(seconds)
         if subprocess.run(command, stdout=sys.stderr, env=chosen).returncode:
             raise SystemExit("a benchmark failed; no table was written")
-        return json.loads(report.read_text())["benchmarks"]
+        found = json.loads(report.read_text())["benchmarks"]
+    rows = []
+    for benchmark in found:
+        operation, _, size = benchmark["name"].removeprefix("test_").partition("[")
+        extra = benchmark["extra_info"]
+        seconds = benchmark["stats"]["median"]
+        rows.append(Row(operation, size.rstrip("]"), seconds, extra["traffic"], extra["ratios"]))
+    return sorted(rows, key=lambda row: row.operation)
 
 
-def cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """Of no values, None."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def markdown(benchmarks: list[dict], device: str) -> str:
+def means(rows: list[Row]) -> dict[str, float | None]:
+    """Each rival's geometric mean over the rows that it is in."""
+    return {r: geometric_mean(row.ratios[r] for row in rows if r in row.ratios) for r in RIVALS}
+
+
+def by_operation(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of each operation."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.operation, []).append(row)
+    return groups
+
+
+def slower_than_compiled(rows: list[Row]) -> list[Row]:
+    """Where torch.compile wins."""
+    return [row for row in rows if row.ratios.get("torch.compile", math.inf) < 1]
+
+
+def where(device: str) -> str:
+    """The machine's name."""
     machine = environment()
-    where = f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else machine["gpu"]
-    lines = [
-        f"# Operators on {where}",
-        "",
-        f"torch {machine['torch']}, gdfq {machine['gdfq']}. A number is the rival's median time "
-        "divided by ours, interleaved in one run: 2.00 means ours is twice as fast. `copy` is "
-        "`Tensor.copy_` into memory that exists already, of as many bytes as the input.",
-        "",
-        "| benchmark | " + " | ".join(RIVALS) + " |",
-        "|---" * (len(RIVALS) + 1) + "|",
-    ]
-    groups: dict[str, list[dict]] = defaultdict(list)
-    for benchmark in benchmarks:
-        ratios = benchmark["extra_info"]["ratios"]
-        groups[benchmark["name"].split("[")[0]].append(ratios)
-        name = benchmark["name"].removeprefix("test_")
-        lines.append(f"| {name} | " + " | ".join(cell(ratios.get(r)) for r in RIVALS) + " |")
-    lines += ["", "Geometric means:", "", "| operator | " + " | ".join(RIVALS) + " |",
-              "|---" * (len(RIVALS) + 1) + "|"]  # fmt: skip
-    for name, ratios in groups.items():
-        means = []
-        for rival in RIVALS:
-            values = [r[rival] for r in ratios if rival in r]
-            means.append(math.exp(sum(map(math.log, values)) / len(values)) if values else None)
-        lines.append(f"| {name.removeprefix('test_')} | " + " | ".join(map(cell, means)) + " |")
+    return f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else machine["gpu"]
+
+
+def line(name: str, ratios: dict[str, float | None]) -> str:
+    """One line of a Markdown table."""
+    cells = [f"{ratios[r]:.2f}" if ratios.get(r) is not None else "" for r in RIVALS]
+    return "| " + " | ".join([name, *cells]) + " |"
+
+
+def markdown(rows: list[Row], device: str, plot: str | None) -> str:
+    """The tables."""
+    machine = environment()
+    head = ["| " + " | ".join(RIVALS) + " |", "|---" * (len(RIVALS) + 1) + "|"]
+    lines = [f"# Operators on {where(device)}", ""]
+    lines += [f"torch {machine['torch']}, gdfq {machine['gdfq']}. {HEADING}", ""]
+    lines += [f"![Every operation beside its rivals]({plot})", ""] if plot else []
+    lines += ["## Geometric means over sizes", "", "| operation " + head[0], head[1]]
+    lines += [line(name, means(group)) for name, group in by_operation(rows).items()]
+    lines += [line(f"**all {len(rows)} rows**", means(rows)), ""]
+    slower = slower_than_compiled(rows)
+    names = ", ".join(f"{r.name} ({r.ratios['torch.compile']:.2f})" for r in slower)
+    compared = sum("torch.compile" in row.ratios for row in rows)
+    lines += [f"Slower than `torch.compile`: {len(slower)} of {compared} rows. {names}".strip(), ""]
+    lines += ["## Every size", "", "| benchmark " + head[0], head[1]]
+    lines += [line(row.name, row.ratios) for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def record(rows: list[Row], device: str) -> dict:
+    """The tables' figures."""
+    return {
+        "device": where(device),
+        "environment": environment(),
+        "rows": [asdict(row) for row in rows],
+        "means": {
+            **{name: means(group) for name, group in by_operation(rows).items()},
+            "all": means(rows),
+        },
+        "slower_than_torch_compile": [row.name for row in slower_than_compiled(rows)],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-k", dest="selection", help="only benchmarks whose name matches")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, help="begin no benchmark after so many seconds")
     parser.add_argument("--out", type=Path, help="default: results/operators-<device>.md")
     arguments = parser.parse_args()
-    table = markdown(run(arguments.selection, arguments.device), arguments.device)
+    rows = run(arguments.selection, arguments.device, arguments.seconds)
     out = arguments.out or RESULTS / f"operators-{arguments.device}.md"
     out.parent.mkdir(parents=True, exist_ok=True)
+    picture = None
+    if importlib.util.find_spec("matplotlib"):
+        from benchmarks import plot
+
+        picture = out.with_suffix(".png")
+        groups = {name: [row.ratios for row in g] for name, g in by_operation(rows).items()}
+        plot.draw(groups, where(arguments.device), picture)
+    else:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+    table = markdown(rows, arguments.device, picture.name if picture else None)
     out.write_text(table, encoding="utf-8")
+    text = json.dumps(record(rows, arguments.device), indent=1) + "\n"
+    out.with_suffix(".json").write_text(text, encoding="utf-8")
     print(table)
 
 

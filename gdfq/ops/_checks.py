@@ -63,7 +63,7 @@ def check_vector(tensor: Tensor | None, entries: int, name: str, like: Tensor) -
     if tuple(tensor.shape) != (entries,):
         raise InputError(f"{name}: shape must be ({entries},), got {tuple(tensor.shape)}")
     if tensor.device != like.device:
-        raise InputError(f"{name}: must be on {like.device}, got {tensor.device}")
+        raise InputError(f"{name}: must be on {like.device} like x, got {tensor.device}")
 
 
 def check_range(lo: Tensor, hi: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
@@ -77,6 +77,36 @@ def check_range(lo: Tensor, hi: Tensor, shape: tuple[int, ...], x: Tensor) -> No
             )
         if end.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {end.device}")
+
+
+def check_written(tensors: dict[str, Tensor]) -> None:
+    """No element of these 0-d or 1-d tensors, which are written in place, is in two places."""
+    if torch.compiler.is_compiling():  # memory has no addresses there
+        return
+    places: dict[str, tuple[int, range]] = {}
+    for name, tensor in tensors.items():
+        length, step = (tensor.shape[0], tensor.stride(0)) if tensor.dim() else (1, 1)
+        if length > 1 and step == 0:
+            raise InputError(f"{name}: its elements share memory, got stride 0; it is written to")
+        size, start = tensor.element_size(), tensor.storage_offset() * tensor.element_size()
+        here = range(start, start + length * max(1, step) * size, max(1, step) * size)
+        storage = tensor.untyped_storage()._cdata
+        for other, (storage_there, there) in places.items():
+            if storage == storage_there and _overlap(here, size, there, tensors[other]):
+                raise InputError(
+                    f"{other}, {name}: must not share memory, for both are written to; got bytes "
+                    f"{there.start} to {there.stop - 1} and {here.start} to {here.stop - 1} of one "
+                    "storage"
+                )
+        places[name] = storage, here
+
+
+def _overlap(here: range, size: int, there: range, other: Tensor) -> bool:
+    """Whether elements of ``size`` bytes at ``here`` touch those of ``other`` at ``there``."""
+    if here.stop <= there.start or there.stop <= here.start:
+        return False
+    taken = {start + byte for start in there for byte in range(other.element_size())}
+    return any(start + byte in taken for start in here for byte in range(size))
 
 
 def check_act(act: str) -> None:
@@ -144,5 +174,4 @@ def check_moving_range(
             )
         if buffer.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {buffer.device}")
-    if len({id(buffer) for buffer, _ in buffers.values()}) != len(buffers):
-        raise InputError(f"{', '.join(buffers)}: must be five different tensors")
+    check_written({name: buffer for name, (buffer, _) in buffers.items()})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
-from gdfq.ops._checks import check_float, check_vector
+from gdfq.ops._checks import check_float, check_vector, check_written
 from gdfq.ops.fake_quantize import _no_second_derivative
 
 _op = torch.ops.gdfq.bn_leaky_relu
@@ -52,7 +52,7 @@ def bn_leaky_relu(
 
     Raises:
         InputError: a shape, dtype, device, ``eps``, ``momentum`` or ``negative_slope`` is not one
-            of the above.
+            of the above, or the running statistics share memory.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015; per sample, Dumoulin et al., "A
     learned representation for artistic style", ICLR 2017.
@@ -82,6 +82,8 @@ def bn_leaky_relu(
         raise InputError(f"momentum: must be in [0, 1], got {momentum!r}")
     if not 0 <= negative_slope <= 1:
         raise InputError(f"negative_slope: must be in [0, 1], got {negative_slope!r}")
+    running = {"running_mean": running_mean, "running_var": running_var}
+    check_written({name: tensor for name, tensor in running.items() if tensor is not None})
     function = bn_leaky_relu_reference if x.dtype == torch.float64 else _op
     y, mean, var = function(x, weight, bias, eps, negative_slope)
     with torch.no_grad():

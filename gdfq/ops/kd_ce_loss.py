@@ -70,9 +70,12 @@ def kd_ce_loss(
         raise InputError(f"labels: dtype of classes must be torch.int64, got {labels.dtype}")
     if labels.dim() == 2:
         check_float(labels, "labels")
+    device = student_logits.device
     for name, tensor in (("teacher_logits", teacher_logits), ("labels", labels)):
-        if tensor.device != student_logits.device:
-            raise InputError(f"{name}: must be on {student_logits.device}, got {tensor.device}")
+        if tensor.device != device:
+            raise InputError(
+                f"{name}: must be on {device} like student_logits, got {tensor.device}"
+            )
     if not temperature > 0:
         raise InputError(f"temperature: must be > 0, got {temperature!r}")
     if not alpha >= 0:

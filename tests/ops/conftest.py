@@ -2,9 +2,15 @@
 
 import collections
 import os
+import time
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# Seconds after which no further test is begun.
+LIMIT = float(os.environ.get("GDFQ_TEST_SECONDS", "inf"))
+STARTED = time.monotonic()
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +24,18 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every", type=int, default=1, help="run one in this many of each test's parameters"
     )
+    parser.addoption(
+        "--large", action="store_true", help="run the tests of more than 2^31 elements"
+    )
 
 
 def pytest_configure(config):
+    # Where one in many of the parameters is run, hypothesis draws few examples, but it draws some.
+    slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("all", max_examples=80, **slow)
+    settings.register_profile("few", max_examples=8, **slow)
+    settings.load_profile("all" if config.getoption("--every", 1) == 1 else "few")
+    config.addinivalue_line("markers", "large: more than 2^31 elements, run where --large is given")
     config.addinivalue_line(
         "markers", "values_checked: errors that need a look at values, which a GPU doesn't take"
     )
@@ -28,6 +43,8 @@ def pytest_configure(config):
 
 
 def pytest_runtest_setup(item):
+    if time.monotonic() - STARTED > LIMIT:
+        pytest.skip("no time left")
     on_gpu = os.environ.get("GDFQ_TEST_DEVICE", "cpu") != "cpu"
     unchecked = on_gpu or item.config.pluginmanager.hasplugin("tests.standin.operators")
     if unchecked and item.get_closest_marker("values_checked"):

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.library import opcheck
@@ -13,6 +15,7 @@ from gdfq.ops.bn_leaky_relu import (
     bn_leaky_relu_backward_reference,
     bn_leaky_relu_reference,
 )
+from tests.ops import draws
 from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
 
 per_sample = pytest.mark.parametrize("conditional", [False, True], ids=["plain", "conditional"])
@@ -128,25 +131,6 @@ def test_large_means_cost_no_accuracy(ratio, layout):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@per_sample
-def test_result_does_not_depend_on_the_number_of_threads(layout, conditional):
-    torch.manual_seed(0)
-    x = LAYOUTS[layout](torch.randn(24, 20, 61, 67))
-    weight, bias = parameters(x.shape, conditional)
-    grad = torch.randn_like(x)
-    threads = torch.get_num_threads()
-    results = []
-    for number in (1, 3):
-        torch.set_num_threads(number)
-        y, mean, var = torch.ops.gdfq.bn_leaky_relu(x, weight, bias, 0.8, 0.2)
-        backward = torch.ops.gdfq.bn_leaky_relu_backward
-        results.append([y, mean, var, *backward(grad, x, mean, var, weight, bias, 0.8, 0.2)])
-    torch.set_num_threads(threads)
-    for first, second in zip(*results, strict=True):
-        assert same_bits(first, second)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("affine", [True, False])
 @per_sample
 def test_opcheck(layout, affine, conditional):
@@ -162,14 +146,6 @@ def test_opcheck(layout, affine, conditional):
         torch.ops.gdfq.bn_leaky_relu_backward.default,
         (torch.randn_like(x), x, *statistics, weight, bias, 0.8, 0.2),
     )
-
-
-def test_second_derivative_is_refused():
-    x = torch.randn(4, 3, 2, 2, requires_grad=True)
-    y = bn_leaky_relu(x, None, None, None, None, 0.8)
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        dx.sum().backward()
 
 
 def test_compiles_without_graph_break():
@@ -207,23 +183,22 @@ def test_bad_arguments(arguments, message):
         bn_leaky_relu(*arguments)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    shape=st.tuples(st.integers(2, 4), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
-    conditional=st.booleans(),
-    slope=st.floats(0, 1),
-    layout=st.sampled_from(sorted(LAYOUTS)),
-    seed=st.integers(0, 99),
-)
-def test_equals_the_formula_on_drawn_shapes(shape, conditional, slope, layout, seed):
-    torch.manual_seed(seed)
-    x = LAYOUTS[layout](torch.randn(shape))
-    weight, bias = parameters(shape, conditional)
+@given(st.data())
+def test_equals_the_formula_on_drawn_tensors(data):
+    shape = data.draw(draws.shapes(2, 4).filter(lambda s: math.prod(s) >= 2 * s[1]))
+    x, grad = (data.draw(draws.tensors(shape)) for _ in range(2))
+    entries = shape[:2] if data.draw(st.booleans()) else shape[1:2]
+    weight, bias = (data.draw(draws.tensors(entries, torch.float32)) for _ in range(2))
+    slope = data.draw(st.floats(0, 1))
     y, mean, var = torch.ops.gdfq.bn_leaky_relu(x, weight, bias, 0.8, slope)
-    assert same_bits(y, F.leaky_relu(_affine(x, mean, var, weight, bias, 0.8)[0], slope))
-    grad = torch.randn(shape)
-    given = (grad, x, mean, var, weight, bias)
+    v = _affine(x, mean, var, weight, bias, 0.8)[0]
+    assert same_bits(y, F.leaky_relu(v, slope).to(x.dtype))
+    given = (grad.to(x.dtype), x, mean, var, weight, bias)
     actual = torch.ops.gdfq.bn_leaky_relu_backward(*given, 0.8, slope)
     expected = bn_leaky_relu_backward_reference(*(t.double() for t in given), 0.8, slope)
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
     for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+        # Relative to the largest number in the sums, which themselves cancel.
+        largest = grad.double().abs().sum() * (1 + weight.abs().max()) * 2
+        near = tolerance[a.dtype] * min(largest.item(), 6e4)
+        torch.testing.assert_close(a.double(), b, rtol=tolerance[a.dtype], atol=near)

@@ -1,12 +1,13 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
 import gdfq
 from gdfq.losses import bns_loss
 from gdfq.ops.bns_loss import bns_loss_backward_reference, bns_loss_reference
+from tests.ops import draws
 from tests.ops.cases import every_dtype, same_bits
 
 CHANNELS = (16, 1, 130, 3)
@@ -97,13 +98,6 @@ def test_opcheck():
     opcheck(torch.ops.gdfq.bns_loss_backward.default, (torch.tensor(2.0), *detached))
 
 
-def test_second_derivative_is_refused():
-    given = requiring_grad(statistics((4,)))
-    (grad,) = torch.autograd.grad(bns_loss(*given), given[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        grad.sum().backward()
-
-
 def test_compiles_without_graph_break():
     given = requiring_grad(statistics((4, 2)))
     compiled = torch.compile(bns_loss, fullgraph=True, backend="aot_eager")
@@ -130,19 +124,17 @@ def test_bad_arguments(arguments, message):
         bns_loss(*arguments)
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    channels=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    scale=st.floats(1e-3, 1e3),
-    seed=st.integers(0, 99),
-)
-def test_equals_the_reference_on_drawn_layers(channels, scale, seed):
-    given = [[t * scale for t in s] for s in statistics(channels, seed=seed)]
+@given(st.data())
+def test_equals_the_reference_on_drawn_layers(data):
+    layers = data.draw(st.lists(st.tuples(st.integers(1, 70)), min_size=1, max_size=6))
+    dtype = data.draw(draws.dtypes)
+    given = [[data.draw(draws.tensors(s, dtype)) for s in layers] for _ in range(4)]
     wide = [[t.double() for t in s] for s in given]
     expected = bns_loss_reference(*wide)
     torch.testing.assert_close(bns_loss(*given).double(), expected, rtol=1e-6, atol=0)
     one = torch.tensor(1.0)
     actual = torch.ops.gdfq.bns_loss_backward(one, *given)
+    tolerance = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     for got, wanted in zip(actual, bns_loss_backward_reference(one, *wide), strict=True):
         for a, b in zip(got, wanted, strict=True):
-            torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=0)
+            torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * 1e-3)

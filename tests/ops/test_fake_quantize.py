@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
@@ -12,6 +12,7 @@ from gdfq.ops.fake_quantize import (
     fake_quantize_learned_backward_reference,
     fake_quantize_reference,
 )
+from tests.ops import draws
 from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
 
 BITS = range(2, 9)
@@ -138,18 +139,6 @@ def test_float64_is_rounded_on_the_float32_grid():
     assert same_bits(y, expected.double())
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
-    x = torch.randn(3, 17, 101, 103)
-    lo, hi = torch.full((17,), -1.0), torch.full((17,), 1.0)
-    threads = torch.get_num_threads()
-    results = []
-    for number in (1, 3):
-        torch.set_num_threads(number)
-        results.append(fake_quantize(x, lo, hi, 4, axis=1))
-    torch.set_num_threads(threads)
-    assert same_bits(*results)
-
-
 @pytest.mark.parametrize("ste", ["identity", "clip"])
 @pytest.mark.parametrize("axis", [None, 1])
 def test_opcheck(ste, axis):
@@ -161,15 +150,6 @@ def test_opcheck(ste, axis):
         torch.ops.gdfq.fake_quantize_backward.default,
         (torch.randn(2, 3, 4, 4), x.detach(), lo, hi, 4, axis),
     )
-
-
-def test_second_derivative_of_clip_is_refused():
-    x = torch.randn(10, requires_grad=True)
-    grad = torch.ones(10, requires_grad=True)
-    y = fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), 4, ste="clip")
-    (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        dx.sum().backward()
 
 
 def test_compiles_without_graph_break():
@@ -209,7 +189,6 @@ def test_bad_arguments(arguments, message):
         fake_quantize(*arguments)
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     bits=st.integers(2, 8),
     lo=st.floats(-1e5, 1e5, width=32),
@@ -321,23 +300,6 @@ def test_learned_range_of_an_empty_tensor():
     assert same_bits(hi.grad, torch.zeros(3))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("axis", [None, 1])
-def test_learned_gradient_does_not_depend_on_the_number_of_threads(layout, axis):
-    x = LAYOUTS[layout](torch.randn(24, 20, 61, 67))
-    entries = () if axis is None else (20,)
-    lo, hi = torch.full(entries, -1.0), torch.full(entries, 1.0)
-    grad = torch.randn(x.shape)
-    threads = torch.get_num_threads()
-    results = []
-    for number in (1, 3):
-        torch.set_num_threads(number)
-        results.append(torch.ops.gdfq.fake_quantize_learned_backward(grad, x, lo, hi, 4, axis))
-    torch.set_num_threads(threads)
-    for first, second in zip(*results, strict=True):
-        assert same_bits(first, second)
-
-
 @pytest.mark.parametrize("axis", [None, 1])
 def test_learned_opcheck(axis):
     entries = () if axis is None else (3,)
@@ -351,18 +313,32 @@ def test_learned_opcheck(axis):
     )
 
 
-@settings(deadline=None, max_examples=100)
-@given(
-    bits=st.integers(2, 8),
-    lo=st.floats(-1e3, 1e3, width=32),
-    width=st.floats(0.0625, 1e3, width=32),
-    values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=70),
-)
-def test_learned_gradient_on_drawn_values(bits, lo, width, values):
-    x = torch.tensor(values)
-    lo = torch.tensor(lo)
-    given = (torch.ones(len(values)), x, lo, lo + width, bits, None)
+@given(st.data())
+def test_equals_the_reference_on_drawn_tensors(data):
+    shape = data.draw(draws.shapes(0, 4))
+    x, grad = (data.draw(draws.tensors(shape, finite=False)) for _ in range(2))
+    axis = data.draw(st.sampled_from([None, *range(len(shape))]))
+    lo, hi = data.draw(draws.ranges(() if axis is None else (shape[axis],)))
+    bits = data.draw(draws.every_number_of_bits)
+    y = fake_quantize(x, lo, hi, bits, axis)
+    assert same_bits(y, fake_quantize_reference(x, lo, hi, bits, axis))
+    assert same_strides(y, torch.empty_like(x))
+    given = (grad.to(x.dtype), x, lo, hi, bits, axis)
+    dx = torch.ops.gdfq.fake_quantize_backward(*given)
+    assert same_bits(dx, fake_quantize_backward_reference(*given))
+
+
+@given(st.data())
+def test_learned_gradient_on_drawn_tensors(data):
+    shape = data.draw(draws.shapes(0, 4))
+    x, grad = (data.draw(draws.tensors(shape)) for _ in range(2))
+    axis = data.draw(st.sampled_from([None, *range(len(shape))]))
+    lo, hi = data.draw(draws.ranges(() if axis is None else (shape[axis],)))
+    given = (grad.to(x.dtype), x, lo, hi, data.draw(draws.every_number_of_bits), axis)
     actual = torch.ops.gdfq.fake_quantize_learned_backward(*given)
-    torch.testing.assert_close(
-        actual, fake_quantize_learned_backward_reference(*given), rtol=1e-6, atol=1e-5
-    )
+    expected = fake_quantize_learned_backward_reference(*given)
+    assert same_bits(actual[0], expected[0])
+    # Relative to the sum of magnitudes: the sums themselves cancel.
+    tolerance = 1e-6 * max(1.0, grad.double().abs().sum().item())
+    for got, wanted in zip(actual[1:], expected[1:], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=tolerance)

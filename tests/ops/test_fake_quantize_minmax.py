@@ -1,10 +1,13 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.library import opcheck
 
 import gdfq
 from gdfq.functional import fake_quantize, fake_quantize_minmax
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax_reference
+from tests.ops import draws
 from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
 
 
@@ -124,3 +127,15 @@ def test_other_axes_are_refused(axis):
         fake_quantize_minmax(torch.ones(2, 2, 2), 4, axis)
     with pytest.raises(gdfq.InputError, match=r"axis: .* shape \(2,\)"):
         fake_quantize_minmax(torch.ones(2), 4, (0, 1))
+
+
+@given(st.data())
+def test_equals_the_reference_on_drawn_tensors(data):
+    shape = data.draw(draws.shapes(0, 4))
+    w = data.draw(draws.tensors(shape, finite=False))
+    axis = data.draw(st.sampled_from([None, *range(len(shape))]))
+    bits = data.draw(draws.every_number_of_bits)
+    actual = torch.ops.gdfq.fake_quantize_minmax(w, bits, axis, "identity")
+    for got, wanted in zip(actual, fake_quantize_minmax_reference(w, bits, axis), strict=True):
+        assert same_bits(got, wanted)
+    assert same_strides(actual[0], torch.empty_like(w))

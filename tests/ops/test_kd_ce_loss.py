@@ -1,13 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
 import gdfq
 from gdfq.losses import kd_ce_loss
 from gdfq.ops.kd_ce_loss import kd_ce_loss_reference
+from tests.ops import draws
 from tests.ops.cases import check_unknown_label, every_dtype, every_unknown_label, same_bits
 
 SHAPES = ((200, 10), (1, 1), (3, 100), (16, 1000), (2, 21841), (5, 17))
@@ -127,18 +128,6 @@ def test_strided_logits():
     assert same_bits(kd_ce_loss(turned, teacher, labels), expected)
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
-    arguments = inputs((64, 1000), "hard")
-    threads = torch.get_num_threads()
-    results = []
-    for number in (1, 3):
-        torch.set_num_threads(number)
-        results.append(torch.ops.gdfq.kd_ce_loss(*arguments, 20.0, 1.0))
-    torch.set_num_threads(threads)
-    for first, second in zip(*results, strict=True):
-        assert same_bits(first, second)
-
-
 @every_dtype
 @both_labels
 def test_opcheck(dtype, labels):
@@ -147,16 +136,6 @@ def test_opcheck(dtype, labels):
         torch.ops.gdfq.kd_ce_loss.default,
         (student.requires_grad_(), teacher, labels, 20.0, 1.0),
     )
-
-
-def test_second_derivative_is_refused():
-    student, teacher, labels = inputs((4, 7), "hard")
-    student.requires_grad_()
-    scale = torch.tensor(2.0, requires_grad=True)
-    loss = kd_ce_loss(student, teacher, labels)
-    (grad,) = torch.autograd.grad(loss, student, scale, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        grad.sum().backward()
 
 
 def test_compiles_without_graph_break():
@@ -217,20 +196,15 @@ def test_bad_arguments(arguments, message):
         kd_ce_loss(*arguments)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    batch=st.integers(1, 9),
-    classes=st.integers(1, 70),
-    labels=st.sampled_from(["hard", "soft"]),
-    temperature=st.floats(0.5, 50),
-    alpha=st.floats(0, 5),
-    spread=st.floats(1e-3, 50),
-    seed=st.integers(0, 99),
-)
-def test_agrees_with_float64_on_drawn_values(
-    batch, classes, labels, temperature, alpha, spread, seed
-):
-    arguments = inputs((batch, classes), labels, spread=spread, seed=seed)
-    loss = kd_ce_loss(*arguments, temperature, alpha)
-    expected = formula(*arguments, temperature, alpha)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-12)
+@given(st.data())
+def test_agrees_with_float64_on_drawn_tensors(data):
+    shape = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 70)))
+    dtype = data.draw(draws.dtypes)
+    student, teacher = (data.draw(draws.tensors(shape, dtype)) for _ in range(2))
+    labels = inputs(shape, data.draw(st.sampled_from(["hard", "soft"])))[2]
+    given = (student, teacher, data.draw(draws.strided(labels)))
+    temperature, alpha = data.draw(st.floats(0.5, 50)), data.draw(st.floats(0, 5))
+    loss = kd_ce_loss(*given, temperature, alpha)
+    torch.testing.assert_close(
+        loss.double(), formula(*given, temperature, alpha), rtol=1e-6, atol=1e-12
+    )

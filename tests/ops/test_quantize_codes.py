@@ -1,12 +1,13 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
 import gdfq
 from gdfq.functional import fake_quantize, quantize_codes
 from gdfq.ops.quantize_codes import quantize_codes_reference
+from tests.ops import draws
 from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
 
 
@@ -84,14 +85,12 @@ def test_bad_arguments(arguments, message):
         quantize_codes(*arguments)
 
 
-@settings(deadline=None, max_examples=80)
-@given(
-    bits=st.integers(2, 8),
-    lo=st.floats(-1e5, 1e5, width=32),
-    width=st.floats(0, 1e5, width=32),
-    values=st.lists(st.floats(width=32), min_size=1, max_size=70),
-)
-def test_equals_the_reference_on_drawn_values(bits, lo, width, values):
-    given = (torch.tensor(values), torch.tensor(lo), torch.tensor(lo) + width, bits)
+@given(st.data())
+def test_equals_the_reference_on_drawn_tensors(data):
+    shape = data.draw(draws.shapes(0, 4))
+    x = data.draw(draws.tensors(shape, finite=False))
+    axis = data.draw(st.sampled_from([None, *range(len(shape))]))
+    lo, hi = data.draw(draws.ranges(() if axis is None else (shape[axis],)))
+    given = (x, lo, hi, data.draw(draws.every_number_of_bits), axis)
     for got, wanted in zip(quantize_codes(*given), quantize_codes_reference(*given), strict=True):
         assert same_bits(got, wanted)
