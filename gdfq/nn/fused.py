@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,6 +14,7 @@ from gdfq.nn.qact import QAct
 from gdfq.ops._checks import Ste
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
 from gdfq.ops.fake_quantize_minmax_list import fake_quantize_minmax_list
+from gdfq.ops.observe_bn_act_fake_quantize import observe_bn_act_fake_quantize
 
 
 class FusedBatchNormAct(nn.Module):
@@ -35,29 +35,17 @@ class FusedBatchNormAct(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``quantizer(norm(x) + residual)`` for ``x`` ``(N, C, ...)``."""
-        norm, quantizer = self.norm, self.quantizer
-        if quantizer.training:
-            y = F.batch_norm(
-                x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-            )
-            return quantizer(y if residual is None else y + residual)
-        quantizer.require_range()
+        norm, q = self.norm, self.quantizer
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        return bn_act_fake_quantize(
-            x,
-            norm.running_mean,
-            norm.running_var,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            quantizer.lo,
-            quantizer.hi,
-            quantizer.act_bits,
-            quantizer.act,
-            residual,
-            quantizer.ste,
-        )
+        frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+        if q.training:
+            moving = q.moving_range(x)
+            return observe_bn_act_fake_quantize(
+                x, *frozen, *moving, q.act_bits, q.momentum, q.act, residual, q.ste
+            )
+        q.require_range()
+        return bn_act_fake_quantize(x, *frozen, q.lo, q.hi, q.act_bits, q.act, residual, q.ste)
 
 
 class QuantizedWeights(nn.Module):

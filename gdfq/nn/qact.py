@@ -89,20 +89,15 @@ class QAct(nn.Module):
         """The activation of ``x``, quantized."""
         y = activate(x, self.act)
         if self.training:
-            self._calibrated = self._calibrated or y.numel() > 0
-            return observe_fake_quantize(
-                y,
-                self.average_lo,
-                self.average_hi,
-                self.lo,
-                self.hi,
-                self.num_batches_tracked,
-                self.act_bits,
-                self.momentum,
-                self.ste,
-            )
+            moving = self.moving_range(y)
+            return observe_fake_quantize(y, *moving, self.act_bits, self.momentum, self.ste)
         self.require_range()
         return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
+
+    def moving_range(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The buffers that an observing operator updates, now that it sees the batch ``x``."""
+        self._calibrated = self._calibrated or x.numel() > 0
+        return self.average_lo, self.average_hi, self.lo, self.hi, self.num_batches_tracked
 
     def require_range(self) -> None:
         """Raise a RuntimeError if no batch has set the range."""

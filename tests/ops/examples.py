@@ -58,11 +58,13 @@ def _minmax_list(shape: Shape, dtype: torch.dtype) -> Arguments:
     return {"ws": [_x(shape, dtype), _x(shape[:2], dtype)], "bits": [3, 4], "ste": "clip"}
 
 
-def _observe(shape: Shape, dtype: torch.dtype) -> Arguments:
+def _moving_range() -> Arguments:
     buffers = {name: torch.zeros(()) for name in ("average_lo", "average_hi", "lo", "hi")}
-    count = torch.zeros((), dtype=torch.int64)
-    return {"x": _x(shape, dtype), **buffers, "num_batches_tracked": count, "bits": 3,
-            "ste": "clip"}  # fmt: skip
+    return {**buffers, "num_batches_tracked": torch.zeros((), dtype=torch.int64)}
+
+
+def _observe(shape: Shape, dtype: torch.dtype) -> Arguments:
+    return {"x": _x(shape, dtype), **_moving_range(), "bits": 3, "ste": "clip"}
 
 
 def _pack(shape: Shape, dtype: torch.dtype) -> Arguments:
@@ -86,6 +88,13 @@ def _bn_act(shape: Shape, dtype: torch.dtype) -> Arguments:
     ends = {"lo": torch.tensor(0.1), "hi": torch.tensor(1.5)}
     given = {"x": _x(shape, dtype), "residual": _x(shape, dtype)}
     return {**given, **_batch_norm(shape), **ends, "bits": 3, "act": "relu6", "ste": "clip"}
+
+
+def _observe_bn_act(shape: Shape, dtype: torch.dtype) -> Arguments:
+    given = _bn_act(shape, dtype)
+    return {name: value for name, value in given.items() if name not in ("lo", "hi")} | (
+        _moving_range()
+    )
 
 
 def _bn_leaky(conditional: bool) -> Callable[[Shape, torch.dtype], Arguments]:
@@ -118,6 +127,7 @@ def _upsample(shape: Shape, dtype: torch.dtype) -> Arguments:
 
 
 _AFFINE = ("x", "weight", "bias")
+_MOVING = ("average_lo", "average_hi", "lo", "hi", "num_batches_tracked")
 _LAYER = dict.fromkeys(("means", "vars", "running_means", "running_vars"), "layer 1")
 _LOGITS = {"grads": ("student_logits",), "takes_empty": False}
 
@@ -138,7 +148,7 @@ EXAMPLES: dict[str, Example] = {
     ),
     "observe_fake_quantize": Example(
         functional.observe_fake_quantize, _observe, ("x",), any_shape=("x",),
-        written=("average_lo", "average_hi", "lo", "hi", "num_batches_tracked"),
+        written=_MOVING,
     ),
     "quantize_codes": Example(
         functional.quantize_codes, _fake_quantize(axis=1), any_shape=("x",)
@@ -153,6 +163,10 @@ EXAMPLES: dict[str, Example] = {
     ),
     "bn_act_fake_quantize": Example(
         functional.bn_act_fake_quantize, _bn_act, (*_AFFINE, "residual"), any_shape=("x",)
+    ),
+    "observe_bn_act_fake_quantize": Example(
+        functional.observe_bn_act_fake_quantize, _observe_bn_act, (*_AFFINE, "residual"),
+        any_shape=("x",), written=_MOVING,
     ),
     "kd_ce_loss": Example(losses.kd_ce_loss, _kd_ce_loss(soft=False), **_LOGITS),
     "kd_ce_loss:soft": Example(losses.kd_ce_loss, _kd_ce_loss(soft=True), **_LOGITS),

@@ -222,6 +222,17 @@ def test_bn_act_fake_quantize():
     assert same_bits(windows(y), bn_act_fake_quantize_reference(windows(x), *given))
 
 
+def test_observe_bn_act_fake_quantize():
+    x = large()
+    x[-1, -1] = 50
+    buffers = [*(torch.zeros(()) for _ in range(4)), torch.zeros((), dtype=torch.int64)]
+    y = functional.observe_bn_act_fake_quantize(x, *batch_norm(), 1e-5, *buffers, 4)
+    held = (*batch_norm(), 1e-5, *buffers[2:4], 4)
+    assert same_bits(windows(y), bn_act_fake_quantize_reference(windows(x), *held))
+    mean, var, weight, bias = (t[-1].double() for t in batch_norm())
+    assert buffers[3] >= float((50 - mean) * weight / (var + 1e-5).sqrt() + bias) * (1 - 1e-6)
+
+
 def test_bn_act_fake_quantize_backward():
     x = large()
     given = (*batch_norm(), 1e-5, *ends(), 4, "relu6", None, "clip")
