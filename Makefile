@@ -11,7 +11,7 @@ RECIPE := fashion-mnist-resnet20
 # spinning makes a training step several times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test bench gpu-check lint format clean
+.PHONY: demo test bench bench-step gpu-check lint format clean
 
 demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 4 --act-bits 4 --out $(RUNS)/w4a4
@@ -23,6 +23,9 @@ test: $(VENV)/.test-tools ## Run the tests
 
 bench: $(VENV)/.bench-tools ## Time the operators; writes benchmarks/results/operators-cpu.*
 	$(BIN)/python -m benchmarks.table
+
+bench-step: $(VENV)/.bench-tools ## Time a training step; writes benchmarks/results/step-cpu.*
+	$(BIN)/python -m benchmarks.step
 
 gpu-check: ## Build, test and time the kernels on this machine's GPU, with whatever torch is there
 	$(PYTHON) -m benchmarks.gpu_check
