@@ -64,6 +64,8 @@ def run(selection: str | None, device: str, seconds: float | None) -> tuple[list
             chosen["GDFQ_BENCH_SECONDS"] = str(seconds)
         if subprocess.run(command, stdout=sys.stderr, env=chosen).returncode:
             raise SystemExit("a benchmark failed; no table was written")
+        if not report.exists():
+            raise SystemExit("no benchmark ran; no table was written")
         found = json.loads(report.read_text())["benchmarks"]
         late = outcomes.read_text(encoding="utf-8").count('message="no time left"')
     rows = []
