@@ -49,13 +49,14 @@ class Row:
         return f"{self.operation}[{self.size}]"
 
 
-def run(selection: str | None, device: str, seconds: float | None) -> list[Row]:
-    """The rows of all benchmarks, or of those that match and for which there was time."""
+def run(selection: str | None, device: str, seconds: float | None) -> tuple[list[Row], int]:
+    """The rows of all benchmarks, or of those that match, and how many there was no time for."""
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
+        report, outcomes = Path(folder) / "report.json", Path(folder) / "outcomes.xml"
         command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-q",
                    "-o", "python_files=bench_*.py", "-o", "addopts=", f"--benchmark-json={report}",
-                   "--benchmark-disable-gc", "--benchmark-columns=median"]  # fmt: skip
+                   "--benchmark-disable-gc", "--benchmark-columns=median",
+                   f"--junitxml={outcomes}"]  # fmt: skip
         if selection:
             command += ["-k", selection]
         chosen = {**os.environ, **KEEP_MEMORY, "GDFQ_TEST_DEVICE": device}
@@ -63,14 +64,17 @@ def run(selection: str | None, device: str, seconds: float | None) -> list[Row]:
             chosen["GDFQ_BENCH_SECONDS"] = str(seconds)
         if subprocess.run(command, stdout=sys.stderr, env=chosen).returncode:
             raise SystemExit("a benchmark failed; no table was written")
+        if not report.exists():
+            raise SystemExit("no benchmark ran; no table was written")
         found = json.loads(report.read_text())["benchmarks"]
+        late = outcomes.read_text(encoding="utf-8").count('message="no time left"')
     rows = []
     for benchmark in found:
         operation, _, size = benchmark["name"].removeprefix("test_").partition("[")
         extra = benchmark["extra_info"]
         seconds = benchmark["stats"]["median"]
         rows.append(Row(operation, size.rstrip("]"), seconds, extra["traffic"], extra["ratios"]))
-    return sorted(rows, key=lambda row: row.operation)
+    return sorted(rows, key=lambda row: row.operation), late
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:
@@ -109,12 +113,13 @@ def line(name: str, ratios: dict[str, float | None]) -> str:
     return "| " + " | ".join([name, *cells]) + " |"
 
 
-def markdown(rows: list[Row], device: str, plot: str | None) -> str:
+def markdown(rows: list[Row], device: str, plot: str | None, late: int = 0) -> str:
     """The tables."""
     machine = environment()
     head = ["| " + " | ".join(RIVALS) + " |", "|---" * (len(RIVALS) + 1) + "|"]
     lines = [f"# Operators on {where(device)}", ""]
     lines += [f"torch {machine['torch']}, gdfq {machine['gdfq']}. {HEADING}", ""]
+    lines += [f"There was no time for {late} more benchmarks.", ""] if late else []
     lines += [f"![Every operation beside its rivals]({plot})", ""] if plot else []
     lines += ["## Geometric means over sizes", "", "| operation " + head[0], head[1]]
     lines += [line(name, means(group)) for name, group in by_operation(rows).items()]
@@ -149,7 +154,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="begin no benchmark after so many seconds")
     parser.add_argument("--out", type=Path, help="default: results/operators-<device>.md")
     arguments = parser.parse_args()
-    rows = run(arguments.selection, arguments.device, arguments.seconds)
+    rows, late = run(arguments.selection, arguments.device, arguments.seconds)
     out = arguments.out or RESULTS / f"operators-{arguments.device}.md"
     out.parent.mkdir(parents=True, exist_ok=True)
     picture = None
@@ -161,7 +166,7 @@ def main() -> None:
         plot.draw(groups, where(arguments.device), picture)
     else:
         print("no plot: matplotlib is not installed", file=sys.stderr)
-    table = markdown(rows, arguments.device, picture.name if picture else None)
+    table = markdown(rows, arguments.device, picture.name if picture else None, late)
     out.write_text(table, encoding="utf-8")
     text = json.dumps(record(rows, arguments.device), indent=1) + "\n"
     out.with_suffix(".json").write_text(text, encoding="utf-8")
