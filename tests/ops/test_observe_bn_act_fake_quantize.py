@@ -233,7 +233,7 @@ X, NORM = torch.ones(2, 3), (C3, C3, C3, C3, 1e-5)
         ((X, *NORM, *B[:2], B[2].double(), *B[3:], 4), "lo: must be 0-d torch.float32"),
         ((X, *NORM, *B[:4], B[0], 4), "num_batches_tracked: must be 0-d torch.int64"),
         ((X, *NORM, *B[:3], B[3].to("meta"), B[4], 4), "hi: must be on cpu like x"),
-        ((X, *NORM, B[0], B[0], *B[2:], 4), "must be five different tensors"),
+        ((X, *NORM, B[0], B[0], *B[2:], 4), "average_lo, average_hi: must not share memory"),
     ],
 )
 def test_bad_arguments(arguments, message):
