@@ -8,9 +8,8 @@
 //
 // Bytes: both directions are a reduction and a pass, for no element can be normalized before the
 // last one is seen: forward reads x twice and writes y once, backward reads dy and x twice and
-// writes dx once. Statistics are sums about the mean of each chunk that stays in the first-level
-// cache, accumulated in float64. Parts are cut by shape alone and merged in order, so the result
-// does not depend on the number of threads.
+// writes dx once. Parts are cut by shape alone and merged in order, so the result does not depend
+// on the number of threads.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -23,82 +22,24 @@
 
 #include "channels.h"
 #include "layout.h"
+#include "moments.h"
 #include "simd.h"
 
 namespace gdfq::cpu {
 namespace {
 
-constexpr int64_t kChunk = 1024;
-
 // ---- statistics ----
 
-struct Moments {
-  double first = 0;   // sum of x
-  double second = 0;  // sum of x^2
-
-  void add(double pivot, double count, double sum, double square) {
-    first += count * pivot + sum;
-    second += square + 2 * pivot * sum + count * pivot * pivot;
-  }
-};
-
 template <typename scalar_t>
-GDFQ_MULTIVERSION void moments_run(const scalar_t* x, int64_t n, Moments* moments) {
-  for (int64_t start = 0; start < n; start += kChunk) {
-    const int64_t count = std::min(kChunk, n - start);
-    const int64_t whole = count / kLanes * kLanes, rest = count - whole;
-    const scalar_t* in = x + start;
-    f32x16 total = {};
-    for (int64_t i = 0; i < whole; i += kLanes) total += load(in + i);
-    if (rest) total += load(in + whole, rest);
-    const float pivot = sum(total) / static_cast<float>(count);
-    f32x16 first = {}, second = {};
-    for (int64_t i = 0; i < whole; i += kLanes) {
-      const f32x16 d = load(in + i) - splat(pivot);
-      first += d;
-      second += d * d;
-    }
-    if (rest) {
-      const f32x16 d = keep(lane_mask(rest), load(in + whole, rest) - splat(pivot));
-      first += d;
-      second += d * d;
-    }
-    moments->add(pivot, static_cast<double>(count), sum(first), sum(second));
-  }
-}
-
-template <int kVectors, typename scalar_t>
-GDFQ_INLINE void moments_columns(const scalar_t* x, int64_t rows, int64_t channels, int64_t lanes,
-                                 Moments* moments) {
-  f32x16 pivot[kVectors] = {}, first[kVectors] = {}, second[kVectors] = {};
-  for (int64_t r = 0; r < rows; ++r)
-    for (int k = 0; k < kVectors; ++k) pivot[k] += load(x + r * channels + k * kLanes, lanes);
-  for (int k = 0; k < kVectors; ++k) pivot[k] /= static_cast<float>(rows);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int k = 0; k < kVectors; ++k) {
-      const f32x16 d = load(x + r * channels + k * kLanes, lanes) - pivot[k];
-      first[k] += d;
-      second[k] += d * d;
-    }
-  for (int k = 0; k < kVectors; ++k)
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      moments[k * kLanes + lane].add(pivot[k][lane], static_cast<double>(rows), first[k][lane],
-                                     second[k][lane]);
+GDFQ_MULTIVERSION void moments_run(const scalar_t* x, int64_t n, double* first, double* second) {
+  add_run(x, n, first, second, [](int64_t, f32x16, int64_t) __attribute__((always_inline)) {});
 }
 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void moments_rows(const scalar_t* x, int64_t rows, int64_t channels,
-                                    Moments* moments) {
-  const int64_t chunk = rows_per_chunk(channels);
-  for (int64_t start = 0; start < rows; start += chunk) {
-    const int64_t count = std::min(chunk, rows - start);
-    const scalar_t* in = x + start * channels;
-    int64_t c = 0;
-    for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
-      moments_columns<4>(in + c, count, channels, kLanes, moments + c);
-    for (; c < channels; c += kLanes)
-      moments_columns<1>(in + c, count, channels, std::min(kLanes, channels - c), moments + c);
-  }
+                                    double* first, double* second) {
+  add_rows(x, rows, channels, first, second,
+           [](int64_t, int64_t, f32x16, int64_t) __attribute__((always_inline)) {});
 }
 
 // ---- the pass ----
@@ -322,7 +263,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(
   at::Tensor mean = at::empty({channels}, float32), var = at::empty({channels}, float32);
   const Layout layout = channel_layout(input);
   const Segments segments = segments_of(layout);
-  std::vector<Moments> partial(segments.count * channels);
+  Moments moments(segments.count, channels);
   const float slope = static_cast<float>(negative_slope);
   dispatch(input, [&](auto type) {
     using scalar_t = decltype(type);
@@ -331,22 +272,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(
     for_each_segment(
         layout,
         [&](int64_t segment, int64_t begin, int64_t end, int64_t c) {
-          moments_run(in + begin, end - begin, &partial[segment * channels + c]);
+          moments_run(in + begin, end - begin, moments.first(segment) + c,
+                      moments.second(segment) + c);
         },
         [&](int64_t segment, int64_t row, int64_t rows) {
-          moments_rows(in + row * channels, rows, channels, &partial[segment * channels]);
+          moments_rows(in + row * channels, rows, channels, moments.first(segment),
+                       moments.second(segment));
         });
-    const double count = static_cast<double>(input.numel() / channels);
-    for (int64_t c = 0; c < channels; ++c) {
-      double first = 0, second = 0;
-      for (int64_t segment = 0; segment < segments.count; ++segment) {
-        first += partial[segment * channels + c].first;
-        second += partial[segment * channels + c].second;
-      }
-      const double average = first / count, variance = second / count - average * average;
-      mean.mutable_data_ptr<float>()[c] = static_cast<float>(average);
-      var.mutable_data_ptr<float>()[c] = static_cast<float>(variance < 0 ? 0 : variance);
-    }
+    moments.finish(input.numel() / channels, mean.mutable_data_ptr<float>(),
+                   var.mutable_data_ptr<float>());
     const Affine affine(input, mean, var, weight, bias, eps);
     for_each_stretch(
         layout, samples, affine.per_sample,

@@ -22,11 +22,13 @@ namespace {
 // statistic's dtype.
 template <typename scalar_t, typename Visit>
 void for_each_pair(const at::Tensor& statistic, const at::Tensor& stored, const Visit& visit) {
-  const at::Tensor a = statistic.contiguous();
-  const at::Tensor b = stored.to(a.scalar_type()).contiguous();
-  const scalar_t* pa = a.const_data_ptr<scalar_t>();
-  const scalar_t* pb = b.const_data_ptr<scalar_t>();
-  for (int64_t i = 0; i < a.numel(); ++i)
+  const auto a = statistic.expect_contiguous();
+  const at::Tensor same =
+      stored.scalar_type() == statistic.scalar_type() ? stored : stored.to(statistic.scalar_type());
+  const auto b = same.expect_contiguous();
+  const scalar_t* pa = a->const_data_ptr<scalar_t>();
+  const scalar_t* pb = b->const_data_ptr<scalar_t>();
+  for (int64_t i = 0; i < a->numel(); ++i)
     visit(i, static_cast<double>(pa[i]), static_cast<double>(pb[i]));
 }
 

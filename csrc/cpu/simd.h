@@ -180,12 +180,29 @@ GDFQ_INLINE i32x16 lane_mask(int64_t n) {
   return (index - static_cast<int32_t>(n)) >> 31;
 }
 
+// Lanes 8 apart are added first, then those 4, 2 and 1 apart.
 GDFQ_INLINE float sum(f32x16 v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int64_t step = kLanes / 2; step > 0; step /= 2)
-    for (int64_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  return lanes[0];
+  typedef float f32x8 __attribute__((vector_size(32)));
+  typedef float f32x4 __attribute__((vector_size(16)));
+  f32x8 halves[2];
+  std::memcpy(halves, &v, sizeof(v));
+  halves[0] += halves[1];
+  f32x4 quarters[2];
+  std::memcpy(quarters, halves, sizeof(quarters));
+  const f32x4 lanes = quarters[0] + quarters[1];
+  return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
+
+// ---- float64, for sums ----
+
+GDFQ_INLINE f64x16 widen(f32x16 v) { return __builtin_convertvector(v, f64x16); }
+
+GDFQ_INLINE f64x16 load_double(const double* p) {
+  f64x16 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+GDFQ_INLINE void store_double(double* p, f64x16 v) { std::memcpy(p, &v, sizeof(v)); }
 
 }  // namespace gdfq::cpu

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +10,8 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float
-from gdfq.ops.fake_quantize import _no_second_derivative
 
 _op = torch.ops.gdfq.bns_loss
-_backward_op = torch.ops.gdfq.bns_loss_backward
 
 
 def bns_loss(
@@ -52,18 +49,22 @@ def bns_loss(
             "means, vars, running_means, running_vars: need one entry per layer each, and at "
             f"least one layer; got {', '.join(map(str, lengths))}"
         )
-    for index, tensors in enumerate(zip(*sequences, strict=True)):
-        for tensor in tensors:
-            check_float(tensor, f"layer {index}")
-        if len({tuple(t.shape) for t in tensors}) != 1 or not tensors[0].numel():
-            shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+    for index, layer in enumerate(zip(*sequences, strict=True)):
+        name = f"layer {index}"
+        for tensor in layer:
+            check_float(tensor, name)
+        mean, var, running_mean, running_var = layer
+        # Written out, for there are hundreds of tensors and the operator takes microseconds.
+        shape, device = mean.shape, sequences[0][0].device
+        if not (var.shape == shape == running_mean.shape == running_var.shape and shape.numel()):
+            shapes = ", ".join(str(tuple(t.shape)) for t in layer)
             raise InputError(
-                f"layer {index}: statistics must have one shape and not be empty, got {shapes}"
+                f"{name}: statistics must have one shape and not be empty, got {shapes}"
             )
-        if len({t.device for t in (sequences[0][0], *tensors)}) != 1:
-            devices = ", ".join(str(t.device) for t in tensors)
+        if not device == mean.device == var.device == running_mean.device == running_var.device:
+            devices = ", ".join(str(t.device) for t in layer)
             raise InputError(
-                f"layer {index}: statistics must be on one device, that of layer 0, got {devices}"
+                f"{name}: statistics must be on one device, that of layer 0, got {devices}"
             )
     return _op(*sequences)
 
@@ -88,23 +89,6 @@ def _fake_backward(
     running_vars: list[Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
     return [m.new_empty(m.shape) for m in means], [v.new_empty(v.shape) for v in vars]
-
-
-def _setup_context(ctx: Any, inputs: tuple[list[Tensor], ...], output: Tensor) -> None:
-    ctx.layers = len(inputs[0])
-    ctx.save_for_backward(*(tensor for sequence in inputs for tensor in sequence))
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None], ...]:
-    saved, layers = ctx.saved_tensors, ctx.layers
-    grad_means, grad_vars = _backward_op(
-        grad, *(saved[i : i + layers] for i in range(0, 4 * layers, layers))
-    )
-    return grad_means, grad_vars, [None] * layers, [None] * layers
-
-
-torch.library.register_autograd("gdfq::bns_loss", _backward, setup_context=_setup_context)
-torch.library.register_autograd("gdfq::bns_loss_backward", _no_second_derivative)
 
 
 # ---- reference ----
