@@ -43,6 +43,13 @@ def test_examples_launch_every_kernel_of_the_file(file, monkeypatch):
     assert launched
 
 
+def tensors(value):
+    """The tensors of a result, which may be one, or lists of them."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for part in value for tensor in tensors(part)]
+
+
 @pytest.mark.parametrize("block", [64, 1024])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("operator", EXAMPLES)
@@ -53,7 +60,13 @@ def test_results_do_not_depend_on_the_tiles(operator, dtype, block, monkeypatch)
         with monkeypatch.context() as patch:
             patch.setattr(_launch, "block", block)
             actual = call()
-        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-5)  # sums cancel
+        for a, b in zip(tensors(actual), tensors(expected), strict=True):
+            # Sums cancel, and where they move by an ulp a half result can round the other way.
+            half = a.dtype in (torch.float16, torch.bfloat16)
+            rtol = torch.finfo(a.dtype).eps if half else 1e-6
+            torch.testing.assert_close(a, b, rtol=rtol, atol=1e-5)
+            if half:
+                assert (a != b).double().mean() <= 0.01
 
 
 @every_unknown_label
