@@ -7,6 +7,8 @@ import os
 import re
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -236,18 +238,30 @@ class PhaseClock:
 
 def convolution_share(step: Any) -> float:
     """The part of a step's time that is spent in convolutions, by PyTorch's profiler."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler greets on stderr otherwise
     gpu = torch.cuda.is_available()
     activities = [torch.profiler.ProfilerActivity.CPU]
     if gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with _quiet(), torch.profiler.profile(activities=activities) as profile:
         elapsed = timed(step)
     inside = 0.0
     for event in profile.key_averages():
         if CONVOLUTIONS.match(event.key):
             inside += event.self_device_time_total if gpu else event.self_cpu_time_total
     return inside / 1e6 / elapsed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the profiler's greetings, which its C++ side writes, from standard error."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def peak_memory(name: str, workload: Workload, settings: Settings) -> int | None:
