@@ -56,6 +56,6 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250
     device = next(model.parameters()).device
     hits = 0
     for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        x = x.to(device, memory_format=torch.channels_last)
+        x = x.to(device)
         hits += int((model(x).argmax(1).cpu() == y).sum())
     return 100.0 * hits / len(labels)

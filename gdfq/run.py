@@ -24,6 +24,7 @@ from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.schema import Teacher
 from gdfq.training import GDFQTrainer, TrainerCallback
+from gdfq.training.memory_format import TORCH_FORMATS
 
 BUILTIN_WEIGHTS = Path(__file__).parent / "assets" / "fashion_mnist" / "resnet20.safetensors"
 
@@ -91,20 +92,26 @@ def build_teacher(spec: Teacher) -> nn.Module:
     except RuntimeError as error:
         problem = str(error).splitlines()[1].strip()
         raise InputError(f"weights: {path} does not fit {spec.arch}: {problem}") from error
-    return model.eval().to(memory_format=torch.channels_last)
+    return model.eval()
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
     """The quantized copy of ``teacher``, its ranges not yet set."""
     spec = recipe.quantization
-    student = quantize_model(
+    return quantize_model(
         teacher,
         spec.weight_bits,
         spec.act_bits,
         ste=spec.ste,
         momentum=spec.range_momentum,
     )
-    return student.to(memory_format=torch.channels_last)
+
+
+def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
+    """Bring networks into the memory format of a finished recipe, on which rounding depends."""
+    name = recipe.training.memory_format
+    for network in networks:
+        network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
 
 
 class _RunCallback(TrainerCallback):
@@ -164,10 +171,11 @@ def quantize(
             recipe.teacher.image_size,
             recipe.teacher.channels,
             **recipe.generator.model_dump(),
-        ).to(memory_format=torch.channels_last)
+        )
     trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
+    _use_format(recipe, teacher)
     create_folder(folder)
     (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
@@ -227,6 +235,7 @@ class _Measure:
     def __init__(self, spec: Teacher, result: Result) -> None:
         self.spec = spec
         self.result = result
+        self.images: tuple[Tensor, Tensor] | None = None
 
     def announce(self, progress: Progress, what: str) -> None:
         if self.spec.data != "none":
@@ -236,10 +245,13 @@ class _Measure:
         if self.spec.data == "none":
             return None
         try:
-            images, labels = load_test_images(self.spec.data, self.spec.mean, self.spec.std)
+            self.images = self.images or load_test_images(
+                self.spec.data, self.spec.mean, self.spec.std
+            )
         except InputError as error:
             self.result.evaluation = f"skipped: {error}"
             return None
+        images, labels = self.images
         self.result.evaluation = f"{len(labels):,} test images of {self.spec.data}"
         return top1(model, images, labels)
 
@@ -259,6 +271,7 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
     recipe = load_recipe(str(folder / "recipe.toml"))
     teacher = build_teacher(recipe.teacher)
     student = build_student(recipe, teacher)
+    _use_format(recipe, teacher, student)
     try:
         student.load_state_dict(load_file(folder / "student.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
