@@ -50,7 +50,11 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
             raise InputError(f"{name}: dtype must be {x.dtype} like x, got {tensor.dtype}")
         if tensor is not None and tensor.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {tensor.device}")
-    return F.conv_transpose2d(x, transposed_kernel(weight), bias, stride=2, padding=1)
+    # In x's memory format, or forward and backward would each bring it there.
+    kernel = transposed_kernel(weight).contiguous(
+        memory_format=torch._prims_common.suggest_memory_format(x)
+    )
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 
 def transposed_kernel(weight: Tensor) -> Tensor:
