@@ -279,6 +279,15 @@ def main() -> None:
         errors.print(f"gdfq: {error}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(EXIT_BAD_INPUT)
     except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
+            error
+        ):
+            problem = str(error).splitlines()[0] if str(error) else "MemoryError"
+            errors.print(
+                f"gdfq: not enough memory: {problem}; a smaller batch_size needs less",
+                highlight=False, soft_wrap=True, markup=False,
+            )  # fmt: skip
+            sys.exit(EXIT_FAILED)
         # Errors of the command line's own parsing, whose classes Typer does not make public.
         message = getattr(error, "format_message", None)
         if message is None:

@@ -389,3 +389,12 @@ def test_a_run_records_the_memory_format_it_chose(capsys, tmp_path):
     chosen = re.search(r"memory format: (\w+) \(a step in channels_last \S+ s", out)[1]
     recipe = load_recipe(str(tmp_path / "run" / "recipe.toml"))
     assert recipe.training.memory_format == chosen
+
+
+def test_too_large_for_memory_is_one_line(capsys):
+    code, _, err = gdfq_command(
+        capsys, "bench", "--batch-size", 10**9, "--steps", 1, "--no-memory",
+        "--memory-format", "contiguous",
+    )  # fmt: skip
+    assert code == 1
+    assert re.search(r"^gdfq: not enough memory: .*allocate.*smaller batch_size", err, re.M)
