@@ -133,7 +133,7 @@ GDFQ_MULTIVERSION void backward_periodic(const scalar_t* dy, const scalar_t* x, 
     const f32x16 v = load(dy + i, lanes) * load(a + phase) +
                      (load(x + i, lanes) - load(mean + phase)) * load(b + phase) + load(c + phase);
     store(dx + i, v, lanes);
-    phase = (phase + kLanes) % period;
+    phase = next_phase(phase, period);
   }
 }
 
