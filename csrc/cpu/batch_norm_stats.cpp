@@ -43,12 +43,17 @@ template <typename scalar_t>
 GDFQ_MULTIVERSION void forward_rows(const scalar_t* x, scalar_t* y, int64_t rows, int64_t channels,
                                     const float* shift, const float* factor, const float* bias,
                                     double* first, double* second) {
-  add_rows(x, rows, channels, first, second,
-           [&](int64_t i, int64_t c, f32x16 v, int64_t lanes) __attribute__((always_inline)) {
-             store(y + i,
-                   (v - load(shift + c, lanes)) * load(factor + c, lanes) + load(bias + c, lanes),
-                   lanes);
-           });
+  struct Constants {
+    f32x16 shift, factor, bias;
+  };
+  add_rows(
+      x, rows, channels, first, second,
+      [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
+        return Constants{load(shift + c, lanes), load(factor + c, lanes), load(bias + c, lanes)};
+      },
+      [&](int64_t i, const Constants& c, f32x16 v, int64_t lanes) __attribute__((always_inline)) {
+        store(y + i, (v - c.shift) * c.factor + c.bias, lanes);
+      });
 }
 
 template <typename scalar_t>
@@ -128,7 +133,7 @@ GDFQ_MULTIVERSION void backward_periodic(const scalar_t* dy, const scalar_t* x, 
     const f32x16 v = load(dy + i, lanes) * load(a + phase) +
                      (load(x + i, lanes) - load(mean + phase)) * load(b + phase) + load(c + phase);
     store(dx + i, v, lanes);
-    phase = (phase + kLanes) % period;
+    phase = next_phase(phase, period);
   }
 }
 

@@ -38,8 +38,11 @@ GDFQ_MULTIVERSION void moments_run(const scalar_t* x, int64_t n, double* first, 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void moments_rows(const scalar_t* x, int64_t rows, int64_t channels,
                                     double* first, double* second) {
-  add_rows(x, rows, channels, first, second,
-           [](int64_t, int64_t, f32x16, int64_t) __attribute__((always_inline)) {});
+  struct None {};
+  add_rows(
+      x, rows, channels, first, second,
+      [](int64_t, int64_t) __attribute__((always_inline)) { return None{}; },
+      [](int64_t, None, f32x16, int64_t) __attribute__((always_inline)) {});
 }
 
 // ---- the pass ----

@@ -42,6 +42,7 @@ inline std::vector<float> factors(const at::Tensor& var, const std::optional<at:
 // Position of the next vector in a table of constants that repeats.
 inline int64_t next_phase(int64_t phase, int64_t period) {
   phase += 16;
+  if (phase >= period) phase -= period;  // a division only where a period is shorter than 16
   return phase < period ? phase : phase % period;
 }
 

@@ -48,7 +48,7 @@ GDFQ_MULTIVERSION void quantize_periodic(const scalar_t* x, scalar_t* y, int64_t
     const f32x16 v = quantize_value(load(x + i, lanes), load(scale + phase), load(zero + phase),
                                     lowest, highest, magic);
     store(y + i, v, lanes);
-    phase = (phase + kLanes) % period;
+    phase = next_phase(phase, period);
   }
 }
 
@@ -75,7 +75,7 @@ GDFQ_MULTIVERSION void gradient_periodic(const scalar_t* dy, const scalar_t* x, 
     const f32x16 v = clip_gradient(load(dy + i, lanes), load(x + i, lanes), load(scale + phase),
                                    load(zero + phase), lowest, highest);
     store(dx + i, v, lanes);
-    phase = (phase + kLanes) % period;
+    phase = next_phase(phase, period);
   }
 }
 

@@ -98,55 +98,80 @@ GDFQ_INLINE void add_run(const scalar_t* x, int64_t n, double* first, double* se
   }
 }
 
-// Of kVectors vectors of channels from c on. Calls visit(i, c, v, lanes) with v = x[i, i + lanes).
-template <int kVectors, typename scalar_t, typename Visit>
+// Of kVectors vectors of channels from c on, kRows rows at a time to hide the additions' latency.
+// Calls visit(i, constants(c, lanes), v, lanes) with v = x[i, i + lanes): constants are loaded
+// once, which the compiler can't do itself across stores.
+template <int kVectors, int kRows, typename scalar_t, typename Constants, typename Visit>
 GDFQ_INLINE void add_columns(const scalar_t* x, int64_t rows, int64_t channels, int64_t c,
-                             int64_t lanes, double* first, double* second, const Visit& visit) {
-  f32x16 pivot[kVectors] = {}, sums[kVectors] = {}, squares[kVectors] = {};
-  for (int64_t r = 0; r < rows; ++r)
-    for (int k = 0; k < kVectors; ++k) pivot[k] += load(x + r * channels + c + k * kLanes, lanes);
-  for (int k = 0; k < kVectors; ++k) pivot[k] /= static_cast<float>(rows);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int k = 0; k < kVectors; ++k) {
-      const int64_t channel = c + k * kLanes, i = r * channels + channel;
-      const f32x16 v = load(x + i, lanes), d = v - pivot[k];
-      sums[k] += d;
-      squares[k] += d * d;
-      visit(i, channel, v, lanes);
+                             int64_t lanes, double* first, double* second,
+                             const Constants& constants, const Visit& visit) {
+  f32x16 pivot[kVectors] = {}, sums[kRows][kVectors] = {}, squares[kRows][kVectors] = {};
+  decltype(constants(c, lanes)) own_constants[kVectors];
+  for (int k = 0; k < kVectors; ++k) own_constants[k] = constants(c + k * kLanes, lanes);
+  const auto for_each_vector = [&](const auto& f) __attribute__((always_inline)) {
+    int64_t r = 0;
+    for (; r + kRows <= rows; r += kRows)
+      for (int j = 0; j < kRows; ++j)
+        for (int k = 0; k < kVectors; ++k) f(j, k, (r + j) * channels + c + k * kLanes);
+    for (; r < rows; ++r)
+      for (int k = 0; k < kVectors; ++k) f(0, k, r * channels + c + k * kLanes);
+  };
+  for_each_vector([&](int j, int k, int64_t i)
+                      __attribute__((always_inline)) { sums[j][k] += load(x + i, lanes); });
+  for (int k = 0; k < kVectors; ++k) {
+    for (int j = 0; j < kRows; ++j) {
+      pivot[k] += sums[j][k];
+      sums[j][k] = f32x16{};
+    }
+    pivot[k] /= static_cast<float>(rows);
+  }
+  for_each_vector([&](int j, int k, int64_t i) __attribute__((always_inline)) {
+    const f32x16 v = load(x + i, lanes), d = v - pivot[k];
+    sums[j][k] += d;
+    squares[j][k] += d * d;
+    visit(i, own_constants[k], v, lanes);
+  });
+  for (int k = 0; k < kVectors; ++k)
+    for (int j = 1; j < kRows; ++j) {
+      sums[0][k] += sums[j][k];
+      squares[0][k] += squares[j][k];
     }
   const double count = static_cast<double>(rows);
   for (int k = 0; k < kVectors; ++k) {
     double *own = first + c + k * kLanes, *own_second = second + c + k * kLanes;
     if (lanes == kLanes) {
       f64x16 a = load_double(own), b = load_double(own_second);
-      add_moments(a, b, widen(pivot[k]), count, widen(sums[k]), widen(squares[k]));
+      add_moments(a, b, widen(pivot[k]), count, widen(sums[0][k]), widen(squares[0][k]));
       store_double(own, a);
       store_double(own_second, b);
       continue;
     }
     for (int64_t lane = 0; lane < lanes; ++lane)
-      add_moments<double>(own[lane], own_second[lane], pivot[k][lane], count, sums[k][lane],
-                          squares[k][lane]);
+      add_moments<double>(own[lane], own_second[lane], pivot[k][lane], count, sums[0][k][lane],
+                          squares[0][k][lane]);
   }
 }
 
 // Of rows of all channels.
-template <typename scalar_t, typename Visit>
+template <typename scalar_t, typename Constants, typename Visit>
 GDFQ_INLINE void add_rows(const scalar_t* x, int64_t rows, int64_t channels, double* first,
-                          double* second, const Visit& visit) {
+                          double* second, const Constants& constants, const Visit& visit) {
   const int64_t chunk = rows_per_chunk(channels);
   for (int64_t start = 0; start < rows; start += chunk) {
     const int64_t count = std::min(chunk, rows - start);
     const scalar_t* in = x + start * channels;
     const auto at =
-        [&](int64_t i, int64_t c, f32x16 v, int64_t lanes)
-            __attribute__((always_inline)) { visit(start * channels + i, c, v, lanes); };
+        [&](int64_t i, const auto& own, f32x16 v, int64_t lanes)
+            __attribute__((always_inline)) { visit(start * channels + i, own, v, lanes); };
     int64_t c = 0;
     for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
-      add_columns<4>(in, count, channels, c, kLanes, first, second, at);
+      add_columns<4, 1>(in, count, channels, c, kLanes, first, second, constants, at);
+    for (; c + 2 * kLanes <= channels; c += 2 * kLanes)
+      add_columns<2, 2>(in, count, channels, c, kLanes, first, second, constants, at);
     for (; c + kLanes <= channels; c += kLanes)
-      add_columns<1>(in, count, channels, c, kLanes, first, second, at);
-    if (c < channels) add_columns<1>(in, count, channels, c, channels - c, first, second, at);
+      add_columns<1, 4>(in, count, channels, c, kLanes, first, second, constants, at);
+    if (c < channels)
+      add_columns<1, 1>(in, count, channels, c, channels - c, first, second, constants, at);
   }
 }
 

@@ -100,18 +100,19 @@ GDFQ_INLINE f32x16 from_half(u16x16 half) {
 }
 
 GDFQ_INLINE u16x16 to_half(f32x16 value) {
-  const u32x16 bits = bit_cast<u32x16>(value);
+  const u32x16 bits = bit_cast<u32x16>(value), magnitude = bits & 0x7fffffffu;
+  const f32x16 largest = splat(65536.0f), smallest = splat(0x1p-14f);  // infinity, first normal
+  f32x16 v = bit_cast<f32x16>(magnitude);
+  v = v < largest ? v : largest;
+  f32x16 power = bit_cast<f32x16>(bit_cast<u32x16>(v) & 0x7f800000u);
+  power = power > smallest ? power : smallest;
+  // Adding 2^13 times its power of two rounds v to a multiple of the float16 spacing, counted in
+  // the low bits; the 0x800 there makes the exponent's bias vanish among the upper 16 bits.
+  const u32x16 magic = bit_cast<u32x16>(power) + ((13u << 23) + 0x800u);
+  const u32x16 rounded = bit_cast<u32x16>(v + bit_cast<f32x16>(magic));
+  const u32x16 nan = ((0x7f800000u - magnitude) >> 22) & 0x200u;
   const u32x16 sign = (bits >> 16) & 0x8000u;
-  const u32x16 magnitude = bits & 0x7fffffffu;
-  const u32x16 subnormal =
-      bit_cast<u32x16>(bit_cast<f32x16>(magnitude) + bit_cast<float>(0x3f000000u)) - 0x3f000000u;
-  const u32x16 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const u32x16 infinity = u32x16{} + 0x7c00u;
-  const u32x16 nan = u32x16{} + 0x7e00u;
-  u32x16 result = select(less(magnitude, u32x16{} + 0x38800000u), subnormal, normal);
-  result = select(less(magnitude, u32x16{} + 0x47800000u), result, infinity);
-  result = select(bit_cast<u32x16>(is_nan(value)), nan, result);
-  return __builtin_convertvector(result | sign, u16x16);
+  return __builtin_convertvector((rounded + (rounded >> 13)) | nan | sign, u16x16);
 }
 
 // ---- unaligned loads and stores, whole or of the first n lanes ----
