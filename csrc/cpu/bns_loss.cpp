@@ -7,13 +7,13 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include <tuple>
 #include <vector>
 
 #include "../checks.h"
+#include "scalar_result.h"
 
 namespace gdfq::cpu {
 namespace {
@@ -51,8 +51,8 @@ at::Tensor bns_loss(at::TensorList means, at::TensorList vars, at::TensorList ru
               squared_distance(vars[l], running_vars[l])) /
              static_cast<double>(means[l].numel());
   const bool wide = means[0].scalar_type() == at::kDouble;
-  return at::scalar_tensor(total / static_cast<double>(means.size()),
-                           means[0].options().dtype(wide ? at::kDouble : at::kFloat));
+  return scalar_result(total / static_cast<double>(means.size()),
+                       means[0].options().dtype(wide ? at::kDouble : at::kFloat));
 }
 
 at::Tensor gradient(const at::Tensor& statistic, const at::Tensor& stored, double factor) {

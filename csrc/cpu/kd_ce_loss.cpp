@@ -11,7 +11,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -19,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "scalar_result.h"
 #include "simd.h"
 
 namespace gdfq::cpu {
@@ -192,7 +192,7 @@ std::tuple<at::Tensor, at::Tensor> kd_ce_loss(const at::Tensor& student_logits,
   }
   const double loss = cross_entropy / static_cast<double>(batch) +
                       alpha * temperature * temperature * divergence / elements;
-  return {at::scalar_tensor(loss, options), gradient};
+  return {scalar_result(loss, options), gradient};
 }
 
 }  // namespace

@@ -138,3 +138,8 @@ def test_equals_the_reference_on_drawn_layers(data):
     for got, wanted in zip(actual, bns_loss_backward_reference(one, *wide), strict=True):
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * 1e-3)
+
+
+def test_what_float32_cannot_hold_is_infinite():
+    zeros, ones, huge = torch.zeros(4), torch.ones(4), torch.full((4,), 2e20)
+    assert bns_loss([zeros], [huge], [zeros], [ones]) == float("inf")

@@ -1,6 +1,7 @@
 """What every operator promises, whatever it computes."""
 
 import itertools
+import math
 import os
 
 import pytest
@@ -13,6 +14,7 @@ from tests.ops.examples import EXAMPLES, SMALL, flat, mapped, results
 
 # Enough for several threads, which the interpreter has not.
 THREADED = SMALL if os.environ.get("TRITON_INTERPRET") else (8, 20, 41, 47)
+MANY_PIECES = SMALL if os.environ.get("TRITON_INTERPRET") else (16, 24, 65, 63)
 every_example = pytest.mark.parametrize("name", EXAMPLES)
 every_differentiable_example = pytest.mark.parametrize(
     "name", [name for name, example in EXAMPLES.items() if example.grads]
@@ -72,6 +74,24 @@ def test_two_runs_with_any_number_of_threads_agree_bit_for_bit(name, layout):
     assert all_the_same(runs[1], runs[2])
     if name != "upsample_conv2d":  # PyTorch's convolutions split their sums by threads
         assert all_the_same(runs[0], runs[1])
+
+
+@every_example
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("last", [0.5, math.nan])
+def test_tensors_of_many_pieces_agree_with_the_reference(name, layout, last):
+    """Large enough to be cut among threads, or among a GPU's blocks, many times."""
+    given = mapped(
+        arguments(name, MANY_PIECES), lambda t: LAYOUTS[layout](t) if t.dim() == 4 else t
+    )
+    for argument in {"x", "w"} & set(given):
+        given[argument][-1, -1, -1, -1] = last
+    actual = results(EXAMPLES[name], given)
+    with gdfq.backend("reference"):
+        expected = results(EXAMPLES[name], given)
+    for a, b in zip(actual, expected, strict=True):
+        size = float(b.double().nan_to_num().abs().max())
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * size, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [n for n, e in EXAMPLES.items() if e.takes_empty])

@@ -208,3 +208,8 @@ def test_agrees_with_float64_on_drawn_tensors(data):
     torch.testing.assert_close(
         loss.double(), formula(*given, temperature, alpha), rtol=1e-6, atol=1e-12
     )
+
+
+def test_what_float32_cannot_hold_is_infinite():
+    student, teacher = torch.tensor([[3e38, -3e38]]), torch.zeros(1, 2)
+    assert kd_ce_loss(student, teacher, torch.tensor([1])) == float("inf")
