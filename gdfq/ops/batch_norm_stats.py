@@ -39,6 +39,9 @@ def batch_norm_stats(
 
             y = (x - running_mean) * (weight / sqrt(running_var + eps)) + bias
 
+        Sums are taken about pivots and added in float64: ``var`` is within 1e-6 of the true one
+        while a channel's mean is below 3e4 standard deviations.
+
         With M elements per channel the gradient needs no reduction::
 
             dx = dy * weight / sqrt(running_var + eps) + 2 / M * dvar * (x - mean) + dmean / M
