@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks import readme
 from gdfq.bench.measure import RIVALS, Settings, measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.environment import environment
@@ -241,6 +242,8 @@ def main() -> None:
             print(f"{name}: {ours['median']:.3f} s; {ratios}", flush=True)
         path.write_text(json.dumps(kept, indent=2) + "\n")
     stem.with_suffix(".md").write_text(markdown(kept, arguments.device), encoding="utf-8")
+    if arguments.device == "cpu":
+        readme.write("step", table(kept))
     plots(kept, stem)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import readme
 from gdfq.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -133,6 +134,13 @@ def markdown(rows: list[Row], device: str, plot: str | None, late: int = 0) -> s
     return "\n".join(lines) + "\n"
 
 
+def summary(rows: list[Row]) -> str:
+    """The means alone, as the README has them."""
+    head = ["| operation | " + " | ".join(RIVALS) + " |", "|---" * (len(RIVALS) + 1) + "|"]
+    lines = [line(f"`{name}`", means(group)) for name, group in by_operation(rows).items()]
+    return "\n".join([*head, *lines, line(f"**all {len(rows)} rows**", means(rows))])
+
+
 def record(rows: list[Row], device: str) -> dict:
     """The tables' figures."""
     return {
@@ -168,6 +176,8 @@ def main() -> None:
         print("no plot: matplotlib is not installed", file=sys.stderr)
     table = markdown(rows, arguments.device, picture.name if picture else None, late)
     out.write_text(table, encoding="utf-8")
+    if out == RESULTS / "operators-cpu.md" and not arguments.selection:
+        readme.write("operators", summary(rows))
     text = json.dumps(record(rows, arguments.device), indent=1) + "\n"
     out.with_suffix(".json").write_text(text, encoding="utf-8")
     print(table)

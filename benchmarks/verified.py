@@ -19,13 +19,13 @@ import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks import readme
 from benchmarks.gpu_check import TESTED_WITH, count
 from gdfq.ops import _backend, triton
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 RECORD = RESULTS / "verified.json"
-BEGIN, END = "<!-- verified: begin -->", "<!-- verified: end -->"
 
 # Column: pytest's arguments and the environment. The interpreter is slow: it runs one in 19 of each
 # test's parameters, which divides no number of dtypes, layouts or shapes.
@@ -144,10 +144,7 @@ def main() -> None:
             record[column] = {"date": today, "operators": results}
             RESULTS.mkdir(parents=True, exist_ok=True)
             RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    text = f"{before}{BEGIN}\n{table(record)}\n{END}{rest.split(END)[1]}"
-    readme.write_text(text, encoding="utf-8")
+    readme.write("verified", table(record))
 
 
 if __name__ == "__main__":
