@@ -97,6 +97,9 @@ class BuildKernels(build_ext):
         build = Path(os.environ.get("GDFQ_BUILD", default)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         cuda = use_cuda(torch_cuda)
+        clones = os.environ.get("GDFQ_CPU_CLONES", "")
+        if clones not in ("", "avx2", "default"):
+            fail(f"GDFQ_CPU_CLONES is {clones!r}: allowed are avx2 and default, unset for all.")
         configure = [
             find_tool("cmake"),
             f"-S{ROOT}",
@@ -110,6 +113,7 @@ class BuildKernels(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DTORCH_ROOT={torch_root}",
             f"-DGDFQ_CUDA={'ON' if cuda else 'OFF'}",
+            f"-DGDFQ_CPU_CLONES={clones}",
         ]
         if "GDFQ_CUDA_ARCHITECTURES" in os.environ:
             configure.append(f"-DGDFQ_CUDA_ARCHITECTURES={os.environ['GDFQ_CUDA_ARCHITECTURES']}")

@@ -9,28 +9,124 @@
 
 namespace gdfq {
 
+inline void check_bits(int64_t bits) {
+  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+}
+
+inline void check_ste(c10::string_view ste) {
+  TORCH_CHECK(ste == "identity" || ste == "clip", "ste must be identity or clip, got ", ste);
+}
+
+// Kernels walk the gradient as they walk x.
+inline void check_gradient(const at::Tensor& grad, const char* name, const at::Tensor& x) {
+  TORCH_CHECK(grad.sizes() == x.sizes(), name, " must have x's shape ", x.sizes(), ", got ",
+              grad.sizes());
+}
+
+// One range per entry of the axis, or one for all of x.
+inline void check_range(const at::Tensor& lo, const at::Tensor& hi, int64_t bits,
+                        const at::Tensor& x, std::optional<int64_t> axis) {
+  for (const at::Tensor& end : {lo, hi})
+    TORCH_CHECK(axis ? end.dim() == 1 && end.size(0) == x.size(*axis) : end.dim() == 0,
+                "lo and hi must have ", axis ? x.size(*axis) : 1, axis ? " entries" : " number",
+                " each for x of shape ", x.sizes(), ", got shape ", end.sizes());
+  check_bits(bits);
+}
+
+// Of fake_quantize_minmax_list: one number of bits per tensor.
+inline void check_weights(at::TensorList ws, at::IntArrayRef bits) {
+  TORCH_CHECK(bits.size() == ws.size(), "bits must have one entry per tensor, got ", bits.size(),
+              " for ", ws.size());
+  for (const int64_t b : bits) check_bits(b);
+  for (const at::Tensor& w : ws)
+    TORCH_CHECK(w.dim() > 0, "ws must have at least one dimension each, got a 0-d tensor");
+}
+
+inline void check_weight_gradients(at::TensorList grads, at::TensorList ws, at::TensorList los,
+                                   at::TensorList his, at::IntArrayRef bits) {
+  check_weights(ws, bits);
+  const size_t count = ws.size();
+  TORCH_CHECK(grads.size() == count && los.size() == count && his.size() == count,
+              "grads, ws, los and his must be of one length, got ", grads.size(), ", ", count, ", ",
+              los.size(), " and ", his.size());
+  for (size_t t = 0; t < count; ++t) {
+    check_gradient(grads[t], "grad", ws[t]);
+    check_range(los[t], his[t], bits[t], ws[t], 0);
+  }
+}
+
+inline void check_channels(const std::optional<at::Tensor>& t, const char* name,
+                           const at::Tensor& x) {
+  TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1)), name, " must be one number for ",
+              "each channel of x of shape ", x.sizes(), ", got shape ", t ? t->sizes() : x.sizes());
+}
+
 inline void check_batch_norm(const at::Tensor& x, const at::Tensor& running_mean,
                              const at::Tensor& running_var, const std::optional<at::Tensor>& weight,
                              const std::optional<at::Tensor>& bias,
                              const std::optional<at::Tensor>& residual) {
   TORCH_CHECK(x.dim() >= 2, "x must have at least 2 dimensions (N, C, ...), got ", x.dim());
-  for (const std::optional<at::Tensor>& t :
-       {std::optional(running_mean), std::optional(running_var), weight, bias})
-    TORCH_CHECK(!t || t->numel() == x.size(1), "x has ", x.size(1),
-                " channels, a vector of the batch norm has ", t ? t->numel() : 0);
+  check_channels(running_mean, "running_mean", x);
+  check_channels(running_var, "running_var", x);
+  check_channels(weight, "weight", x);
+  check_channels(bias, "bias", x);
   TORCH_CHECK(!residual || residual->sizes() == x.sizes(), "residual must have x's shape ",
               x.sizes(), ", got ", residual ? residual->sizes() : x.sizes());
+}
+
+// Of batch_norm_stats.
+inline void check_statistics(const at::Tensor& x, const at::Tensor& running_mean,
+                             const at::Tensor& running_var, const std::optional<at::Tensor>& weight,
+                             const std::optional<at::Tensor>& bias) {
+  check_batch_norm(x, running_mean, running_var, weight, bias, std::nullopt);
+  TORCH_CHECK(x.numel() > 0, "x must not be empty: a batch of none has no statistics");
+}
+
+inline void check_statistics_gradient(const at::Tensor& grad_y, const at::Tensor& grad_mean,
+                                      const at::Tensor& grad_var, const at::Tensor& x,
+                                      const at::Tensor& mean, const at::Tensor& running_var,
+                                      const std::optional<at::Tensor>& weight) {
+  check_statistics(x, mean, running_var, weight, std::nullopt);
+  check_gradient(grad_y, "grad_y", x);
+  check_channels(grad_mean, "grad_mean", x);
+  check_channels(grad_var, "grad_var", x);
+}
+
+// Of bn_leaky_relu, which has no statistics yet; a scale and shift may be each sample's.
+inline void check_batch_affine(const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                               const std::optional<at::Tensor>& bias, double negative_slope) {
+  TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "x must be (N, C, ...) and not empty, got ",
+              x.sizes());
+  TORCH_CHECK(x.scalar_type() != at::kDouble, "x must be float32, float16 or bfloat16");
+  for (const auto& t : {weight, bias})
+    TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1)) ||
+                    (t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1)),
+                "weight and bias must be (C) or (N, C) for x of shape ", x.sizes(), ", got ",
+                t ? t->sizes() : x.sizes());
+  TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "negative_slope must be 0 to 1, got ",
+              negative_slope);
+}
+
+inline void check_batch_affine_gradient(const at::Tensor& grad, const at::Tensor& x,
+                                        const at::Tensor& mean, const at::Tensor& var,
+                                        const std::optional<at::Tensor>& weight,
+                                        const std::optional<at::Tensor>& bias,
+                                        double negative_slope) {
+  check_batch_affine(x, weight, bias, negative_slope);
+  check_gradient(grad, "grad", x);
+  check_channels(mean, "mean", x);
+  check_channels(var, "var", x);
 }
 
 // Pointers to the buffers.
 inline MovingRange moving_range(const at::Tensor& average_lo, const at::Tensor& average_hi,
                                 const at::Tensor& lo, const at::Tensor& hi,
                                 const at::Tensor& num_batches_tracked) {
-  TORCH_CHECK(num_batches_tracked.numel() == 1 && num_batches_tracked.scalar_type() == at::kLong,
+  TORCH_CHECK(num_batches_tracked.dim() == 0 && num_batches_tracked.scalar_type() == at::kLong,
               "num_batches_tracked must be one int64 number, got ",
               num_batches_tracked.scalar_type(), " of shape ", num_batches_tracked.sizes());
   const auto number = [](const at::Tensor& t, const char* name) {
-    TORCH_CHECK(t.numel() == 1 && t.scalar_type() == at::kFloat, name,
+    TORCH_CHECK(t.dim() == 0 && t.scalar_type() == at::kFloat, name,
                 " must be one float32 number, got ", t.scalar_type(), " of shape ", t.sizes());
     return t.mutable_data_ptr<float>();
   };

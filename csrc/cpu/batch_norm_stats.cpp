@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "../batch_norm_stats_double.h"
+#include "../checks.h"
 #include "channels.h"
 #include "layout.h"
 #include "moments.h"
@@ -78,15 +79,8 @@ void forward(const at::Tensor& input, at::Tensor& output, const Layout& layout,
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
     const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
-  TORCH_CHECK(x.dim() >= 2, "x must have at least 2 dimensions (N, C, ...), got ", x.dim());
+  check_statistics(x, running_mean, running_var, weight, bias);
   const int64_t channels = x.size(1);
-  for (const auto& t : {running_mean, running_var})
-    TORCH_CHECK(t.numel() == channels, "x has ", channels, " channels, a statistic has ",
-                t.numel());
-  for (const auto& t : {weight, bias})
-    TORCH_CHECK(!t || t->numel() == channels, "x has ", channels, " channels, weight or bias has ",
-                t ? t->numel() : 0);
-  TORCH_CHECK(x.numel() > 0, "x must not be empty: a batch of none has no statistics");
   if (x.scalar_type() == at::kDouble)
     return forward_double(x, running_mean, running_var, weight, bias, eps);
 
@@ -141,6 +135,7 @@ at::Tensor batch_norm_stats_backward(const at::Tensor& grad_y, const at::Tensor&
                                      const at::Tensor& grad_var, const at::Tensor& x,
                                      const at::Tensor& mean, const at::Tensor& running_var,
                                      const std::optional<at::Tensor>& weight, double eps) {
+  check_statistics_gradient(grad_y, grad_mean, grad_var, x, mean, running_var, weight);
   if (x.scalar_type() == at::kDouble)
     return backward_double(grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps);
   const at::Tensor input = walkable(x);

@@ -35,7 +35,6 @@ struct Tail {
 };
 
 Tail make_tail(c10::string_view act, const at::Tensor& lo, const at::Tensor& hi, int64_t bits) {
-  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
   const ActBounds bounds = act_bounds(act);
   return {bounds.low,
           bounds.high,
@@ -178,8 +177,10 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
                                 const std::optional<at::Tensor>& bias, double eps,
                                 const at::Tensor& lo, const at::Tensor& hi, int64_t bits,
                                 c10::string_view act, const std::optional<at::Tensor>& residual,
-                                c10::string_view) {
+                                c10::string_view ste) {
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
+  check_range(lo, hi, bits, x, std::nullopt);
+  check_ste(ste);
   const Tail tail = make_tail(act, lo, hi, bits);
   const at::Tensor input = walkable(x);
   at::Tensor output = at::empty_like(input, input.suggest_memory_format());
@@ -222,6 +223,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
     int64_t bits, c10::string_view act, const std::optional<at::Tensor>& residual,
     c10::string_view ste) {
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
+  check_gradient(grad, "grad", x);
+  check_range(lo, hi, bits, x, std::nullopt);
+  check_ste(ste);
   const Tail tail = make_tail(act, lo, hi, bits);
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);

@@ -20,6 +20,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "channels.h"
 #include "layout.h"
 #include "moments.h"
@@ -233,20 +234,6 @@ void for_each_stretch(const Layout& layout, int64_t samples, bool per_sample, co
   });
 }
 
-void check(const at::Tensor& x, const std::optional<at::Tensor>& weight,
-           const std::optional<at::Tensor>& bias, double negative_slope) {
-  TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "x must be (N, C, ...) and not empty, got ",
-              x.sizes());
-  TORCH_CHECK(x.scalar_type() != at::kDouble, "x must be float32, float16 or bfloat16");
-  for (const auto& t : {weight, bias})
-    TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1)) ||
-                    (t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1)),
-                "weight and bias must be (C) or (N, C) for x of shape ", x.sizes(), ", got ",
-                t ? t->sizes() : x.sizes());
-  TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "negative_slope must be 0 to 1, got ",
-              negative_slope);
-}
-
 template <typename F>
 void dispatch(const at::Tensor& input, const F& f) {
   AT_DISPATCH_SWITCH(input.scalar_type(), "bn_leaky_relu",
@@ -258,7 +245,7 @@ void dispatch(const at::Tensor& input, const F& f) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(
     const at::Tensor& x, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& bias, double eps, double negative_slope) {
-  check(x, weight, bias, negative_slope);
+  check_batch_affine(x, weight, bias, negative_slope);
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
   const int64_t channels = x.size(1), samples = x.size(0);
@@ -306,7 +293,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& var,
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
     double negative_slope) {
-  check(x, weight, bias, negative_slope);
+  check_batch_affine_gradient(grad, x, mean, var, weight, bias, negative_slope);
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
   const int64_t channels = x.size(1), samples = x.size(0);

@@ -15,6 +15,7 @@
 
 #include <tuple>
 
+#include "../checks.h"
 #include "channels.h"
 #include "fake_quantize.h"
 #include "grids.h"
@@ -155,6 +156,8 @@ GDFQ_MULTIVERSION void learned_rows(const scalar_t* dy, const scalar_t* x, scala
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
     int64_t bits, std::optional<int64_t> axis) {
+  check_gradient(grad, "grad", x);
+  check_range(lo, hi, bits, x, axis);
   const at::Tensor input = dense(x);
   const auto float32 = lo.options().dtype(at::kFloat);
   at::Tensor dx = at::empty_like(input);
@@ -207,6 +210,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
 
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo,
                                   const at::Tensor& hi, int64_t bits, std::optional<int64_t> axis) {
+  check_gradient(grad, "grad", x);
+  check_range(lo, hi, bits, x, axis);
   const at::Tensor input = dense(x);
   at::Tensor output = at::empty_like(input);
   if (input.numel() == 0) return output;
@@ -235,7 +240,9 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
 }
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
-                         int64_t bits, std::optional<int64_t> axis, c10::string_view) {
+                         int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
+  check_range(lo, hi, bits, x, axis);
+  if (ste != "learned") check_ste(ste);
   const at::Tensor input = dense(x);
   at::Tensor output = at::empty_like(input);
   if (input.numel() == 0) return output;

@@ -9,6 +9,7 @@
 
 #include <tuple>
 
+#include "../checks.h"
 #include "fake_quantize.h"
 #include "fake_quantize_minmax.h"
 #include "layout.h"
@@ -20,7 +21,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
                                                                     int64_t bits,
                                                                     std::optional<int64_t> axis,
                                                                     c10::string_view ste) {
-  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+  check_bits(bits);
+  check_ste(ste);
   const at::Tensor input = dense(w);
   const auto float32 = input.options().dtype(at::kFloat);
   const Layout layout = input.numel() == 0 ? Layout{1, 1, 0} : layout_of(input, axis);

@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "fake_quantize.h"
 #include "fake_quantize_minmax.h"
 #include "layout.h"
@@ -65,18 +66,11 @@ bool has_rows(const at::Tensor& dense_tensor) {
          layout_of(dense_tensor, 0).outer == 1;
 }
 
-void check(at::TensorList ws, at::IntArrayRef bits) {
-  TORCH_CHECK(bits.size() == ws.size(), "bits must have one entry per tensor, got ", bits.size(),
-              " for ", ws.size());
-  for (const int64_t b : bits) TORCH_CHECK(b >= 2 && b <= 8, "bits must be 2 to 8, got ", b);
-  for (const at::Tensor& w : ws)
-    TORCH_CHECK(w.dim() > 0, "ws must have at least one dimension each, got a 0-d tensor");
-}
-
 using Lists = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
 Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::string_view ste) {
-  check(ws, bits);
+  check_weights(ws, bits);
+  check_ste(ste);
   const size_t count = ws.size();
   std::vector<at::Tensor> inputs(count), ys(count), los(count), his(count);
   for (size_t t = 0; t < count; ++t) {
@@ -124,11 +118,8 @@ GDFQ_MULTIVERSION void gradient_row(const scalar_t* dy, const scalar_t* w, scala
 std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads, at::TensorList ws,
                                                            at::TensorList los, at::TensorList his,
                                                            at::IntArrayRef bits) {
-  check(ws, bits);
+  check_weight_gradients(grads, ws, los, his, bits);
   const size_t count = ws.size();
-  TORCH_CHECK(grads.size() == count && los.size() == count && his.size() == count,
-              "grads, ws, los and his must be of one length, got ", grads.size(), ", ", count, ", ",
-              los.size(), " and ", his.size());
   std::vector<at::Tensor> inputs(count), dys(count), dws(count), lows(count), highs(count);
   for (size_t t = 0; t < count; ++t) {
     const at::Tensor input = dense(ws[t]);

@@ -135,6 +135,8 @@ at::Tensor observe_bn_act_fake_quantize(
     at::Tensor num_batches_tracked, int64_t bits, double momentum, c10::string_view act,
     const std::optional<at::Tensor>& residual, c10::string_view ste) {
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
+  check_bits(bits);
+  check_ste(ste);
   const MovingRange range = moving_range(average_lo, average_hi, lo, hi, num_batches_tracked);
   const at::Tensor input = walkable(x);
   const std::optional<at::Tensor> added =

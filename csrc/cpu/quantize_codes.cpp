@@ -11,6 +11,7 @@
 
 #include <tuple>
 
+#include "../checks.h"
 #include "channels.h"
 #include "grids.h"
 #include "layout.h"
@@ -58,6 +59,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& 
                                                               const at::Tensor& lo,
                                                               const at::Tensor& hi, int64_t bits,
                                                               std::optional<int64_t> axis) {
+  check_range(lo, hi, bits, x, axis);
   const at::Tensor input = dense(x);
   at::Tensor codes = at::empty_like(input, input.options().dtype(at::kChar));
   const int64_t ranges = lo.numel();

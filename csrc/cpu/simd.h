@@ -10,8 +10,12 @@
 
 #include "../quantizer.h"
 
-// One clone per instruction set, chosen when the library is loaded.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+// One clone per instruction set, chosen when the library is loaded; a build for tests has but one.
+#if defined(GDFQ_CPU_CLONES_AVX2)
+#define GDFQ_MULTIVERSION __attribute__((target("avx2")))
+#elif defined(GDFQ_CPU_CLONES_DEFAULT)
+#define GDFQ_MULTIVERSION
+#elif defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
 #define GDFQ_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define GDFQ_MULTIVERSION

@@ -17,11 +17,10 @@ namespace {
 
 void check(const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
            const Optional& weight, const Optional& bias, const at::Tensor& lo, const at::Tensor& hi,
-           int64_t bits, const Optional& residual) {
+           int64_t bits, const Optional& residual, c10::string_view ste) {
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
-  TORCH_CHECK(lo.numel() == 1 && hi.numel() == 1, "lo and hi must be one number each, got ",
-              lo.sizes(), " and ", hi.sizes());
-  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+  check_range(lo, hi, bits, x, std::nullopt);
+  check_ste(ste);
 }
 
 // The range, kept as long as its pointers are.
@@ -47,7 +46,7 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
     return bn_act_fake_quantize(x.to(at::kFloat), running_mean, running_var, weight, bias, eps, lo,
                                 hi, bits, act, wide_to_float(residual), ste)
         .to(at::kDouble);
-  check(x, running_mean, running_var, weight, bias, lo, hi, bits, residual);
+  check(x, running_mean, running_var, weight, bias, lo, hi, bits, residual, ste);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = walkable(x);
   at::Tensor output = at::empty_like(input, input.suggest_memory_format());
@@ -75,7 +74,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
         bits, act, wide_to_float(residual), ste);
     return {dx.to(at::kDouble), dresidual.to(at::kDouble), dweight, dbias};
   }
-  check(x, running_mean, running_var, weight, bias, lo, hi, bits, residual);
+  check(x, running_mean, running_var, weight, bias, lo, hi, bits, residual, ste);
+  check_gradient(grad, "grad", x);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);

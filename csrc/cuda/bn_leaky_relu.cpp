@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "../checks.h"
 #include "batch_norm_stats.h"
 #include "tensor.h"
 
@@ -14,19 +15,6 @@ namespace gdfq::cuda {
 namespace {
 
 using Optional = std::optional<at::Tensor>;
-
-void check(const at::Tensor& x, const Optional& weight, const Optional& bias,
-           double negative_slope) {
-  TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "x must be (N, C, ...) and not empty, got ",
-              x.sizes());
-  for (const Optional& t : {weight, bias})
-    TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1)) ||
-                    (t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1)),
-                "weight and bias must be (C) or (N, C) for x of shape ", x.sizes(), ", got ",
-                t ? t->sizes() : x.sizes());
-  TORCH_CHECK(negative_slope >= 0 && negative_slope <= 1, "negative_slope must be 0 to 1, got ",
-              negative_slope);
-}
 
 bool has_samples(const Optional& t) { return t && t->dim() == 2; }
 
@@ -54,7 +42,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(const at::Tensor& x
                                                              const Optional& weight,
                                                              const Optional& bias, double eps,
                                                              double negative_slope) {
-  check(x, weight, bias, negative_slope);
+  check_batch_affine(x, weight, bias, negative_slope);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
@@ -78,7 +66,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(const at::Tensor& x
 std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& var,
     const Optional& weight, const Optional& bias, double eps, double negative_slope) {
-  check(x, weight, bias, negative_slope);
+  check_batch_affine_gradient(grad, x, mean, var, weight, bias, negative_slope);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);

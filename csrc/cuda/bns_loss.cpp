@@ -88,6 +88,7 @@ std::tuple<Tensors, Tensors> bns_loss_backward(const at::Tensor& grad, at::Tenso
                                                at::TensorList vars, at::TensorList running_means,
                                                at::TensorList running_vars) {
   check_layers(means, vars, running_means, running_vars);
+  TORCH_CHECK(grad.numel() == 1, "grad must be one number, got shape ", grad.sizes());
   const c10::cuda::CUDAGuard guard(means[0].device());
   Tensors grad_means, grad_vars;
   if (any_double(means, vars)) {

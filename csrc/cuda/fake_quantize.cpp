@@ -8,21 +8,18 @@
 
 #include <tuple>
 
+#include "../checks.h"
 #include "operators.h"
 #include "tensor.h"
 
 namespace gdfq::cuda {
 namespace {
 
-void check_range(const at::Tensor& lo, const at::Tensor& hi, int64_t bits, const Layout& layout) {
-  TORCH_CHECK(lo.numel() == hi.numel() && lo.numel() >= layout.channels, "lo and hi need ",
-              layout.channels, " entries, got ", lo.numel(), " and ", hi.numel());
-  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
     int64_t bits, std::optional<int64_t> axis) {
+  check_gradient(grad, "grad", x);
+  check_range(lo, hi, bits, x, axis);
   if (x.scalar_type() == at::kDouble) {
     auto [dx, dlo, dhi] =
         fake_quantize_learned_backward(grad.to(at::kFloat), x.to(at::kFloat), lo, hi, bits, axis);
@@ -37,7 +34,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
   at::Tensor dlo = at::empty(lo.sizes(), float32), dhi = at::empty(hi.sizes(), float32);
   const at::Tensor dy = in_layout_of(grad.to(input.scalar_type()), input);
   const Layout layout = layout_of(input, axis);
-  check_range(lo, hi, bits, layout);
   const at::Tensor lows = floats(lo), highs = floats(hi);
   const Dtype dtype = dtype_of(input);
   at::Tensor workspace =
@@ -54,6 +50,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
 
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& lo,
                                   const at::Tensor& hi, int64_t bits, std::optional<int64_t> axis) {
+  check_gradient(grad, "grad", x);
+  check_range(lo, hi, bits, x, axis);
   if (x.scalar_type() == at::kDouble) {
     // Codes come from the float32 value; the gradient itself is only passed or not.
     const at::Tensor narrow = x.to(at::kFloat);
@@ -67,7 +65,6 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
   if (input.numel() == 0) return output;
   const at::Tensor dy = in_layout_of(grad.to(input.scalar_type()), input);
   const Layout layout = layout_of(input, axis);
-  check_range(lo, hi, bits, layout);
   const at::Tensor lows = floats(lo), highs = floats(hi);
   C10_CUDA_CHECK(launch_fake_quantize_backward(
       dtype_of(input), dy.const_data_ptr(), input.const_data_ptr(), output.mutable_data_ptr(),
@@ -78,6 +75,8 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
                          int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
+  check_range(lo, hi, bits, x, axis);
+  if (ste != "learned") check_ste(ste);
   if (x.scalar_type() == at::kDouble)
     return fake_quantize(x.to(at::kFloat), lo, hi, bits, axis, ste).to(at::kDouble);
   const c10::cuda::CUDAGuard guard(x.device());
@@ -85,7 +84,6 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Te
   at::Tensor output = at::empty_like(input);
   if (input.numel() == 0) return output;
   const Layout layout = layout_of(input, axis);
-  check_range(lo, hi, bits, layout);
   const at::Tensor lows = floats(lo), highs = floats(hi);
   C10_CUDA_CHECK(launch_fake_quantize(dtype_of(input), input.const_data_ptr(),
                                       output.mutable_data_ptr(), lows.const_data_ptr<float>(),

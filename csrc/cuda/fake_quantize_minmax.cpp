@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "operators.h"
 #include "tensor.h"
 
@@ -17,7 +18,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
                                                                     int64_t bits,
                                                                     std::optional<int64_t> axis,
                                                                     c10::string_view ste) {
-  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
+  check_bits(bits);
+  check_ste(ste);
   if (w.scalar_type() == at::kDouble) {
     auto [y, lo, hi] = fake_quantize_minmax(w.to(at::kFloat), bits, axis, ste);
     return {y.to(at::kDouble), lo, hi};

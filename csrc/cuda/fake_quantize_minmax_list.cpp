@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "operators.h"
 #include "tensor.h"
 
@@ -15,14 +16,6 @@ namespace gdfq::cuda {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
-
-void check(at::TensorList ws, at::IntArrayRef bits) {
-  TORCH_CHECK(bits.size() == ws.size(), "bits must have one entry per tensor, got ", bits.size(),
-              " for ", ws.size());
-  for (const int64_t b : bits) TORCH_CHECK(b >= 2 && b <= 8, "bits must be 2 to 8, got ", b);
-  for (const at::Tensor& w : ws)
-    TORCH_CHECK(w.dim() > 0, "ws must have at least one dimension each, got a 0-d tensor");
-}
 
 // Whether the launch for all takes a tensor: not where it is empty, float64 or its rows are
 // scattered.
@@ -50,7 +43,8 @@ struct Lists {
 std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList ws,
                                                                 at::IntArrayRef bits,
                                                                 c10::string_view ste) {
-  check(ws, bits);
+  check_weights(ws, bits);
+  check_ste(ste);
   const size_t count = ws.size();
   if (count == 0) return {};
   const c10::cuda::CUDAGuard guard(ws[0].device());
@@ -78,11 +72,8 @@ std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList w
 Tensors fake_quantize_minmax_list_backward(at::TensorList grads, at::TensorList ws,
                                            at::TensorList los, at::TensorList his,
                                            at::IntArrayRef bits) {
-  check(ws, bits);
+  check_weight_gradients(grads, ws, los, his, bits);
   const size_t count = ws.size();
-  TORCH_CHECK(grads.size() == count && los.size() == count && his.size() == count,
-              "grads, ws, los and his must be of one length, got ", grads.size(), ", ", count, ", ",
-              los.size(), " and ", his.size());
   if (count == 0) return {};
   const c10::cuda::CUDAGuard guard(ws[0].device());
   Tensors inputs(count), dys(count), dws(count), lows(count), highs(count);
@@ -99,8 +90,6 @@ Tensors fake_quantize_minmax_list_backward(at::TensorList grads, at::TensorList 
     dws[t] = at::empty_like(input);
     lows[t] = floats(los[t]);
     highs[t] = floats(his[t]);
-    TORCH_CHECK(lows[t].numel() == rows && highs[t].numel() == rows, "lo and hi need ", rows,
-                " entries, got ", lows[t].numel(), " and ", highs[t].numel());
     lists.add(dtype_of(input),
               {dys[t].const_data_ptr(), input.const_data_ptr(), dws[t].mutable_data_ptr(),
                lows[t].const_data_ptr<float>(), highs[t].const_data_ptr<float>(), rows,

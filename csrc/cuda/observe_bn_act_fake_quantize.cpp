@@ -26,6 +26,8 @@ at::Tensor observe_bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& r
                                         bits, momentum, act, wide_to_float(residual), ste)
         .to(at::kDouble);
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
+  check_bits(bits);
+  check_ste(ste);
   const MovingRange range = moving_range(average_lo, average_hi, lo, hi, num_batches_tracked);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = walkable(x);

@@ -20,6 +20,8 @@ at::Tensor observe_fake_quantize(const at::Tensor& x, at::Tensor average_lo, at:
                                  num_batches_tracked, bits, momentum, ste)
         .to(at::kDouble);
   const c10::cuda::CUDAGuard guard(x.device());
+  check_bits(bits);
+  check_ste(ste);
   const MovingRange range = moving_range(average_lo, average_hi, lo, hi, num_batches_tracked);
   const at::Tensor input = dense(x);
   if (input.numel() > 0) {

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "../checks.h"
 #include "tensor.h"
 
 namespace gdfq::cuda {
@@ -17,10 +18,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& 
                                                               const at::Tensor& hi, int64_t bits,
                                                               std::optional<int64_t> axis) {
   if (x.scalar_type() == at::kDouble) return quantize_codes(x.to(at::kFloat), lo, hi, bits, axis);
-  TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits);
-  const int64_t ranges = axis ? x.size(*axis) : 1;
-  TORCH_CHECK(lo.numel() == ranges && hi.numel() == ranges, "lo and hi need ", ranges,
-              " entries, got ", lo.numel(), " and ", hi.numel());
+  check_range(lo, hi, bits, x, axis);
+  const int64_t ranges = lo.numel();
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = dense(x);
   at::Tensor codes = at::empty_like(input, input.options().dtype(at::kChar));

@@ -79,34 +79,71 @@ def check_range(lo: Tensor, hi: Tensor, shape: tuple[int, ...], x: Tensor) -> No
             raise InputError(f"{name}: must be on {x.device} like x, got {end.device}")
 
 
-def check_written(tensors: dict[str, Tensor]) -> None:
-    """No element of these 0-d or 1-d tensors, which are written in place, is in two places."""
+def check_written(written: dict[str, Tensor], read: dict[str, Tensor | None]) -> None:
+    """No element of ``written``, 0-d or 1-d tensors, is in a second place, of ``read`` neither."""
     if torch.compiler.is_compiling():  # memory has no addresses there
         return
-    places: dict[str, tuple[int, range]] = {}
-    for name, tensor in tensors.items():
-        length, step = (tensor.shape[0], tensor.stride(0)) if tensor.dim() else (1, 1)
-        if length > 1 and step == 0:
+    storages: dict[int, list[str]] = {}
+    for name, tensor in written.items():
+        if tensor.dim() and tensor.shape[0] > 1 and tensor.stride(0) == 0:
             raise InputError(f"{name}: its elements share memory, got stride 0; it is written to")
-        size, start = tensor.element_size(), tensor.storage_offset() * tensor.element_size()
-        here = range(start, start + length * max(1, step) * size, max(1, step) * size)
-        storage = tensor.untyped_storage()._cdata
-        for other, (storage_there, there) in places.items():
-            if storage == storage_there and _overlap(here, size, there, tensors[other]):
-                raise InputError(
-                    f"{other}, {name}: must not share memory, for both are written to; got bytes "
-                    f"{there.start} to {there.stop - 1} and {here.start} to {here.stop - 1} of one "
-                    "storage"
-                )
-        places[name] = storage, here
+        storage = _storage(tensor)
+        if storage is None:
+            continue
+        for other in storages.setdefault(storage, []):
+            _check_apart(other, written[other], name, tensor, "both are written to")
+        storages[storage].append(name)
+    for name, other_tensor in read.items():
+        if other_tensor is None:
+            continue
+        for other in storages.get(_storage(other_tensor) or 0, ()):
+            _check_apart(other, written[other], name, other_tensor, f"{other} is written to")
 
 
-def _overlap(here: range, size: int, there: range, other: Tensor) -> bool:
-    """Whether elements of ``size`` bytes at ``here`` touch those of ``other`` at ``there``."""
-    if here.stop <= there.start or there.stop <= here.start:
-        return False
-    taken = {start + byte for start in there for byte in range(other.element_size())}
-    return any(start + byte in taken for start in here for byte in range(size))
+def _storage(tensor: Tensor) -> int | None:
+    """The address of the tensor's storage; None where a transform's wrapper has none."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:
+        return None
+
+
+def _check_apart(name: str, one: Tensor, other_name: str, other: Tensor, reason: str) -> None:
+    """``one``, which is 0-d or 1-d, touches no byte of ``other`` in the same storage."""
+    here, there = _bytes(one), _bytes(other)
+    if not range(max(here.start, there.start), min(here.stop, there.stop)):
+        return
+    size, other_size = one.element_size(), other.element_size()
+    step = one.stride(0) * size if one.dim() else size
+    dims = [(n, s * other_size) for n, s in zip(other.shape, other.stride(), strict=True) if s]
+    dims.sort(key=lambda dim: dim[1], reverse=True)
+    if any(
+        _touches(here.start + i * step - there.start, size, other_size, dims)
+        for i in range(one.numel())
+    ):
+        raise InputError(
+            f"{name}, {other_name}: must not share memory, for {reason}; got bytes "
+            f"{here.start} to {here.stop - 1} and {there.start} to {there.stop - 1} of one storage"
+        )
+
+
+def _bytes(tensor: Tensor) -> range:
+    """From the first to the last byte of the tensor's elements, in its storage."""
+    size, start = tensor.element_size(), tensor.storage_offset() * tensor.element_size()
+    if not tensor.numel():
+        return range(start, start)
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return range(start, start + (last + 1) * size)
+
+
+def _touches(start: int, size: int, other_size: int, dims: list[tuple[int, int]]) -> bool:
+    """Whether ``size`` bytes at ``start`` touch an element of ``dims`` (length, step), at 0."""
+    if not dims:
+        return -size < start < other_size
+    (length, step), *rest = dims
+    reach = sum((n - 1) * s for n, s in rest) + other_size - 1
+    first, last = max(0, -((reach - start) // step)), min(length - 1, (start + size - 1) // step)
+    return any(_touches(start - i * step, size, other_size, rest) for i in range(first, last + 1))
 
 
 def check_act(act: str) -> None:
@@ -156,8 +193,9 @@ def check_moving_range(
     hi: Tensor,
     num_batches_tracked: Tensor,
     momentum: float,
+    read: dict[str, Tensor | None],
 ) -> None:
-    """``momentum`` is in [0, 1), and the five buffers are different numbers on ``x``'s device."""
+    """``momentum`` is in [0, 1); the buffers are numbers apart, and apart from what is ``read``."""
     if not 0 <= momentum < 1:
         raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
     buffers = {
@@ -174,4 +212,4 @@ def check_moving_range(
             )
         if buffer.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {buffer.device}")
-    check_written({name: buffer for name, (buffer, _) in buffers.items()})
+    check_written({name: buffer for name, (buffer, _) in buffers.items()}, read)

@@ -52,7 +52,7 @@ def bn_leaky_relu(
 
     Raises:
         InputError: a shape, dtype, device, ``eps``, ``momentum`` or ``negative_slope`` is not one
-            of the above, or the running statistics share memory.
+            of the above, or a running statistic shares memory with another argument.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015; per sample, Dumoulin et al., "A
     learned representation for artistic style", ICLR 2017.
@@ -83,7 +83,8 @@ def bn_leaky_relu(
     if not 0 <= negative_slope <= 1:
         raise InputError(f"negative_slope: must be in [0, 1], got {negative_slope!r}")
     running = {"running_mean": running_mean, "running_var": running_var}
-    check_written({name: tensor for name, tensor in running.items() if tensor is not None})
+    written = {name: tensor for name, tensor in running.items() if tensor is not None}
+    check_written(written, read={"x": x, "weight": weight, "bias": bias})
     function = bn_leaky_relu_reference if x.dtype == torch.float64 else _op
     y, mean, var = function(x, weight, bias, eps, negative_slope)
     with torch.no_grad():

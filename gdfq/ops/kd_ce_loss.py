@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def kd_ce_loss(
         labels: ``(B,)`` int64 classes from 0 to K - 1, or ``(B, K)`` float probabilities;
             constants. On a device other than the CPU, where looking at them would mean waiting,
             a class outside makes the loss NaN, and its row's gradient that of the divergence.
-        temperature: T > 0.
+        temperature: T > 0, finite.
         alpha: weight of the divergence, >= 0.
 
     Returns:
@@ -76,8 +77,8 @@ def kd_ce_loss(
             raise InputError(
                 f"{name}: must be on {device} like student_logits, got {tensor.device}"
             )
-    if not temperature > 0:
-        raise InputError(f"temperature: must be > 0, got {temperature!r}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"temperature: must be > 0 and finite, got {temperature!r}")
     if not alpha >= 0:
         raise InputError(f"alpha: must be >= 0, got {alpha!r}")
     return _op(student_logits, teacher_logits, labels, temperature, alpha)[0]

@@ -78,17 +78,19 @@ def observe_bn_act_fake_quantize(
 
     Raises:
         InputError: a shape, dtype, device, ``eps``, ``bits``, ``momentum``, ``act`` or ``ste`` is
-            not one of the above, or two buffers share memory.
+            not one of the above, or a buffer shares memory with another or with what is read.
 
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3.
     """
     check_batch_norm(x, running_mean, running_var, weight, bias, eps)
     buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
-    check_moving_range(x, *buffers, momentum)
     check_bits(bits)
     check_act(act)
     check_ste(ste)
     check_same(residual, "residual", x, "x")
+    read = {"running_mean": running_mean, "running_var": running_var, "weight": weight}
+    read |= {"x": x, "bias": bias, "residual": residual}
+    check_moving_range(x, *buffers, momentum, read)
     norm = (running_mean, running_var, weight, bias, eps)
     return _op(x, *norm, *buffers, bits, momentum, act, residual, ste)
 

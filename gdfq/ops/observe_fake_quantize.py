@@ -51,7 +51,7 @@ def observe_fake_quantize(
 
     Raises:
         InputError: ``bits``, ``momentum``, ``ste``, a dtype, a device or the shape of a buffer is
-            not one of the above, or two buffers share memory.
+            not one of the above, or a buffer shares memory with another or with ``x``.
 
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3;
     the correction is that of Kingma and Ba, "Adam", ICLR 2015.
@@ -59,8 +59,9 @@ def observe_fake_quantize(
     check_float(x, "x")
     check_bits(bits)
     check_ste(ste)
-    check_moving_range(x, average_lo, average_hi, lo, hi, num_batches_tracked, momentum)
-    return _op(x, average_lo, average_hi, lo, hi, num_batches_tracked, bits, momentum, ste)
+    buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
+    check_moving_range(x, *buffers, momentum, read={"x": x})
+    return _op(x, *buffers, bits, momentum, ste)
 
 
 @torch.library.register_fake("gdfq::observe_fake_quantize")

@@ -187,7 +187,8 @@ L, Y = torch.ones(2, 3), torch.tensor([0, 1])
         ((L, L, Y.int()), "labels: dtype of classes must be torch.int64"),
         ((L, L, L.long()), "labels: dtype"),
         ((L, L.to("meta"), Y), "teacher_logits: must be on cpu"),
-        ((L, L, Y, 0.0), "temperature: must be > 0, got 0.0"),
+        ((L, L, Y, 0.0), "temperature: must be > 0 and finite, got 0.0"),
+        ((L, L, Y, float("inf")), "temperature: must be > 0 and finite, got inf"),
         ((L, L, Y, 1.0, -1.0), "alpha: must be >= 0, got -1.0"),
     ],
 )

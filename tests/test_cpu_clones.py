@@ -1,0 +1,57 @@
+"""The clones of the CPU kernels that this machine's processor would pass over, each in a build.
+
+Each build takes a minute or two: ``-m "not cpu_clones"`` leaves them out.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.standin.library import missing_tools
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = [
+    pytest.mark.cpu_clones,
+    pytest.mark.skipif(bool(missing_tools()), reason=f"missing: {missing_tools()}"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="there are no clones"),
+]
+
+
+def run(*command: str | Path, **options) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("clones", ["avx2", "default"])
+def test_operators_with_one_clone(clones, tmp_path):
+    shutil.copytree(ROOT / "gdfq", tmp_path / "gdfq", ignore=shutil.ignore_patterns("_C*.so"))
+    shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    build = {"GDFQ_CUDA": "off", "GDFQ_BUILD": str(tmp_path / "cmake"), "GDFQ_CPU_CLONES": clones}
+    run(
+        *(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path),
+        cwd=ROOT,
+        env={**os.environ, **build},
+    )
+    (library,) = (tmp_path / "gdfq").glob("_C*.so")
+    for suffix in (b".avx512f", b".avx2"):  # of a clone's symbol, where there are several
+        assert suffix not in library.read_bytes()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    found = run(
+        *(sys.executable, "-c", "import gdfq._C; print(gdfq._C.__file__)"),
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert found.strip() == str(library)
+    run(
+        *(sys.executable, "-m", "pytest", "tests/ops", "--every", "23"),
+        cwd=tmp_path,
+        env=environment,
+    )
