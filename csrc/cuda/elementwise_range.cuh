@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -25,8 +26,7 @@ struct Extremes {
   float low, high;
 
   // Neutral to every number.
-  __device__ __forceinline__ Extremes()
-      : low(__uint_as_float(0x7f800000u)), high(__uint_as_float(0xff800000u)) {}
+  __device__ __forceinline__ Extremes() : low(INFINITY), high(-INFINITY) {}
 
   __device__ __forceinline__ void extend(float v) {
     low = Minimum{}(low, v);
