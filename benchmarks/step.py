@@ -113,9 +113,9 @@ def table(kept: dict[str, Any]) -> str:
         if ours["peak_bytes"]:
             plain = by_name[labels[0]]["peak_bytes"]
             memory = f"{ours['peak_bytes'] / 1e6:.0f} MB ({plain / 1e6:.0f} MB)"
-        share = f"{ours['convolutions']:.0%}"
+        share = f"{ours['convolutions']:.0%}" if ours["convolutions"] else ""
         lines.append(
-            f"| {title} | {ours['images_per_second']:.0f} | "
+            f"| {title} | {ours['images_per_second']:.3g} | "
             + " | ".join([*ratios, share, memory])
             + " |"
         )

@@ -15,11 +15,15 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.convert import SUMS
-from gdfq.functional import activate
+from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
 
 IN_PLACE_SUMS = (operator.iadd, "add_")
+# A subclass may compute something else.
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_LAYERS = (QConv2d, QLinear)
+Kind = tuple[torch.Size, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,12 @@ class Place:
 
 
 class FusedModel(fx.GraphModule):
-    """A student's graph with its layers fused; it shares all modules with the student.
+    """A student's graph with its layers fused; it shares all modules with the student."""
 
-    ``places`` lists every batch norm and activation quantizer, ``weights`` how many layers'
-    weights are quantized by how many calls.
-    """
-
-    places: list[Place]
+    @property
+    def places(self) -> list[Place]:
+        """Every batch norm and activation quantizer of the graph."""
+        return self.meta["places"]
 
     @property
     def not_fused(self) -> list[Place]:
@@ -71,11 +74,17 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
     Args:
         student: from :func:`gdfq.quantize_model`; not modified. The result shares its modules:
             training one trains the other.
-        images: a small batch ``(N, C, H, W)`` as the student takes; shapes are read from it.
+        images: a small batch ``(N, C, H, W)`` as the student takes, N >= 2; shapes are read from
+            it.
 
     Returns:
         The fused network. Its ``forward`` is the student's.
+
+    Raises:
+        InputError: ``images`` is a batch of one.
     """
+    if images.shape[0] < 2:
+        raise InputError(f"images: needs two or more, got shape {tuple(images.shape)}")
     shapes = _shapes(student, images)
     graph = copy.deepcopy(student.graph)
     root = nn.Module()
@@ -91,12 +100,13 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
         if fusing.calls(node, _BatchNorm)
     ]
     fused = FusedModel(root, graph)
-    fused.places = places
-    return fused.train(student.training)
+    fused.meta["places"] = places
+    fused.training = student.training
+    return fused
 
 
 class _Fusing:
-    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: dict[str, torch.Size]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: dict[str, Kind]) -> None:
         self.root = root
         self.graph = graph
         self.shapes = shapes
@@ -121,7 +131,7 @@ class _Fusing:
         """Quantize all weights by one call per estimator and device."""
         groups: dict[Any, list[fx.Node]] = defaultdict(list)
         for node in self.graph.nodes:
-            if self.calls(node, (QConv2d, QLinear)):
+            if self.calls(node, _LAYERS) and type(self.module(node)) in _LAYERS:
                 layer = self.module(node)
                 groups[layer.ste, layer.weight.device].append(node)
         first = next(iter(self.graph.nodes))
@@ -178,9 +188,11 @@ class _Fusing:
             if not isinstance(residual, fx.Node) or self.shapes.get(
                 residual.name
             ) != self.shapes.get(norm.name):
-                problem = "the sum before the activation broadcasts"
-            elif source.target in IN_PLACE_SUMS and first is residual and len(residual.users) > 1:
-                problem = "the sum before the activation changes a tensor used elsewhere"
+                problem = "the sum before the activation broadcasts or promotes"
+            elif residual is norm:
+                problem = "the batch norm's output is used elsewhere too"
+            elif self.is_changed(residual):
+                problem = "the residual is changed in place"
             if not problem:
                 return norm, residual, ""
         return None, None, problem
@@ -188,37 +200,62 @@ class _Fusing:
     def unfit(self, norm: fx.Node) -> str:
         """Why the batch norm that ``norm`` calls cannot be fused; empty if it can."""
         module = self.module(norm)
+        if type(module) not in _NORMS:
+            return f"a {type(module).__name__}, which may compute something else"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "the batch norm has hooks"
+        if module.training:
+            return "the batch norm is in training mode"
         if len(norm.users) > 1:
             return "the batch norm's output is used elsewhere too"
         if module.running_mean is None:
             return "the batch norm keeps no running statistics"
         if len(norm.args) != 1:
             return "the batch norm is called by keyword"
+        if self.is_changed(norm.args[0]):
+            return "the batch norm's input is changed in place"
         return ""
+
+    def is_changed(self, node: Any) -> bool:
+        """Whether an operation of the graph works in place on ``node``'s result."""
+        for user in node.users:
+            if not user.args or user.args[0] is not node:
+                continue
+            if user.op == "call_module" and getattr(self.module(user), "inplace", False):
+                return True
+            name = getattr(user.target, "__name__", str(user.target))
+            in_place = user.target in IN_PLACE_SUMS or (name.startswith("i") and name[1:] in (
+                "add", "sub", "mul", "truediv",
+            ))  # fmt: skip
+            if user.op != "call_module" and (
+                in_place
+                or (name.endswith("_") and not name.endswith("__"))
+                or user.kwargs.get("inplace")
+            ):
+                return True
+        return False
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph with activations in place of their quantizers, whose ranges may not be set."""
+    """Runs a graph and keeps the shape and dtype of every tensor."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.shapes: dict[str, torch.Size] = {}
+        self.shapes: dict[str, Kind] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.shapes[n.name] = result.shape
+            self.shapes[n.name] = result.shape, result.dtype
         return result
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
-        if isinstance(module, QAct):
-            return activate(args[0], module.act)
-        return super().call_module(target, args, kwargs)
 
 
 @torch.no_grad()
-def _shapes(student: fx.GraphModule, images: Tensor) -> dict[str, torch.Size]:
-    interpreter = _Shapes(student)
+def _shapes(student: fx.GraphModule, images: Tensor) -> dict[str, Kind]:
+    trial = copy.deepcopy(student)
+    for module in trial.modules():
+        if isinstance(module, QAct):
+            module.train()  # whose ranges may not be set yet
+    interpreter = _Shapes(trial)
     interpreter.run(images)
     return interpreter.shapes

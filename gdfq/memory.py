@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     arithmetic on them. For a process that trains and does little else: the ``gdfq`` command
     calls it for its own, importing gdfq does not. Returns whether glibc was there to be told.
     """
-    return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28})
+    return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 2**28})
 
 
 def return_freed_memory() -> bool:

@@ -126,10 +126,28 @@ def test_a_failed_capture_is_said_and_the_step_goes_on(monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     made, runs = captured(monkeypatch, fail)
-    for call in range(WARM_UP_STEPS + 3):
+    for _ in range(WARM_UP_STEPS):
         made()
-        assert len(runs) == call + 1
+    with pytest.warns(RuntimeWarning, match="goes on without: operation not permitted"):
+        made()
+    for _ in range(2):
+        made()
+    assert len(runs) == WARM_UP_STEPS + 3
     assert made.failure == "operation not permitted when stream is capturing"
+
+
+def test_the_cause_of_a_failed_capture_is_named(monkeypatch):
+    def fail(step):
+        try:
+            raise RuntimeError("the cause")
+        finally:
+            raise RuntimeError("ended by a previous error")
+
+    made, _ = captured(monkeypatch, fail)
+    for _ in range(WARM_UP_STEPS):
+        made()
+    with pytest.warns(RuntimeWarning, match="without: the cause"):
+        made()
 
 
 def test_a_trainer_says_how_it_runs(monkeypatch):

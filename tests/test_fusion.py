@@ -9,9 +9,13 @@ import gdfq
 from gdfq.fusion import fuse
 from gdfq.nn import QAct
 from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
-from tests.tiny import tiny_trainer
 
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class HalvingBatchNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) / 2
 
 
 def conv_bn(inputs, outputs, **options):
@@ -30,15 +34,16 @@ class Net(nn.Module):
     def __init__(self, body):
         super().__init__()
         self.stem, self.a, self.b = conv_bn(3, 8), conv_bn(8, 8), conv_bn(8, 8)
+        self.halving = HalvingBatchNorm(8)
         self.body = body
 
     def forward(self, x):
         return self.body(self, F.relu(self.stem(x)))
 
 
-def student_of(body, act_bits=4, ste="identity"):
+def student_of(body, ste="identity"):
     torch.manual_seed(0)
-    student = gdfq.quantize_model(Net(body).eval(), 4, act_bits, ste=ste)
+    student = gdfq.quantize_model(Net(body).eval(), 4, 4, ste=ste, leaf_modules=[HalvingBatchNorm])
     acts = [m for m in student.modules() if isinstance(m, QAct)]
     for act in acts:
         act.train()
@@ -126,14 +131,51 @@ def constant(m, x):
     return F.relu(m.a(x) + 1.0)
 
 
+def promoting(m, x):
+    return F.relu(m.a(x) + (x > 0))
+
+
+def doubled(m, x):
+    y = m.a(x)
+    return F.relu(y + y)
+
+
+def doubled_in_place(m, x):
+    y = m.a(x)
+    y += y
+    return F.relu(y)
+
+
+def residual_changed_later(m, x):
+    r = x * 2
+    z = m.a(x) + r
+    r.add_(1)
+    return F.relu(z) + r
+
+
+def added_into_residual(m, x):
+    r = x * 2
+    return F.relu(r.add_(m.a(x))) + r
+
+
+def subclassed(m, x):
+    return F.relu(m.halving(m.a[0](x)))
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [
         (used_twice, "the batch norm's output is used elsewhere too"),
         (sum_used_twice, "the sum before the activation is used elsewhere too"),
-        (broadcast, "the sum before the activation broadcasts"),
+        (broadcast, "the sum before the activation broadcasts or promotes"),
+        (promoting, "the sum before the activation broadcasts or promotes"),
+        (doubled, "the batch norm's output is used elsewhere too"),
+        (doubled_in_place, "the batch norm's output is used elsewhere too"),
+        (residual_changed_later, "the residual is changed in place"),
+        (subclassed, "a HalvingBatchNorm, which may compute something else"),
+        (added_into_residual, "the residual is changed in place"),
         (scaled, "the sum before the activation is scaled"),
-        (constant, "the sum before the activation broadcasts"),
+        (constant, "the sum before the activation broadcasts or promotes"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -205,21 +247,71 @@ def test_resnet20_is_fused_but_for_its_projections():
 
 
 def test_ten_fused_steps_are_ten_plain_ones():
-    fused, plain = (
-        tiny_trainer(epochs=4, warmup_epochs=1, fuse=fuse, calibration_batches=2)
-        for fuse in (True, False)
-    )
-    assert fused.fused is not None
+    """Of fine-tuning, with residuals."""
+    trainers = []
+    for chosen in (True, False):
+        torch.manual_seed(0)
+        teacher = gdfq.models.cifar_resnet(8, 4)
+        with torch.no_grad():
+            teacher.train()(torch.randn(32, 3, 8, 8))
+        generator = gdfq.models.Generator(4, 8, latent_dim=10, width=8)
+        trainers.append(
+            gdfq.GDFQTrainer(
+                teacher, gdfq.quantize_model(teacher.eval()), generator, 4, 16, warmup_epochs=0,
+                calibration_batches=2, student_lr=1e-3, memory_format="contiguous", fuse=chosen,
+            )
+        )  # fmt: skip
+    fused, plain = trainers
+    assert sum(place.fused for place in fused.fused.places) == 7
     assert plain.fused is None
     for step in range(10):
         ours, theirs = fused.step(), plain.step()
-        assert ours.keys() == theirs.keys()
+        assert ours.keys() == theirs.keys() == {"generator", "generator_ce", "bns", "student"}
         for name in ours:
             torch.testing.assert_close(
-                ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=f"{name} at step {step}"
+                ours[name], theirs[name], rtol=2e-3, atol=1e-4, msg=f"{name} at step {step}"
             )
-    assert fused.calibrated
     for (name, p), q in zip(
         fused.student.named_parameters(), plain.student.parameters(), strict=True
     ):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_a_layer_that_quantizes_its_own_input():
+    teacher = Net(plus).eval()
+    teacher.a[0] = gdfq.nn.QConv2d.from_float(teacher.a[0], act_bits=4)
+    student = gdfq.quantize_model(teacher)
+    for act in student.modules():
+        if isinstance(act, QAct):
+            act.train()
+    student(IMAGES)
+    for act in student.modules():
+        act.eval()
+    torch.testing.assert_close(fuse(student, IMAGES)(IMAGES), student(IMAGES), rtol=0, atol=1e-5)
+
+
+def test_fusing_leaves_modes_as_they_are():
+    student = student_of(plus)
+    acts = [m for m in student.modules() if isinstance(m, QAct)]
+    acts[0].train()
+    fuse(student, IMAGES)
+    assert [act.training for act in acts] == [True, False]
+
+
+def test_residuals_of_another_dtype_are_left_to_pytorch():
+    """As autocast makes them: in bfloat16 from a convolution, in float32 from elsewhere."""
+    student = student_of(scaled_residual)
+    fused = fuse(student, IMAGES)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = fused(IMAGES), student(IMAGES)
+    # A code beside a tie may be the next one: rounding to bfloat16 comes at another place.
+    assert ((y - expected).abs() > 0.05).float().mean() < 0.01
+
+
+def scaled_residual(m, x):
+    return F.relu(m.b(m.a(x)) + m.b[1].weight.view(1, -1, 1, 1) * x.float())
+
+
+def test_one_image_is_too_few_to_tell_shapes_by():
+    with pytest.raises(gdfq.InputError, match="images: needs two or more"):
+        fuse(student_of(plus), IMAGES[:1])

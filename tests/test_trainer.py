@@ -364,12 +364,20 @@ def test_tf32_is_for_gpus():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_the_process_keeps_its_own_precision(precision):
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    with multiplications(precision, torch.device("cuda")):
-        assert [b.allow_tf32 for b in backends] == [precision != "fp32"] * 2
-    assert [backend.allow_tf32 for backend in backends] == before
+@pytest.mark.parametrize("own", ["ieee", "tf32"])
+def test_the_process_keeps_its_own_precision(precision, own):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = own
+        with multiplications(precision, torch.device("cuda")):
+            expected = "ieee" if precision == "fp32" else "tf32"
+            assert [b.fp32_precision for b in backends] == [expected] * 2
+        assert [b.fp32_precision for b in backends] == [own] * 2
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ class FusedBatchNormAct(nn.Module):
         norm, q = self.norm, self.quantizer
         assert norm.running_mean is not None
         assert norm.running_var is not None
+        if residual is not None and residual.dtype != x.dtype:
+            # Autocast gave them different dtypes: what the sum promotes to is PyTorch's to say.
+            return q(norm(x) + residual)
         frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
         if q.training:
             moving = q.moving_range(x)

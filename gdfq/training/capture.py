@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,15 +19,15 @@ class CapturedStep:
     optimizers make their state, count too, and so does the one after the capture, which itself
     computes nothing. The returned tensors are the graph's own: the next call overwrites them.
 
-    Where capturing fails, the step goes on without, and ``failure`` says why.
+    Where capturing fails, the step goes on without: a warning and ``failure`` say why.
 
     Args:
         step: reads and writes only tensors that stay in place, has no host reads, and draws
             random numbers from ``random`` alone.
         random: a generator of a CUDA device.
 
-    Not run on a GPU so far: what can be checked without one (host reads, copies to the host,
-    constants from the host) is, in ``tests/test_capture.py``.
+    Not run on a GPU so far: what can be checked without one (host reads, constants from the host,
+    random numbers, tensors that stay in place, the fallback) is, in ``tests/test_capture.py``.
     """
 
     def __init__(self, step: Step, random: torch.Generator) -> None:
@@ -50,7 +51,14 @@ class CapturedStep:
         try:
             self.graph, self.losses = self._capture()
         except RuntimeError as error:
-            self.failure = str(error).splitlines()[0]
+            # Ending a capture that has failed raises again, over the cause.
+            cause = error.__context__ or error
+            self.failure = (str(cause).splitlines() or [type(cause).__name__])[0]
+            warnings.warn(
+                f"capturing the step as a CUDA graph failed, it goes on without: {self.failure}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return self()
 
     def _aside(self) -> dict[str, Tensor]:
@@ -65,6 +73,10 @@ class CapturedStep:
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.random)
-        with torch.cuda.graph(graph):
-            losses = self.step()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                losses = self.step()
+        finally:
+            torch.cuda.set_stream(stream)  # which a failed capture leaves at its own
         return graph, losses

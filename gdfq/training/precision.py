@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,13 +20,19 @@ def multiplications(precision: Precision, device: torch.device) -> Iterator[None
     if device.type != "cuda":
         yield
         return
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32
-    matmul.allow_tf32 = convolution.allow_tf32 = precision != "fp32"
+    chosen = "ieee" if precision == "fp32" else "tf32"
+    backends: tuple[Any, ...] = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+    )
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = chosen
     try:
         yield
     finally:
-        matmul.allow_tf32, convolution.allow_tf32 = before
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
