@@ -80,9 +80,13 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
+    ] = "auto",
     **options: Any,
 ) -> None:
     """Quantize a recipe's teacher; any field of the recipe can be overridden."""
+    device = _device(device)
     given = {key: value for key, value in options.items() if value is not None}
     resolved = load_recipe(recipe).with_options(given)
     bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
@@ -91,7 +95,7 @@ def quantize(
     interrupts = _Interrupts()
     keep_freed_memory()
     try:
-        result = run_quantize(resolved, folder, progress, interrupts.arrived)
+        result = run_quantize(resolved, folder, progress, interrupts.arrived, device)
     except NonFiniteLossError as error:
         errors.print(f"gdfq: {error}", highlight=False, soft_wrap=True, markup=False)
         errors.print(
@@ -175,13 +179,14 @@ def bench(
         bool, typer.Option(help="let the others keep freed memory too, as ours does")
     ] = False,
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
+    ] = "auto",
 ) -> None:
     """Time a training step on random images: by phase, and beside other formulations."""
     if network not in WORKLOADS:
         raise InputError(f"network: must be one of {', '.join(WORKLOADS)}, got {network!r}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"device: must be cpu, or cuda where there is a GPU, got {device!r}")
+    device = _device(device)
     workload = WORKLOADS[network]
     if batch_size is not None:
         workload = replace(workload, batch_size=batch_size)
@@ -223,6 +228,14 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def _device(name: str) -> str:
+    """The device called so; "auto" is a GPU where there is one."""
+    gpu = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
+        raise InputError(f"device: must be auto, cpu, or cuda where there is a GPU, got {name!r}")
+    return ("cuda" if gpu else "cpu") if name == "auto" else name
 
 
 def _percent(value: float | None) -> str:

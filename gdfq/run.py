@@ -151,6 +151,7 @@ def quantize(
     folder: Path,
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
+    device: str = "cpu",
 ) -> Result:
     """Quantize the recipe's teacher and leave everything about the run in ``folder``.
 
@@ -161,7 +162,7 @@ def quantize(
         InputError: the recipe does not fit its teacher, or ``folder`` cannot be used.
         NonFiniteLossError: a loss became NaN; the last sound student has been saved.
     """
-    teacher = build_teacher(recipe.teacher)
+    teacher = build_teacher(recipe.teacher).to(device)
     student = build_student(recipe, teacher)
     training = recipe.training.model_dump()
     with torch.random.fork_rng():
@@ -171,7 +172,7 @@ def quantize(
             recipe.teacher.image_size,
             recipe.teacher.channels,
             **recipe.generator.model_dump(),
-        )
+        ).to(device)
     trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
@@ -296,7 +297,7 @@ def _save_picture(recipe: Recipe, trainer: GDFQTrainer, path: Path, columns: int
     z = torch.randn(
         (len(labels), recipe.generator.latent_dim), generator=random, device=trainer.device
     )
-    images = trainer.generator(z, labels)
+    images = trainer.generator(z, labels).cpu()
     image_grid(list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std).save(
         path
     )

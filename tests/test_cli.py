@@ -367,7 +367,7 @@ def test_bench_prints_times_phases_and_what_is_fused(capsys):
     [
         (["--network", "alexnet"], "network: must be one of resnet20,.* got 'alexnet'"),
         (["--against", "magic"], "against: must be one of plain, frozen, compile, got 'magic'"),
-        (["--device", "tpu"], "device: must be cpu, or cuda where there is a GPU, got 'tpu'"),
+        (["--device", "tpu"], "device: must be auto, cpu, or cuda where there is a GPU, got 'tpu'"),
         (["--image-size", "7"], "image_size: must be a multiple of 4, got 7"),
         (["--batch-size", "1"], "batch_size: must be an int >= 2, got 1"),
         (["--weight-bits", "9"], "weight_bits: must be .* got 9"),
@@ -398,3 +398,10 @@ def test_too_large_for_memory_is_one_line(capsys):
     )  # fmt: skip
     assert code == 1
     assert re.search(r"^gdfq: not enough memory: .*allocate.*smaller batch_size", err, re.M)
+
+
+def test_a_device_that_is_not_there(capsys, tmp_path):
+    code, _, err = gdfq_command(capsys, *SHORT, "--device", "tpu", "--out", tmp_path / "run")
+    assert code == 2
+    assert "device: must be auto, cpu, or cuda where there is a GPU, got 'tpu'" in err
+    assert not (tmp_path / "run").exists()

@@ -318,8 +318,8 @@ class GDFQTrainer:
             f"memory format: {self.memory_format}" + (f" (a step in {timed})" if timed else ""),
             f"execution: {self.execution}, {self.precision}",
         ]
-        if self.fused is not None:
-            lines.append(f"fusion: {self.fused.summary()}")
+        fusion = "none" if self.fused is None else self.fused.summary()
+        lines.append(f"fusion: {fusion}")
         return "\n".join(lines)
 
     def _compiled(self, step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
