@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-import gdfq  # noqa: F401  (registers the operators)
+from gdfq.ops import _backend
+
+# The reference and Triton kernels stand behind the same wrappers and read nothing out of bounds.
+pytestmark = pytest.mark.skipif(
+    _backend.chosen() in ("reference", "triton"), reason="checks of the native operators"
+)
 
 SHAPE, CHANNELS = (4, 8, 2), 8
 BITS, EPS, SLOPE, MOMENTUM = 3, 1e-5, 0.2, 0.9
