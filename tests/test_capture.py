@@ -158,5 +158,7 @@ def test_a_trainer_says_how_it_runs(monkeypatch):
     step = trainer._compiled(trainer._warm_up_step)
     assert trainer._compiled(trainer._warm_up_step) is step
     assert trainer._compiled(trainer._tuning_step) is not step
+    assert len(trainer._captured) == 1  # the other phase's memory is given back
+    step = trainer._compiled(trainer._warm_up_step)
     trainer.batch_size = 8
     assert trainer._compiled(trainer._warm_up_step) is not step

@@ -328,6 +328,7 @@ class GDFQTrainer:
             return step
         key = (step.__name__, self.batch_size, self.bns_weight, self.temperature, self.alpha)
         if key not in self._captured:
+            self._captured.clear()  # a graph keeps its step's memory
             self._captured[key] = CapturedStep(step, self.random)
         return self._captured[key]
 
