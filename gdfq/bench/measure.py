@@ -309,4 +309,4 @@ def check_rivals(names: list[str]) -> list[Any]:
     for name in names:
         if name not in get_args(Rival):
             raise InputError(f"against: must be one of {', '.join(get_args(Rival))}, got {name!r}")
-    return list(names)
+    return list(dict.fromkeys(names))
