@@ -10,6 +10,7 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float, check_vector
+from gdfq.ops._outputs import empty_like, reduced_dtype
 from gdfq.ops.fake_quantize import _no_second_derivative
 
 _op = torch.ops.gdfq.batch_norm_stats
@@ -66,10 +67,6 @@ def batch_norm_stats(
     return _op(x, running_mean, running_var, weight, bias, eps)
 
 
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("gdfq::batch_norm_stats")
 def _fake(
     x: Tensor,
@@ -79,8 +76,8 @@ def _fake(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
-    mean = x.new_empty((x.shape[1],), dtype=_statistics_dtype(x))
+    y = empty_like(x)
+    mean = x.new_empty((x.shape[1],), dtype=reduced_dtype(x))
     return y, mean, torch.empty_like(mean)
 
 
@@ -95,7 +92,7 @@ def _fake_backward(
     weight: Tensor | None,
     eps: float,
 ) -> Tensor:
-    return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
+    return empty_like(x)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -133,7 +130,7 @@ def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
 
 
 def _factor(x: Tensor, running_var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    dtype = _statistics_dtype(x)
+    dtype = reduced_dtype(x)
     # PyTorch's vectorized float32 sqrt is off by an ulp at times; through float64 it rounds right.
     std = torch.sqrt((running_var.to(dtype) + eps).double()).to(dtype)
     return _per_channel((1 if weight is None else weight.to(dtype)) / std, x)
@@ -148,7 +145,7 @@ def batch_norm_stats_reference(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`batch_norm_stats` in plain PyTorch."""
-    dtype = _statistics_dtype(x)
+    dtype = reduced_dtype(x)
     wide = x.to(dtype)
     centered = wide - _per_channel(running_mean.to(dtype), x)
     y = centered * _factor(x, running_var, weight, eps)
@@ -170,7 +167,7 @@ def batch_norm_stats_backward_reference(
     eps: float,
 ) -> Tensor:
     """The gradient to ``x`` of :func:`batch_norm_stats` in plain PyTorch."""
-    dtype = _statistics_dtype(x)
+    dtype = reduced_dtype(x)
     count = x.numel() // x.shape[1]
     dx = (
         grad_y.to(dtype) * _factor(x, running_var, weight, eps)

@@ -18,6 +18,7 @@ from gdfq.ops._checks import (
     check_same,
     check_ste,
 )
+from gdfq.ops._outputs import empty_like
 from gdfq.ops.batch_norm_stats import _factor, _per_channel
 from gdfq.ops.fake_quantize import (
     _no_second_derivative,
@@ -83,13 +84,9 @@ def bn_act_fake_quantize(
     return _op(x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste)
 
 
-def _empty_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
-
-
 @torch.library.register_fake("gdfq::bn_act_fake_quantize")
 def _fake(x: Tensor, *_: Any) -> Tensor:
-    return _empty_like(x)
+    return empty_like(x)
 
 
 @torch.library.register_fake("gdfq::bn_act_fake_quantize_backward")
@@ -108,7 +105,7 @@ def _fake_backward(
     residual: Tensor | None,
     ste: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x = _empty_like(x)
+    grad_x = empty_like(x)
     grad_residual = x.new_empty((0,)) if residual is None else torch.empty_like(grad_x)
     grad_weight = x.new_empty((x.shape[1],), dtype=torch.float32)
     return grad_x, grad_residual, grad_weight, torch.empty_like(grad_weight)
@@ -119,7 +116,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors, lo, hi, residual)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def saved_gradients(ctx: Any, grad: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+    """Gradients to ``x`` and the four of batch norm, and to the residual, from what is saved."""
     *tensors, lo, hi, residual = ctx.saved_tensors
     weight, bias = tensors[3:]
     grad_x, grad_residual, grad_weight, grad_bias = _backward_op(
@@ -131,10 +129,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         None,
         None if weight is None else grad_weight.to(weight.dtype),
         None if bias is None else grad_bias.to(bias.dtype),
-        *(None,) * 5,
-        None if residual is None else grad_residual,
-        None,
-    )
+    ), (None if residual is None else grad_residual)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    of_norm, of_residual = saved_gradients(ctx, grad)
+    return (*of_norm, *(None,) * 5, of_residual, None)
 
 
 torch.library.register_autograd(

@@ -11,6 +11,7 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float, check_vector, check_written
+from gdfq.ops._outputs import empty_like
 from gdfq.ops.fake_quantize import _no_second_derivative
 
 _op = torch.ops.gdfq.bn_leaky_relu
@@ -96,16 +97,12 @@ def bn_leaky_relu(
     return y
 
 
-def _empty_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
-
-
 @torch.library.register_fake("gdfq::bn_leaky_relu")
 def _fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean = x.new_empty((x.shape[1],), dtype=torch.float32)
-    return _empty_like(x), mean, torch.empty_like(mean)
+    return empty_like(x), mean, torch.empty_like(mean)
 
 
 @torch.library.register_fake("gdfq::bn_leaky_relu_backward")
@@ -121,7 +118,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = x.shape[:2] if _per_sample(weight, bias) else x.shape[1:2]
     grad_weight = x.new_empty(shape, dtype=torch.float32)
-    return _empty_like(x), grad_weight, torch.empty_like(grad_weight)
+    return empty_like(x), grad_weight, torch.empty_like(grad_weight)
 
 
 def _per_sample(weight: Tensor | None, bias: Tensor | None) -> bool:

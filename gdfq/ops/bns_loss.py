@@ -10,6 +10,7 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float
+from gdfq.ops._outputs import reduced_dtype
 
 _op = torch.ops.gdfq.bns_loss
 
@@ -69,15 +70,11 @@ def bns_loss(
     return _op(*sequences)
 
 
-def _loss_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("gdfq::bns_loss")
 def _fake(
     means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
 ) -> Tensor:
-    return means[0].new_empty((), dtype=_loss_dtype(means[0]))
+    return means[0].new_empty((), dtype=reduced_dtype(means[0]))
 
 
 @torch.library.register_fake("gdfq::bns_loss_backward")
@@ -98,7 +95,7 @@ def bns_loss_reference(
     means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
 ) -> Tensor:
     """:func:`bns_loss` in plain PyTorch."""
-    dtype = _loss_dtype(means[0])
+    dtype = reduced_dtype(means[0])
     mismatches = [
         torch.mean((mean.to(dtype) - running_mean.to(mean.dtype).to(dtype)) ** 2)
         + torch.mean((var.to(dtype) - running_var.to(var.dtype).to(dtype)) ** 2)
@@ -119,7 +116,7 @@ def bns_loss_backward_reference(
     """The gradients of :func:`bns_loss` to ``means`` and ``vars`` in plain PyTorch."""
 
     def gradient(statistic: Tensor, stored: Tensor) -> Tensor:
-        dtype = _loss_dtype(statistic)
+        dtype = reduced_dtype(statistic)
         difference = statistic.to(dtype) - stored.to(statistic.dtype).to(dtype)
         factor = 2 / (len(means) * statistic.numel())
         return (grad.to(dtype) * factor * difference).to(statistic.dtype)

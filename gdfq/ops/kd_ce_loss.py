@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float
+from gdfq.ops._outputs import reduced_dtype
 
 _op = torch.ops.gdfq.kd_ce_loss
 
@@ -84,10 +85,6 @@ def kd_ce_loss(
     return _op(student_logits, teacher_logits, labels, temperature, alpha)[0]
 
 
-def _loss_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("gdfq::kd_ce_loss")
 def _fake(
     student_logits: Tensor,
@@ -96,7 +93,7 @@ def _fake(
     temperature: float,
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    dtype = _loss_dtype(student_logits)
+    dtype = reduced_dtype(student_logits)
     gradient = student_logits.new_empty(student_logits.shape, dtype=dtype)
     return gradient.new_empty(()), gradient
 
@@ -154,7 +151,7 @@ def kd_ce_loss_reference(
     hard = (log_p.exp() * target.sum(1, keepdim=True) - target) / batch
     soft = alpha * temperature / (batch * classes) * (log_ps.exp() - log_pt.exp())
     loss = cross_entropy + alpha * temperature**2 * divergence
-    dtype = _loss_dtype(student_logits)
+    dtype = reduced_dtype(student_logits)
     return loss.to(dtype), (hard + soft).to(dtype)
 
 

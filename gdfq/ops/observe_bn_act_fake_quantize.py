@@ -18,12 +18,12 @@ from gdfq.ops._checks import (
     check_same,
     check_ste,
 )
+from gdfq.ops._outputs import empty_like
 from gdfq.ops.bn_act_fake_quantize import (
     _activate,
-    _backward_op,
-    _empty_like,
     _normalize,
     bn_act_fake_quantize_reference,
+    saved_gradients,
 )
 from gdfq.ops.observe_fake_quantize import move_range, register_gradient
 
@@ -97,7 +97,7 @@ def observe_bn_act_fake_quantize(
 
 @torch.library.register_fake("gdfq::observe_bn_act_fake_quantize")
 def _fake(x: Tensor, *_: Any) -> Tensor:
-    return _empty_like(x)
+    return empty_like(x)
 
 
 class _ObserveBnActFakeQuantize(torch.autograd.Function):
@@ -115,22 +115,8 @@ class _ObserveBnActFakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *norm, lo, hi, residual = ctx.saved_tensors
-        weight, bias = norm[3:]
-        grad_x, grad_residual, grad_weight, grad_bias = _backward_op(
-            grad, *norm, ctx.eps, lo, hi, ctx.bits, ctx.act, residual, ctx.ste
-        )
-        return (
-            None,
-            grad_x,
-            None,
-            None,
-            None if weight is None else grad_weight.to(weight.dtype),
-            None if bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 9,
-            None if residual is None else grad_residual,
-            None,
-        )
+        of_norm, of_residual = saved_gradients(ctx, grad)
+        return (None, *of_norm, *(None,) * 9, of_residual, None)
 
 
 register_gradient("observe_bn_act_fake_quantize", _ObserveBnActFakeQuantize, slice(6, 11))

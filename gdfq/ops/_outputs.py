@@ -1,0 +1,16 @@
+"""What operators' results are made like."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Of ``x``'s shape and dtype, dense in its memory format, as the kernels return it."""
+    return torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x))
+
+
+def reduced_dtype(x: Tensor) -> torch.dtype:
+    """Of statistics and losses: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
