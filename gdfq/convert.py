@@ -18,6 +18,7 @@ from gdfq.coverage import CoverageReport, Operation, Status
 from gdfq.errors import InputError
 from gdfq.functional import Activation
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.statistics import BATCH_NORMS
 from gdfq.ops._checks import Ste, check_bits, check_ste
 
 # ---- what is known about operations: three tables ----
@@ -49,11 +50,12 @@ _MOVES = (
     "transpose", "contiguous", "squeeze", "unsqueeze", "detach", "clone",
 )  # fmt: skip
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FLOAT_REASONS: dict[Any, str] = {
     **dict.fromkeys(_POOLS, "pooling: works on values that are quantized already"),
     **dict.fromkeys(_MOVES, "moves values, computes none"),
-    **dict.fromkeys(_NORMS, "batch norm: a per-channel scale and shift with frozen statistics"),
+    **dict.fromkeys(
+        BATCH_NORMS, "batch norm: a per-channel scale and shift with frozen statistics"
+    ),
 }
 
 

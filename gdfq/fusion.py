@@ -18,10 +18,10 @@ from gdfq.convert import SUMS
 from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
+from gdfq.nn.qact import observing_copy
+from gdfq.nn.statistics import BATCH_NORMS
 
-IN_PLACE_SUMS = (operator.iadd, "add_")
-# A subclass may compute something else.
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _LAYERS = (QConv2d, QLinear)
 Kind = tuple[torch.Size, torch.dtype]
 
@@ -200,7 +200,7 @@ class _Fusing:
     def unfit(self, norm: fx.Node) -> str:
         """Why the batch norm that ``norm`` calls cannot be fused; empty if it can."""
         module = self.module(norm)
-        if type(module) not in _NORMS:
+        if type(module) not in BATCH_NORMS:  # a subclass may compute something else
             return f"a {type(module).__name__}, which may compute something else"
         if module._forward_hooks or module._forward_pre_hooks:
             return "the batch norm has hooks"
@@ -221,17 +221,16 @@ class _Fusing:
         for user in node.users:
             if not user.args or user.args[0] is not node:
                 continue
-            if user.op == "call_module" and getattr(self.module(user), "inplace", False):
-                return True
-            name = getattr(user.target, "__name__", str(user.target))
-            in_place = user.target in IN_PLACE_SUMS or (name.startswith("i") and name[1:] in (
-                "add", "sub", "mul", "truediv",
-            ))  # fmt: skip
-            if user.op != "call_module" and (
-                in_place
-                or (name.endswith("_") and not name.endswith("__"))
-                or user.kwargs.get("inplace")
-            ):
+            if user.op == "call_module":
+                changes = getattr(self.module(user), "inplace", False)
+            else:
+                name = getattr(user.target, "__name__", str(user.target))
+                changes = (
+                    user.target in _IN_PLACE
+                    or (name.endswith("_") and not name.endswith("__"))
+                    or user.kwargs.get("inplace")
+                )
+            if changes:
                 return True
         return False
 
@@ -252,10 +251,6 @@ class _Shapes(fx.Interpreter):
 
 @torch.no_grad()
 def _shapes(student: fx.GraphModule, images: Tensor) -> dict[str, Kind]:
-    trial = copy.deepcopy(student)
-    for module in trial.modules():
-        if isinstance(module, QAct):
-            module.train()  # whose ranges may not be set yet
-    interpreter = _Shapes(trial)
+    interpreter = _Shapes(observing_copy(student))
     interpreter.run(images)
     return interpreter.shapes

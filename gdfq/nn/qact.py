@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from gdfq.functional import Activation, activate
 from gdfq.ops._checks import Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class QAct(nn.Module):
@@ -132,3 +135,12 @@ class QAct(nn.Module):
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         return f"act_bits={self.act_bits}, act={self.act!r}, ste={self.ste!r}"
+
+
+def observing_copy(model: Module) -> Module:
+    """A copy of ``model`` that runs whether or not its ranges are set, and moves its own only."""
+    trial = copy.deepcopy(model)
+    for module in trial.modules():
+        if isinstance(module, QAct):
+            module.train()
+    return trial

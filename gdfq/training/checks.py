@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
-from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.nn import StatisticsTeacher
+from gdfq.nn.qact import observing_copy
 from gdfq.training.memory_format import MemoryFormat
 from gdfq.training.precision import Precision
 from gdfq.training.schedules import Schedule
@@ -123,11 +124,7 @@ def check_shapes(
             f"num_classes: {num_classes} given, but the teacher's logits have shape "
             f"(N, {', '.join(map(str, logits.shape[1:]))})"
         )
-    trial = copy.deepcopy(student)  # a forward in training mode moves its ranges
-    for quantizer in trial.modules():
-        if isinstance(quantizer, QAct):
-            quantizer.train()
-    answer = trial(images)
+    answer = observing_copy(student)(images)
     if answer.shape != logits.shape:
         raise InputError(
             f"student: its logits have shape {tuple(answer.shape)}, the teacher's "

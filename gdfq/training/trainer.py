@@ -314,12 +314,11 @@ class GDFQTrainer:
         """How steps are run: memory format, execution, and what is fused."""
         seconds = self.memory_format_seconds
         timed = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
-        lines = [
+        lines = (
             f"memory format: {self.memory_format}" + (f" (a step in {timed})" if timed else ""),
             f"execution: {self.execution}, {self.precision}",
-        ]
-        fusion = "none" if self.fused is None else self.fused.summary()
-        lines.append(f"fusion: {fusion}")
+            f"fusion: {'none' if self.fused is None else self.fused.summary()}",
+        )
         return "\n".join(lines)
 
     def _compiled(self, step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
