@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import sizes
+from gdfq.memory import keep_freed_memory
 
 Candidate = Callable[[], object]
 DEVICE = os.environ.get("GDFQ_TEST_DEVICE", "cpu")
@@ -21,6 +22,7 @@ SECONDS = 2.0
 # Seconds after which no further benchmark is begun.
 LIMIT = float(os.environ.get("GDFQ_BENCH_SECONDS", "inf"))
 STARTED = time.monotonic()
+keep_freed_memory()  # so that everyone's results lie in memory that has been used before
 
 
 @pytest.fixture(autouse=True)

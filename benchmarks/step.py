@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import readme
+from benchmarks.table import where
 from gdfq.bench.measure import RIVALS, Settings, measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.environment import environment
-from gdfq.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
@@ -124,9 +124,8 @@ def table(kept: dict[str, Any]) -> str:
 
 def markdown(kept: dict[str, Any], device: str) -> str:
     machine = kept["machine"]
-    where = f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else machine["gpu"]
     text = [
-        f"# A training step on {where}",
+        f"# A training step on {where(device, machine)}",
         "",
         f"torch {machine['torch']}, gdfq {machine['gdfq']}. Columns 3 to 5: the rival's median "
         "time divided by ours, steps taken in turns in one process; 2.00 means ours is twice as "
@@ -227,7 +226,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="steps to take the median of")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    keep_freed_memory()
     stem = RESULTS / f"step-{arguments.device}"
     path = stem.with_suffix(".json")
     kept = json.loads(path.read_text()) if path.exists() else {"parts": {}}

@@ -20,14 +20,6 @@ from gdfq.environment import environment
 RESULTS = Path(__file__).parent / "results"
 RIVALS = ("eager", "torch.compile", "aten", "copy")
 
-# glibc keeps what is freed, so that everyone's results lie in memory that has been used before: new
-# pages cost more than the arithmetic on them.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
-
 HEADING = """\
 A number is the rival's median time divided by ours, interleaved in one run, with memory reused:
 2.00 means ours takes half the time. `copy` is `Tensor.copy_` of as many bytes as the operation
@@ -60,7 +52,7 @@ def run(selection: str | None, device: str, seconds: float | None) -> tuple[list
                    f"--junitxml={outcomes}"]  # fmt: skip
         if selection:
             command += ["-k", selection]
-        chosen = {**os.environ, **KEEP_MEMORY, "GDFQ_TEST_DEVICE": device}
+        chosen = {**os.environ, "GDFQ_TEST_DEVICE": device}
         if seconds is not None:
             chosen["GDFQ_BENCH_SECONDS"] = str(seconds)
         if subprocess.run(command, stdout=sys.stderr, env=chosen).returncode:
@@ -102,9 +94,8 @@ def slower_than_compiled(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.ratios.get("torch.compile", math.inf) < 1]
 
 
-def where(device: str) -> str:
-    """The machine's name."""
-    machine = environment()
+def where(device: str, machine: dict) -> str:
+    """The name of ``machine``, an environment."""
     return f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else machine["gpu"]
 
 
@@ -118,7 +109,7 @@ def markdown(rows: list[Row], device: str, plot: str | None, late: int = 0) -> s
     """The tables."""
     machine = environment()
     head = ["| " + " | ".join(RIVALS) + " |", "|---" * (len(RIVALS) + 1) + "|"]
-    lines = [f"# Operators on {where(device)}", ""]
+    lines = [f"# Operators on {where(device, machine)}", ""]
     lines += [f"torch {machine['torch']}, gdfq {machine['gdfq']}. {HEADING}", ""]
     lines += [f"There was no time for {late} more benchmarks.", ""] if late else []
     lines += [f"![Every operation beside its rivals]({plot})", ""] if plot else []
@@ -143,9 +134,10 @@ def summary(rows: list[Row]) -> str:
 
 def record(rows: list[Row], device: str) -> dict:
     """The tables' figures."""
+    machine = environment()
     return {
-        "device": where(device),
-        "environment": environment(),
+        "device": where(device, machine),
+        "environment": machine,
         "rows": [asdict(row) for row in rows],
         "means": {
             **{name: means(group) for name, group in by_operation(rows).items()},
@@ -171,7 +163,7 @@ def main() -> None:
 
         picture = out.with_suffix(".png")
         groups = {name: [row.ratios for row in g] for name, g in by_operation(rows).items()}
-        plot.draw(groups, where(arguments.device), picture)
+        plot.draw(groups, where(arguments.device, environment()), picture)
     else:
         print("no plot: matplotlib is not installed", file=sys.stderr)
     table = markdown(rows, arguments.device, picture.name if picture else None, late)

@@ -90,6 +90,7 @@ def measure(
     Returns:
         Ours first, then the rivals as named; and our trainer.
     """
+    keep_freed_memory()  # our trainer times memory formats when it is made
     names: list[Any] = ["ours", *rivals]
     trainers = {name: make(name, workload, settings) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

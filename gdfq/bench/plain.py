@@ -188,13 +188,7 @@ class PlainTrainer:
 
     def step(self) -> dict[str, Tensor]:
         """One iteration."""
-        z = torch.randn(
-            self.batch_size, self.generator.latent_dim, generator=self.random, device=self.device
-        )
-        labels = torch.randint(
-            self.generator.num_classes, (self.batch_size,), generator=self.random,
-            device=self.device,
-        )  # fmt: skip
+        z, labels = self._sample()
         loss, images, teacher_logits = self.generator_loss(z, labels)
         self.generator_optimizer.zero_grad()
         loss.backward()
@@ -207,6 +201,16 @@ class PlainTrainer:
             self.student_optimizer.step()
             losses["student"] = student_loss.detach()
         return losses
+
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        z = torch.randn(
+            self.batch_size, self.generator.latent_dim, generator=self.random, device=self.device
+        )
+        labels = torch.randint(
+            self.generator.num_classes, (self.batch_size,), generator=self.random,
+            device=self.device,
+        )  # fmt: skip
+        return z, labels
 
     def _take_statistics(self, norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         x = inputs[0]
@@ -232,10 +236,7 @@ class PlainTrainer:
 
     @torch.no_grad()
     def _set_ranges(self) -> None:
-        z = torch.randn(
-            self.batch_size, self.generator.latent_dim, generator=self.random, device=self.device
-        )
-        labels = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
+        z, labels = self._sample()
         quantizers = [m for m in self.student.modules() if isinstance(m, QuantizedActivation)]
         for quantizer in quantizers:
             quantizer.train()
