@@ -21,6 +21,7 @@ LAYERS = [
     ["recipes", "data", "picture"],
     ["run", "progress"],
     ["cli"],
+    ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

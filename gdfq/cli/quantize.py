@@ -1,0 +1,139 @@
+"""``gdfq quantize``: a recipe in, a run folder out."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.table import Table
+
+from gdfq.cli._common import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    console,
+    errors,
+    percent,
+    print_error,
+    resolve_device,
+    student_name,
+)
+from gdfq.errors import NonFiniteLossError
+from gdfq.memory import keep_freed_memory
+from gdfq.progress import LiveProgress, PlainProgress
+from gdfq.recipes import load_recipe
+from gdfq.recipes.schema import fields
+from gdfq.run import Result
+from gdfq.run import quantize as run_quantize
+
+
+def _option_type(annotation: Any) -> Any:
+    """The command line's type of a recipe field's annotation."""
+    if get_origin(annotation) is Annotated:
+        return _option_type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return str
+    if get_origin(annotation) is list:
+        return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
+    return annotation
+
+
+def _recipe_options() -> list[inspect.Parameter]:
+    """One option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
+    parameters = []
+    for section, key, definition in fields():
+        flag = f"--{key.replace('_', '-')}"
+        if definition.annotation is bool:
+            flag += f"/--no-{flag[2:]}"
+        option = typer.Option(
+            flag,
+            help=definition.description,
+            rich_help_panel=f"Recipe: {section}" if section else "Recipe",
+            show_default=False,
+        )
+        kind: Any = Annotated[_option_type(definition.annotation) | None, option]
+        parameters.append(
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        )
+    return parameters
+
+
+def quantize(
+    recipe: Annotated[str, typer.Option(help="name (see `gdfq recipes`) or path of a .toml file")],
+    out: Annotated[
+        Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
+    ] = "auto",
+    **options: Any,
+) -> None:
+    """Quantize a recipe's teacher; any field of the recipe can be overridden."""
+    device = resolve_device(device)
+    given = {key: value for key, value in options.items() if value is not None}
+    resolved = load_recipe(recipe).with_options(given)
+    bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
+    folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
+    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    interrupts = _Interrupts()
+    keep_freed_memory()
+    try:
+        result = run_quantize(resolved, folder, progress, interrupts.arrived, device)
+    except NonFiniteLossError as error:
+        print_error(f"gdfq: {error}")
+        print_error(f"The last sound student is in {folder}")
+        raise typer.Exit(EXIT_FAILED) from None
+    _print_result(result, folder)
+    if not result.finished:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+_signature = inspect.signature(quantize, eval_str=True)
+quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[
+        *(p for p in _signature.parameters.values() if p.kind is not p.VAR_KEYWORD),
+        *_recipe_options(),
+    ]
+)
+
+
+def _print_result(result: Result, folder: Path) -> None:
+    student = student_name(result.weight_bits, result.act_bits)
+    state = "" if result.finished else f", stopped at step {result.steps}"
+    table = Table(
+        "",
+        "top-1",
+        title=f"{result.name}, seed {result.seed}{state}",
+        caption=f"measured on: {result.evaluation}",
+    )
+    table.add_row("teacher, float32", percent(result.teacher))
+    table.add_row(f"{student}, before fine-tuning", percent(result.before))
+    table.add_row(f"{student}, after fine-tuning", percent(result.after))
+    console.print(table)
+    console.print(
+        f"{result.steps} steps in {result.training_seconds:.0f} s. Student: "
+        f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+class _Interrupts:
+    """The first Ctrl-C asks the run to stop after its step, the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+        errors.print("stopping after this step and saving; Ctrl-C again ends at once")
+
+    def arrived(self) -> bool:
+        return self.count > 0
