@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gdfq.distributed import World
 from gdfq.errors import InputError
 
 FASHION_MNIST = Path(__file__).parent / "assets" / "fashion_mnist"
@@ -51,11 +52,22 @@ def load_test_images(name: str, mean: list[float], std: list[float]) -> tuple[Te
 
 
 @torch.inference_mode()
-def top1(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250) -> float:
-    """Share of ``images`` that ``model`` classifies as ``labels``, in percent."""
+def top1(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    world: World | None = None,
+    batch_size: int = 250,
+) -> float:
+    """Share of ``images`` that ``model`` classifies as ``labels``, in percent.
+
+    The ranks of ``world`` take the batches in turns; all must call it, and all get the answer.
+    """
+    world = world or World()
     device = next(model.parameters()).device
     hits = 0
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    for x, y in batches[world.rank :: world.size]:
         x = x.to(device)
         hits += int((model(x).argmax(1).cpu() == y).sum())
-    return 100.0 * hits / len(labels)
+    return 100.0 * world.total(hits) / len(labels)

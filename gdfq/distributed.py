@@ -189,13 +189,20 @@ class World:
         self.copy_from_first(chosen)
         return int(chosen.item())
 
-    def is_news(self, message: str) -> bool:
-        """Whether no other rank has asked this of ``message`` before; True if unknown."""
+    def is_news(self, error: BaseException) -> bool:
+        """Whether nobody has told of ``error``: no rank of this one or, if it is that another
+        rank is gone, of any; True if unknown.
+        """
         if self.store is None:
             return True
-        key = f"gdfq/said/{hashlib.sha256(message.encode()).hexdigest()}"
+        lost = isinstance(error, ProcessLostError)
+        said = hashlib.sha256(b"lost" if lost else repr(error).encode()).hexdigest()
         try:
-            return self.store.add(key, 1) == 1
+            if lost and self.store.check(["gdfq/failed"]):
+                return False
+            if not lost:
+                self.store.set("gdfq/failed", "")
+            return self.store.add(f"gdfq/said/{said}", 1) == 1
         except RuntimeError:
             return True
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import CLASS_NAMES, load_test_images, top1
+from gdfq.distributed import World
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.nn import QAct
@@ -117,12 +119,12 @@ def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
 class _RunCallback(TrainerCallback):
     def __init__(
         self,
-        folder: Path,
+        metrics: TextIO,
         progress: Progress,
         should_stop: Callable[[], bool],
         on_calibrated: Callable[[], None],
     ) -> None:
-        self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.metrics = metrics
         self.progress = progress
         self.should_stop = should_stop  # type: ignore[method-assign]
         self.calibrated = on_calibrated
@@ -152,16 +154,21 @@ def quantize(
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
     device: str = "cpu",
+    world: World | None = None,
 ) -> Result:
     """Quantize the recipe's teacher and leave everything about the run in ``folder``.
 
     Training reads no real image. The data set is opened to measure: the student before
     fine-tuning, and teacher and student at the end; where it cannot be read, the result says so.
+    Of the ranks of ``world``, all of which must call it, only the first writes.
 
     Raises:
         InputError: the recipe does not fit its teacher, or ``folder`` cannot be used.
         NonFiniteLossError: a loss became NaN; the last sound student has been saved.
+        ProcessLostError: another rank is gone.
     """
+    world = world or World()
+    writes = world.rank == 0
     teacher = build_teacher(recipe.teacher).to(device)
     student = build_student(recipe, teacher)
     training = recipe.training.model_dump()
@@ -173,13 +180,16 @@ def quantize(
             recipe.teacher.channels,
             **recipe.generator.model_dump(),
         ).to(device)
-    trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
+    trainer = GDFQTrainer(
+        teacher, student, generator, recipe.teacher.num_classes, **training, world=world
+    )
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
     _use_format(recipe, teacher)
-    create_folder(folder)
-    (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    if writes:
+        create_folder(folder)
+        (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
 
     result = Result(
         name=recipe.name,
@@ -190,7 +200,7 @@ def quantize(
         finished=False,
         training_seconds=0.0,
     )
-    measure = _Measure(recipe.teacher, result)
+    measure = _Measure(recipe.teacher, result, world)
     measuring = 0.0
 
     def on_calibrated() -> None:
@@ -200,7 +210,8 @@ def quantize(
         result.before = measure(student)
         measuring += time.perf_counter() - start
 
-    callback = _RunCallback(folder, progress, should_stop, on_calibrated)
+    metrics = (folder / "metrics.jsonl" if writes else Path(os.devnull)).open("a", encoding="utf-8")
+    callback = _RunCallback(metrics, progress, should_stop, on_calibrated)
     failure: NonFiniteLossError | None = None
     progress.start(trainer)
     start = time.perf_counter()
@@ -211,20 +222,22 @@ def quantize(
         result.failure = str(error)
     finally:
         progress.stop()
-        callback.metrics.close()
+        metrics.close()
     result.training_seconds = time.perf_counter() - start - measuring
     result.steps = trainer.steps_done
     result.finished = trainer.steps_done == recipe.training.epochs * recipe.training.steps_per_epoch
 
     if not trainer.calibrated and failure is None:
         trainer.calibrate(recipe.training.calibration_batches)
-    save_student(student, recipe, folder / "student.safetensors")
-    _save_picture(recipe, trainer, folder / "images.png")
+    if writes:
+        save_student(student, recipe, folder / "student.safetensors")
+        _save_picture(recipe, trainer, folder / "images.png")
     if failure is None:
         measure.announce(progress, "measuring teacher and student")
         result.after = measure(student)
         result.teacher = measure(teacher)
-    (folder / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    if writes:
+        (folder / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     if failure is not None:
         raise failure
     return result
@@ -233,9 +246,10 @@ def quantize(
 class _Measure:
     """Top-1 on the recipe's data set, or None with the reason in the result."""
 
-    def __init__(self, spec: Teacher, result: Result) -> None:
+    def __init__(self, spec: Teacher, result: Result, world: World) -> None:
         self.spec = spec
         self.result = result
+        self.world = world
         self.images: tuple[Tensor, Tensor] | None = None
 
     def announce(self, progress: Progress, what: str) -> None:
@@ -245,16 +259,20 @@ class _Measure:
     def __call__(self, model: nn.Module) -> float | None:
         if self.spec.data == "none":
             return None
+        problem = ""
         try:
             self.images = self.images or load_test_images(
                 self.spec.data, self.spec.mean, self.spec.std
             )
         except InputError as error:
-            self.result.evaluation = f"skipped: {error}"
+            problem = str(error)
+        if self.world.any(bool(problem)) or self.images is None:
+            problem = problem or "another process cannot read the images"
+            self.result.evaluation = f"skipped: {problem}"
             return None
         images, labels = self.images
         self.result.evaluation = f"{len(labels):,} test images of {self.spec.data}"
-        return top1(model, images, labels)
+        return top1(model, images, labels, self.world)
 
 
 def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:

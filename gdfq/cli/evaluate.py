@@ -15,6 +15,7 @@ from gdfq.run import load_run
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="a run folder, written by `gdfq quantize`")],
 ) -> None:
     """Measure a run's student and its teacher on the recipe's test images."""
@@ -24,8 +25,8 @@ def evaluate(
         raise InputError(f"data: the recipe of {run} names no data set to measure on")
     images, labels = load_test_images(spec.data, spec.mean, spec.std)
     table = Table("", f"top-1 on {len(labels):,} test images of {spec.data}")
-    table.add_row("teacher", percent(top1(teacher, images, labels)))
+    table.add_row("teacher", percent(top1(teacher, images, labels, context.obj)))
     bits = recipe.quantization
     student_row = student_name(bits.weight_bits, bits.act_bits)
-    table.add_row(student_row, percent(top1(student, images, labels)))
+    table.add_row(student_row, percent(top1(student, images, labels, context.obj)))
     console.print(table)

@@ -62,6 +62,7 @@ def _recipe_options() -> list[inspect.Parameter]:
 
 
 def quantize(
+    context: typer.Context,
     recipe: Annotated[str, typer.Option(help="name (see `gdfq recipes`) or path of a .toml file")],
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
@@ -81,7 +82,7 @@ def quantize(
     interrupts = _Interrupts()
     keep_freed_memory()
     try:
-        result = run_quantize(resolved, folder, progress, interrupts.arrived, device)
+        result = run_quantize(resolved, folder, progress, interrupts.arrived, device, context.obj)
     except NonFiniteLossError as error:
         print_error(f"gdfq: {error}")
         print_error(f"The last sound student is in {folder}")
@@ -123,15 +124,19 @@ def _print_result(result: Result, folder: Path) -> None:
 
 
 class _Interrupts:
-    """The first Ctrl-C asks the run to stop after its step, the second ends it at once."""
+    """The first Ctrl-C or SIGTERM has the run stop after its step, a second Ctrl-C ends it at once.
+
+    Of many processes each gets the signal, and all stop after the same step.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        signal.signal(signal.SIGINT, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
         self.count += 1
-        if self.count > 1:
+        if self.count > 1 and signum == signal.SIGINT:
             raise KeyboardInterrupt
         errors.print("stopping after this step and saving; Ctrl-C again ends at once")
 

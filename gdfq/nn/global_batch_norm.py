@@ -46,7 +46,7 @@ def global_bn_leaky_relu(
         assert norm.num_batches_tracked is not None
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
-            momentum = norm.momentum
+            momentum: Any = norm.momentum
             if momentum is None:  # the mean of all batches so far
                 momentum = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
             count = world.size * x.numel() // x.shape[1]

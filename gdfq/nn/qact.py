@@ -151,7 +151,9 @@ def _global_ends(x: Tensor, world: World) -> Tensor:
         return x.new_empty(0, dtype=torch.float32)
     lo, hi = torch.aminmax(x)
     # Maxima over ranks may drop a NaN; an infinite range is as unusable as one of NaN.
-    ends = torch.stack([-lo, hi]).float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    ends = (
+        torch.stack([-lo, hi]).float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    )
     world.max(ends, "activation ranges")
     return torch.stack([-ends[0], ends[1]])
 
