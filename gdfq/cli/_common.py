@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -58,10 +59,14 @@ def leave(world: World, error: BaseException) -> NoReturn:
         text = message or "".join(traceback.format_exception(error)).rstrip()
         print_error(f"gdfq: rank {world.rank}: {text}")
     if isinstance(error, ProcessLostError):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the launcher ends the wait
         time.sleep(SECONDS_BEHIND_THE_CAUSE)
     else:
-        # For the launcher's own report, which comes last.
-        get_error_handler().record_exception(error)
+        # For the launcher's own report, which comes last; where one line says it, without stack.
+        try:
+            raise error.with_traceback(None if message else error.__traceback__) from None
+        except BaseException as raised:
+            get_error_handler().record_exception(raised)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # Not sys.exit: leaving the others in good order would wait for those that are gone.
