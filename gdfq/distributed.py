@@ -60,6 +60,11 @@ class World:
         """Whether there are other processes."""
         return self.size > 1
 
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints for all."""
+        return self.rank == 0
+
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
         return self
 
@@ -171,17 +176,19 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set on any rank; the same answer on all."""
-        if not self.parallel:
-            return flag
-        agreed = torch.tensor([int(flag)], dtype=torch.int32)
-        self.max(agreed, "agreement")
-        return bool(agreed.item())
+        return bool(self.largest(int(flag)))
 
     def total(self, count: int) -> int:
         """The sum of ``count`` over the ranks."""
         total = torch.tensor([count])
         self.sum(total, "agreement")
         return int(total.item())
+
+    def largest(self, number: int) -> int:
+        """The largest ``number`` of any rank."""
+        agreed = torch.tensor([number])
+        self.max(agreed, "agreement")
+        return int(agreed.item())
 
     def first_says(self, choice: int) -> int:
         """Rank 0's ``choice``."""
@@ -201,10 +208,16 @@ class World:
             if lost and self.store.check(["gdfq/failed"]):
                 return False
             if not lost:
-                self.store.set("gdfq/failed", "")
+                self.note_failure()
             return self.store.add(f"gdfq/said/{said}", 1) == 1
         except RuntimeError:
             return True
+
+    def note_failure(self) -> None:
+        """Let ranks that lose this one know that it has told why."""
+        if self.store is not None:
+            with suppress(RuntimeError):
+                self.store.set("gdfq/failed", "")
 
 
 def start() -> World:

@@ -44,19 +44,26 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("torchrun")
+
+
 @pytest.fixture
-def launch(tmp_path):
-    """Starts ``gdfq quantize`` in processes of torchrun's, or in this one's place for 0."""
+def launch(folder):
+    """Starts ``gdfq quantize`` in processes of torchrun's, or without it for 0."""
     started = []
 
-    def start(processes, out, epochs=3, planted="nothing"):
-        script = tmp_path / "script.py"
+    def start(processes, *options, planted="nothing"):
+        for note in (*folder.glob("pid-*"), *folder.glob("steps-*")):
+            note.unlink()
+        script = folder / "script.py"
         script.write_text(SCRIPT)
-        environment = {**os.environ, "NOTES": str(tmp_path), "PLANTED": planted}
+        environment = {**os.environ, "NOTES": str(folder), "PLANTED": planted}
         environment |= {"OMP_NUM_THREADS": "1"}
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
         command = [*launcher, script] if processes else ["-m", "gdfq"]
-        options = ["quantize", *OPTIONS, "--epochs", epochs, "--out", out]
+        options = ["quantize", *options]
         process = subprocess.Popen(
             [sys.executable, *map(str, command), *map(str, options)], env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -89,23 +96,44 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_only_rank_0_writes_and_the_run_is_that_of_one_process(launch, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert launch(0, one).wait() == 0
-    process = launch(2, two)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
+def new_run(out, epochs):
+    return [*OPTIONS, "--epochs", epochs, "--checkpoint-every", 0, "--out", out]
+
+
+def test_only_rank_0_writes_and_the_run_is_that_of_one_process(launch, folder, undisturbed):
+    one = folder / "one"
+    assert launch(0, *new_run(one, 3)).wait() == 0
+    two, out, err = undisturbed
     assert out.count("epoch 3/3") == 1  # one rank's output
     assert out.count("student, W4A4, after fine-tuning") == 1
     assert not err.strip()
-    files = {p.name for p in two.iterdir()}
-    assert files == {p.name for p in one.iterdir()}
+    assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
     for first, second in zip(metrics(one), metrics(two), strict=True):
         assert second == pytest.approx(first, rel=1e-4)
 
 
-def test_an_error_on_one_rank_ends_all_and_comes_first(launch, tmp_path):
-    process = launch(2, tmp_path / "run", epochs=1000, planted="raise")
+@pytest.fixture(scope="module")
+def undisturbed_folder(folder):
+    return folder / "two"
+
+
+@pytest.fixture
+def undisturbed(launch, undisturbed_folder, outputs):
+    """Folder and outputs of a run of two processes, which is done once."""
+    if not outputs:
+        process = launch(2, *new_run(undisturbed_folder, 3))
+        outputs.extend(process.communicate())
+        assert process.returncode == 0, outputs[1]
+    return undisturbed_folder, *outputs
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    return []
+
+
+def test_an_error_on_one_rank_ends_all_and_comes_first(launch, folder):
+    process = launch(2, *new_run(folder / "raised", 1000), planted="raise")
     _, err = process.communicate()
     assert process.returncode == 1
     lines = err.splitlines()
@@ -116,9 +144,10 @@ def test_an_error_on_one_rank_ends_all_and_comes_first(launch, tmp_path):
     assert "ValueError: planted failure" in err[err.index("Root Cause") :]
 
 
-def test_a_killed_rank_ends_all_within_30_seconds(launch, tmp_path):
-    process = launch(2, tmp_path / "run", epochs=1000, planted="kill")
-    pids = [tmp_path / f"pid-{rank}" for rank in range(2)]
+def test_a_killed_rank_ends_all_within_30_seconds_and_the_run_goes_on(launch, folder, undisturbed):
+    out = folder / "killed"
+    process = launch(2, *new_run(out, 3), planted="kill")
+    pids = [folder / f"pid-{rank}" for rank in range(2)]
     wait_for(lambda: all(p.exists() and p.read_text() for p in pids))
     first, second = (int(p.read_text()) for p in pids)
     wait_for(lambda: not alive(second))
@@ -134,32 +163,42 @@ def test_a_killed_rank_ends_all_within_30_seconds(launch, tmp_path):
     assert "rank      : 1" in cause
     assert "SIGKILL" in cause
 
+    process = launch(2, "--resume", out)
+    text, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "going on after step" in text
+    for name in ("student.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (undisturbed[0] / name).read_bytes()
 
-def test_what_the_user_gave_is_refused_in_one_line_for_all(launch, tmp_path):
-    process = launch(3, tmp_path / "run")
+
+def test_what_the_user_gave_is_refused_in_one_line_for_all(launch, folder):
+    out = folder / "refused"
+    process = launch(3, *new_run(out, 3))
     _, err = process.communicate()
     assert process.returncode != 0
     assert "batch_size: must be a multiple of 3, the number of processes, got 8" in err
     assert err.count("gdfq: rank") == 1
     assert err.startswith("gdfq: rank")
-    assert not (tmp_path / "run").exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("told", ["Ctrl-C", "SIGTERM to one rank"])
-def test_all_stop_after_the_same_step(launch, tmp_path, told):
-    out = tmp_path / "run"
-    process = launch(2, out, epochs=1000)
+def test_all_stop_after_the_same_step(launch, folder, told):
+    out = folder / told
+    process = launch(2, *new_run(out, 1000))
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 1)
     if told == "Ctrl-C":
         process.send_signal(signal.SIGINT)
     else:
-        os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
+        os.kill(int((folder / "pid-1").read_text()), signal.SIGTERM)
     _, err = process.communicate()
     assert process.returncode != 0
-    assert "Traceback" not in err[: err.find("torch/distributed")]
-    steps = [int((tmp_path / f"steps-{rank}").read_text()) for rank in range(2)]
+    ours = err[: err.find("torch/distributed")]
+    assert "Traceback" not in ours
+    assert err.count("to go on: gdfq quantize --resume") == 1
+    steps = [int((folder / f"steps-{rank}").read_text()) for rank in range(2)]
     assert steps[0] == steps[1] < 2000
+    assert (out / f"checkpoint-{steps[0]}.safetensors").exists()
     result = json.loads((out / "result.json").read_text())
     assert result["steps"] == steps[0]
     assert not result["finished"]
-    assert (out / "student.safetensors").exists()

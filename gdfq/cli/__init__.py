@@ -48,6 +48,8 @@ def main() -> None:
         world = distributed.start()
         console.quiet = errors.quiet = world.rank > 0
         code = app(standalone_mode=False, obj=world) or 0
+        if code:
+            world.note_failure()
         distributed.stop(world)
     except (Exception, KeyboardInterrupt) as error:
         if world.parallel:
