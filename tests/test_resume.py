@@ -328,6 +328,38 @@ def test_a_signal_while_measuring_ends_it_at_once(recipe, tmp_path, monkeypatch,
         assert (folder / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
+def test_a_second_signal_ends_at_once_and_ignored_ones_stay_ignored():
+    own = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    noticed = []
+    try:
+        with Interrupts(
+            signal.SIGINT, signal.SIGTERM, notice=lambda: noticed.append(True)
+        ) as interrupts:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.arrived is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupts.arrived == signal.SIGINT
+            assert noticed == [True]
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # the system's: it kills
+            with pytest.raises(Interrupted, match="SIGINT"), interrupts.at_once():
+                pytest.fail("a signal that has arrived is raised first")
+        assert signal.getsignal(signal.SIGINT) is own[0]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, own[1])
+
+
+def test_a_signal_and_a_loss_that_is_not_finite(recipe, tmp_path):
+    """The failure counts: there is nothing sound to go on from."""
+    failing = recipe.with_options({"student_lr": 1e30, "epochs": 6})
+    show = Show(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(gdfq.NonFiniteLossError):
+        session.quantize(failing, tmp_path / "run", show, NEVER, Interrupts(signal.SIGTERM))
+    assert not checkpoints(tmp_path / "run")
+    state = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(value.isfinite().all() for value in state.values())
+
+
 def command(*arguments):
     return [sys.executable, "-m", "gdfq", *map(str, arguments)]
 
