@@ -325,7 +325,8 @@ class GDFQTrainer:
         """``step``, or the CUDA graph of it for what it depends on now."""
         if not self.cuda_graph:
             return step
-        key = (step.__name__, self.batch_size, self.bns_weight, self.temperature, self.alpha)
+        constants = (self.batch_size, self.bns_weight, self.temperature, self.alpha, self.precision)
+        key = (step.__name__, *constants)
         if key not in self._captured:
             self._captured.clear()  # a graph keeps its step's memory
             self._captured[key] = CapturedStep(step, self.random)
