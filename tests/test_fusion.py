@@ -47,7 +47,8 @@ def student_of(body, ste="identity"):
     acts = [m for m in student.modules() if isinstance(m, QAct)]
     for act in acts:
         act.train()
-    student(IMAGES)
+    with torch.no_grad():
+        student(IMAGES)
     for act in acts:
         act.eval()
     return student
