@@ -280,9 +280,7 @@ def earlier(figures: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rehearse", action="store_true", help="run everything on the CPU")
-    parser.add_argument(
-        "-k", dest="selection", help="operators' tests and benchmarks that match"
-    )
+    parser.add_argument("-k", dest="selection", help="operators' tests and benchmarks that match")
     parser.add_argument("--only", action="append", choices=PARTS, help="run this part alone")
     parser.add_argument("--out", type=Path, default=None, help="folder of the table")
     parser.add_argument("--skip-build", action="store_true", help="use the kernels as they are")

@@ -151,11 +151,11 @@ def markdown(kept: dict[str, Any], device: str) -> str:
         f"# A training step on {'; '.join(machines(kept, device))}",
         "",
         "Columns 3 to 5: the rival's median time divided by ours, steps taken in turns in one "
-        "process; 2.00 means ours is twice as fast, `-` that it wasn't measured. The rivals run with the C "
-        "allocator as PyTorch finds it, except where the row says that they keep pages too; ours "
-        "as `gdfq quantize` runs. Plain is `gdfq/bench/plain.py`: the method in stock PyTorch "
-        "modules, float32, its teacher's parameters requiring gradients unless frozen. Peak "
-        "memory: ours, and plain's in brackets, each in a process of its own.",
+        "process; 2.00 means ours is twice as fast, `-` that it wasn't measured. The rivals run "
+        "with the C allocator as PyTorch finds it, except where the row says that they keep pages "
+        "too; ours as `gdfq quantize` runs. Plain is `gdfq/bench/plain.py`: the method in stock "
+        "PyTorch modules, float32, its teacher's parameters requiring gradients unless frozen. "
+        "Peak memory: ours, and plain's in brackets, each in a process of its own.",
         "",
         table(kept, device),
         "",
