@@ -43,7 +43,7 @@ from gdfq.training.memory_format import TORCH_FORMATS
 from gdfq.training.state import digest
 
 # What a run's rounding can depend on.
-ROUNDING = ("gdfq", "torch", "cpu", "cpu_capability", "threads", "gpu", "backend")
+ROUNDING = ("gdfq", "torch", "cpu", "cpu_capability", "threads", "gpu", "backend", "processes")
 
 
 class Progress(Protocol):
@@ -234,7 +234,11 @@ class _Session(TrainerCallback):
         )
         self.measure = Measure(recipe.teacher, self.result, self.world)
         self.teacher_digest = digest(teacher)
-        self.environment = {**environment(), "device": options.device}
+        self.environment = {
+            **environment(),
+            "device": options.device,
+            "processes": options.world.size,
+        }
         self.metrics = Metrics(folder / "metrics.jsonl", progress.warning)
         self.tensorboard: TensorBoard | None = None
         self.checkpoint: Path | None = None  # the newest, sound
@@ -278,7 +282,8 @@ class _Session(TrainerCallback):
                 self._prepare()
                 failure = self._train()
                 self.interrupts.agree(self.world)
-                self.interrupts.check()
+                if failure is None:  # else the student has been put back, and there is no going on
+                    self.interrupts.check()
                 self._finish(failure)
             except Interrupted:
                 self._leave()
