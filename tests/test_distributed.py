@@ -1,6 +1,7 @@
 """Many processes train as one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import gdfq
+from gdfq.bench.formulations import Settings
+from gdfq.bench.measure import measure
+from gdfq.bench.networks import WORKLOADS
+from gdfq.data import top1
 from gdfq.distributed import World, global_moments
 from gdfq.functional import bn_leaky_relu
 from gdfq.models import generator as generator_module
@@ -181,6 +186,45 @@ def ranges_with_nan(world):
     return bool(act.hi.isfinite())
 
 
+def traffic_of_a_step(world):
+    """What a fine-tuning step gave to collectives, and what it should have."""
+    trainer = tiny_trainer(warmup_epochs=0, world=world)
+    trainer.step()
+    world.traffic.clear()
+    trainer.step()
+    floats = {
+        name: sum(p.numel() for p in network.parameters())
+        for name, network in (("generator", trainer.generator), ("student", trainer.student))
+    }
+    expected = {
+        "generator's gradients": (1, 4 * (floats["generator"] + 3)),  # with its three losses
+        "student's gradients": (1, 4 * (floats["student"] + 1)),
+        "teacher's statistics": (1, 8 * 2 * (8 + 12)),
+        # Four layers of 8, 8, 4 and 2 channels, forward and backward.
+        "generator's batch norms": (8, 2 * 8 * 2 * (8 + 8 + 4 + 2)),
+    }
+    return _pairs(world.traffic), expected
+
+
+def _pairs(traffic):
+    return {purpose: (given.calls, given.bytes) for purpose, given in traffic.items()}
+
+
+def benchmark(world):
+    workload = replace(WORKLOADS["resnet20"], batch_size=4, image_size=8)
+    settings = Settings(steps=1, trainer={"memory_format": "contiguous"})
+    ours = measure(workload, settings, [], False, world)[0][0]
+    return _pairs(ours.traffic), _pairs(ours.calibration_traffic)
+
+
+def accuracies(world):
+    """Of all ranks together, and of this one with all images; 1100 images are 5 batches."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(1100, 2, 8, 8, generator=random)
+    labels = torch.randint(4, (1100,), generator=random)
+    return [top1(tiny_teacher(), images, labels, w) for w in (world, World())]
+
+
 def in_two_processes(world):
     return {
         "runs": {
@@ -197,6 +241,9 @@ def in_two_processes(world):
         "format": tiny_trainer(memory_format="auto", world=world).memory_format,
         "any": [world.any(world.rank == 1), world.any(False)],
         "total": world.total(world.rank + 5),
+        "traffic": traffic_of_a_step(world),
+        "benchmark": benchmark(world),
+        "accuracy": accuracies(world),
     }
 
 
@@ -282,6 +329,30 @@ def test_processes_agree(two):
     assert two[0]["format"] == two[1]["format"]
     assert [rank["any"] for rank in two] == [[True, False]] * 2
     assert [rank["total"] for rank in two] == [11, 11]
+
+
+def test_collectives_are_counted(two):
+    for rank in two:
+        counted, expected = rank["traffic"]
+        assert counted == expected
+
+
+def test_the_benchmark_tells_what_a_step_and_a_calibration_batch_send(two):
+    step, calibration = two[0]["benchmark"]
+    assert {purpose: calls for purpose, (calls, _) in step.items()} == {
+        "generator's batch norms": 8, "teacher's statistics": 1, "generator's gradients": 1,
+        "student's gradients": 1,
+    }  # fmt: skip
+    # 19 activations, two float32 each; the generator's forward passes.
+    assert calibration["activation ranges"] == (19, 19 * 8)
+    assert calibration["generator's batch norms"][0] == 4
+    assert len(calibration) == 2
+
+
+def test_evaluation_is_shared_and_its_result_the_same(two):
+    for rank in two:
+        shared, alone = rank["accuracy"]
+        assert shared == alone
 
 
 def test_a_process_alone_calls_no_collective(monkeypatch):
