@@ -1,6 +1,10 @@
 """Many processes train as one."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -18,7 +22,7 @@ from gdfq.functional import bn_leaky_relu
 from gdfq.models import generator as generator_module
 from gdfq.nn import QAct, global_batch_norm, qact, statistics
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu, globalize_batch_norms
-from tests.processes import run_processes
+from tests.processes import free_port, run_processes
 from tests.tiny import tiny_teacher, tiny_trainer
 
 STEPS, WARM_UP = 10, 4
@@ -394,6 +398,42 @@ def test_globalized_batch_norms_are_as_before_outside_of_a_joined_world():
     assert isinstance(network.first, nn.BatchNorm1d)
     assert list(network.state_dict()) == names
     assert torch.equal(network(z, labels), expected)
+
+
+HUNG = """
+import signal, sys, time, torch
+from gdfq import distributed
+
+distributed.SECONDS_TO_LEAVE = 1.0
+world = distributed.start()
+signal.signal(signal.SIGTERM, lambda *_: None)  # as the command's: it waits for the step's end
+print("started", flush=True)
+if world.rank:
+    time.sleep(600)
+world.sum(torch.ones(3), "test")
+"""
+
+
+def test_a_process_that_waits_for_one_that_hangs_leaves_when_told():
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", HUNG], stdout=subprocess.PIPE,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        for rank in ranks:
+            assert rank.stdout.readline() == b"started\n"
+        ranks[0].send_signal(signal.SIGTERM)
+        assert ranks[0].wait(60) == 128 + signal.SIGTERM
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+            rank.stdout.close()
 
 
 def test_half_an_environment_is_refused(monkeypatch):
