@@ -70,6 +70,12 @@ class LiveProgress:
         self.rate = _Rate()
         self.read = 0.0
 
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self.progress.console.print(
+            text, style="dim", highlight=False, soft_wrap=True, markup=False
+        )
+
     def start(self, trainer: GDFQTrainer) -> None:
         """Say how steps are run and show the bar."""
         self.progress.console.print(trainer.describe(), style="dim", highlight=False, markup=False)
@@ -80,7 +86,7 @@ class LiveProgress:
 
     def phase(self, name: str) -> None:
         """Name what is done between steps."""
-        self.progress.console.print(f"[dim]{name}[/dim]")
+        self.note(name)
 
     def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Move the bar."""
@@ -109,6 +115,10 @@ class PlainProgress:
         self.rate = _Rate()
         self.images_per_second = 0.0
 
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
     def start(self, trainer: GDFQTrainer) -> None:
         """Say how steps are run and start the clock."""
         self.console.print(trainer.describe(), highlight=False, soft_wrap=True, markup=False)
@@ -116,7 +126,7 @@ class PlainProgress:
 
     def phase(self, name: str) -> None:
         """Name what is done between steps."""
-        self.console.print(name, highlight=False)
+        self.note(name)
 
     def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Take the time."""

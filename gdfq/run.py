@@ -16,21 +16,22 @@ from torch import Tensor, nn
 
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
-from gdfq.data import CLASS_NAMES, load_test_images, top1
+from gdfq.data import Batches, class_names, open_test_set, top1
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.nn import QAct
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.recipes.schema import Teacher
+from gdfq.sources import LoadedTeacher, Preprocessing, load_teacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.memory_format import TORCH_FORMATS
-
-BUILTIN_WEIGHTS = Path(__file__).parent / "assets" / "fashion_mnist" / "resnet20.safetensors"
 
 
 class Progress(Protocol):
     """What a run tells while it goes on."""
+
+    def note(self, text: str) -> None:
+        """Something was decided that nobody asked for."""
 
     def start(self, trainer: GDFQTrainer) -> None:
         """Training begins."""
@@ -79,20 +80,18 @@ def create_folder(folder: Path) -> None:
         raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
 
 
-def build_teacher(spec: Teacher) -> nn.Module:
-    """The teacher of a recipe, with its weights, in evaluation mode."""
-    path = BUILTIN_WEIGHTS if spec.weights == "builtin" else Path(spec.weights)
-    if not path.is_file():
-        raise InputError(f"weights: there is no file {path}")
-    model = {"resnet20": models.resnet20}[spec.arch](spec.num_classes, spec.channels)
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"weights: cannot read {path}: {error}") from error
-    except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
-        raise InputError(f"weights: {path} does not fit {spec.arch}: {problem}") from error
-    return model.eval()
+def build_teacher(recipe: Recipe) -> tuple[Recipe, LoadedTeacher]:
+    """The recipe's teacher, and the recipe with everything about it filled in.
+
+    Raises:
+        InputError: see :func:`gdfq.sources.load_teacher`.
+    """
+    given = recipe.teacher.model_dump(exclude={"data_path"})
+    teacher = load_teacher(**given, seed=recipe.training.seed)
+    found = {**teacher.preprocessing.fields(), "weights": teacher.weights}
+    if recipe.teacher.data_path is not None:
+        found["data_path"] = str(Path(recipe.teacher.data_path).resolve())
+    return recipe.with_options(found), teacher
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
@@ -152,28 +151,33 @@ def quantize(
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
     device: str = "cpu",
+    workers: int | None = None,
 ) -> Result:
     """Quantize the recipe's teacher and leave everything about the run in ``folder``.
 
     Training reads no real image. The data set is opened to measure: the student before
     fine-tuning, and teacher and student at the end; where it cannot be read, the result says so.
+    ``workers`` processes decode it, see :class:`gdfq.data.Batches`.
 
     Raises:
         InputError: the recipe does not fit its teacher, or ``folder`` cannot be used.
         NonFiniteLossError: a loss became NaN; the last sound student has been saved.
     """
-    teacher = build_teacher(recipe.teacher).to(device)
+    recipe, loaded = build_teacher(recipe)
+    for note in loaded.notes:
+        progress.note(note)
+    teacher, images = loaded.network.to(device), loaded.preprocessing
     student = build_student(recipe, teacher)
     training = recipe.training.model_dump()
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
         generator = models.Generator(
-            recipe.teacher.num_classes,
-            recipe.teacher.image_size,
-            recipe.teacher.channels,
+            images.num_classes,
+            images.image_size,
+            images.channels,
             **recipe.generator.model_dump(),
         ).to(device)
-    trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
+    trainer = GDFQTrainer(teacher, student, generator, images.num_classes, **training)
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
     _use_format(recipe, teacher)
@@ -190,7 +194,7 @@ def quantize(
         finished=False,
         training_seconds=0.0,
     )
-    measure = _Measure(recipe.teacher, result)
+    measure = _Measure(recipe, images, workers, result)
     measuring = 0.0
 
     def on_calibrated() -> None:
@@ -219,7 +223,7 @@ def quantize(
     if not trainer.calibrated and failure is None:
         trainer.calibrate(recipe.training.calibration_batches)
     save_student(student, recipe, folder / "student.safetensors")
-    _save_picture(recipe, trainer, folder / "images.png")
+    _save_picture(recipe, images, trainer, folder / "images.png")
     if failure is None:
         measure.announce(progress, "measuring teacher and student")
         result.after = measure(student)
@@ -230,31 +234,49 @@ def quantize(
     return result
 
 
+def open_batches(recipe: Recipe, images: Preprocessing, workers: int | None = None) -> Batches:
+    """The test images that the recipe names.
+
+    Raises:
+        InputError: it names none, or they cannot be opened; the message has the path.
+    """
+    spec = recipe.teacher
+    if spec.data == "none":
+        raise InputError("data: the recipe names no data set to measure on")
+    return Batches(
+        open_test_set(spec.data, spec.data_path, images.num_classes), images, workers=workers
+    )
+
+
 class _Measure:
     """Top-1 on the recipe's data set, or None with the reason in the result."""
 
-    def __init__(self, spec: Teacher, result: Result) -> None:
-        self.spec = spec
+    def __init__(
+        self, recipe: Recipe, images: Preprocessing, workers: int | None, result: Result
+    ) -> None:
+        self.recipe = recipe
+        self.images = images
+        self.workers = workers
         self.result = result
-        self.images: tuple[Tensor, Tensor] | None = None
+        self.asked = recipe.teacher.data != "none"
+        self.batches: Batches | None = None
 
     def announce(self, progress: Progress, what: str) -> None:
-        if self.spec.data != "none":
+        if self.asked:
             progress.phase(what)
 
     def __call__(self, model: nn.Module) -> float | None:
-        if self.spec.data == "none":
+        if not self.asked:
             return None
         try:
-            self.images = self.images or load_test_images(
-                self.spec.data, self.spec.mean, self.spec.std
-            )
+            if self.batches is None:
+                self.batches = open_batches(self.recipe, self.images, self.workers)
+            share = top1(model, self.batches)
         except InputError as error:
             self.result.evaluation = f"skipped: {error}"
             return None
-        images, labels = self.images
-        self.result.evaluation = f"{len(labels):,} test images of {self.spec.data}"
-        return top1(model, images, labels)
+        self.result.evaluation = f"{self.batches.pictures:,} test images of {self.batches.name}"
+        return share
 
 
 def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
@@ -265,14 +287,13 @@ def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     path.write_bytes(save(state, metadata={"recipe": recipe.to_toml()}))
 
 
-def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
+def load_run(folder: Path) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
     """Recipe, teacher and student of a run folder."""
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe = load_recipe(str(folder / "recipe.toml"))
-    teacher = build_teacher(recipe.teacher)
-    student = build_student(recipe, teacher)
-    _use_format(recipe, teacher, student)
+    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")))
+    student = build_student(recipe, teacher.network)
+    _use_format(recipe, teacher.network, student)
     try:
         student.load_state_dict(load_file(folder / "student.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -285,19 +306,26 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
     return recipe, teacher, student
 
 
+# Of the picture: classes, and images of each.
+ROWS, COLUMNS = 20, 10
+
+
 @torch.no_grad()
-def _save_picture(recipe: Recipe, trainer: GDFQTrainer, path: Path, columns: int = 10) -> None:
-    """One row of generated images per class, made as in training: in one balanced batch."""
-    names = CLASS_NAMES.get(recipe.teacher.data) or tuple(
-        f"class {label}" for label in range(recipe.teacher.num_classes)
-    )
-    names = names[:20]
+def _save_picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer, path: Path) -> None:
+    """One row of generated images per class, the first classes where there are many.
+
+    They are made as in training, in batches that are balanced over the classes shown and, as far
+    as that goes, no larger than training's.
+    """
+    names = class_names(recipe.teacher.data, images.num_classes)[:ROWS]
     random = torch.Generator(trainer.device).manual_seed(recipe.training.seed)
-    labels = torch.arange(len(names), device=trainer.device).repeat_interleave(columns)
-    z = torch.randn(
-        (len(labels), recipe.generator.latent_dim), generator=random, device=trainer.device
-    )
-    images = trainer.generator(z, labels).cpu()
-    image_grid(list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std).save(
-        path
-    )
+    columns = max(1, recipe.training.batch_size // len(names))
+    parts = []
+    for first in range(0, COLUMNS, columns):
+        repeats = min(columns, COLUMNS - first)
+        labels = torch.arange(len(names), device=trainer.device).repeat_interleave(repeats)
+        shape = (len(labels), recipe.generator.latent_dim)
+        z = torch.randn(shape, generator=random, device=trainer.device)
+        parts.append(trainer.generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
+    rows = list(torch.cat(parts, 1))
+    image_grid(rows, names, images.mean, images.std).save(path)

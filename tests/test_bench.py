@@ -8,7 +8,7 @@ from gdfq.bench.plain import PlainGenerator, PlainTrainer, QuantizedActivation
 from gdfq.errors import InputError
 from gdfq.nn import QAct
 
-SMALL = Workload("resnet20", 8, 4, 10, False)
+SMALL = Workload("gdfq:resnet20", 8, 4, 10, False)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_warm_up_has_no_student():
 
 def test_peak_memory_is_measured():
     settings = Settings(steps=1, trainer={"memory_format": "contiguous"})
-    (ours,), _ = measure(Workload("resnet20", 32, 64, 10, False), settings, [])
+    (ours,), _ = measure(Workload("gdfq:resnet20", 32, 64, 10, False), settings, [])
     # One activation of the first layer is 4 MB, and dozens are kept for the backward pass.
     assert 50e6 < ours.peak_bytes < 2e9
 

@@ -13,7 +13,7 @@ LAYERS = [
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],
-    ["coverage"],
+    ["coverage", "sources"],
     ["convert"],
     ["fusion"],
     ["training"],

@@ -112,14 +112,14 @@ class PlainGenerator(Generator):
         """Images of the classes ``labels``."""
         if not self.conditional_bn:
             z = z * self.label_embedding(labels)
-        size = self.image_size // 4
-        x = self.linear(z).view(-1, self.width, size, size)
+        x = self.linear(z).view(-1, self.width, self.first_size, self.first_size)
         x = self._norm(self.bn0, x, labels)
         x = F.interpolate(x, scale_factor=2)
         x = F.leaky_relu(self._norm(self.bn1, self.conv1(x), labels), 0.2)
         x = F.interpolate(x, scale_factor=2)
         x = F.leaky_relu(self._norm(self.bn2, self.conv2(x), labels), 0.2)
-        return self.bn3(torch.tanh(self.conv3(x)))
+        images = self.conv3(x)[:, :, : self.image_size, : self.image_size]
+        return self.bn3(torch.tanh(images))
 
     def _norm(self, norm: nn.BatchNorm2d, x: Tensor, labels: Tensor) -> Tensor:
         y = nn.BatchNorm2d.forward(norm, x)

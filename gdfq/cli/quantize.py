@@ -6,14 +6,16 @@ import inspect
 import signal
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from rich.table import Table
 
 from gdfq.cli._common import (
+    DEVICE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    WORKERS,
     console,
     errors,
     percent,
@@ -24,7 +26,7 @@ from gdfq.cli._common import (
 from gdfq.errors import NonFiniteLossError
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
-from gdfq.recipes import load_recipe
+from gdfq.recipes import load_recipe, recipe_for_model
 from gdfq.recipes.schema import fields
 from gdfq.run import Result
 from gdfq.run import quantize as run_quantize
@@ -38,6 +40,8 @@ def _option_type(annotation: Any) -> Any:
         return str
     if get_origin(annotation) is list:
         return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
+    if get_origin(annotation) in (Union, types.UnionType):  # of a type and None
+        return _option_type(get_args(annotation)[0])
     return annotation
 
 
@@ -62,26 +66,35 @@ def _recipe_options() -> list[inspect.Parameter]:
 
 
 def quantize(
-    recipe: Annotated[str, typer.Option(help="name (see `gdfq recipes`) or path of a .toml file")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
+            "the paper's constants for its size of image",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
-    ] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
+    workers: Annotated[int | None, WORKERS] = None,
     **options: Any,
 ) -> None:
-    """Quantize a recipe's teacher; any field of the recipe can be overridden."""
+    """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
     device = resolve_device(device)
     given = {key: value for key, value in options.items() if value is not None}
-    resolved = load_recipe(recipe).with_options(given)
+    resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
+    resolved = resolved.with_options(given)
     bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
     folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    if recipe is None:
+        progress.note(resolved.description)
     interrupts = _Interrupts()
     keep_freed_memory()
     try:
-        result = run_quantize(resolved, folder, progress, interrupts.arrived, device)
+        result = run_quantize(resolved, folder, progress, interrupts.arrived, device, workers)
     except NonFiniteLossError as error:
         print_error(f"gdfq: {error}")
         print_error(f"The last sound student is in {folder}")
