@@ -161,8 +161,7 @@ def _settle_batch_norms(network: nn.Module, shape: tuple[int, int, int], model: 
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches, of which there is one
+        norm.momentum = 1.0  # this batch's, and nothing of what was there
     try:
         network.train()(torch.randn(8, *shape))
     except Exception as error:
