@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,13 +78,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def refusal(error: Exception) -> str | None:
     """Why a file was refused that holds more than tensors; None if ``error`` is another."""
-    text = str(error)
-    if "TorchScript" in text:
+    # torch names what the file would call: "unsupported GLOBAL posix.system whose module ..."
+    called = re.search(r"GLOBAL (\S+)", str(error))
+    if "TorchScript" in str(error):
         named = "a TorchScript program"
-    elif "Unsupported" in text:
-        # torch names what the file would call: "Unsupported global: GLOBAL os.system was not ..."
-        after = text.split("GLOBAL ", 1)[-1].split()[0] if "GLOBAL " in text else "other objects"
-        named = after.strip("`.,")
+    elif called:
+        named = called[1]
     else:
         return None
     return (
@@ -95,6 +95,9 @@ def refusal(error: Exception) -> str | None:
 
 def _unreadable(error: Exception) -> str:
     lines = str(error).splitlines()
+    if isinstance(error, pickle.UnpicklingError):
+        # Its first line is advice to read the file in a way that executes it.
+        return "cannot be read: it is damaged, or no file of torch.save"
     return f"cannot be read: {lines[0] if lines else type(error).__name__}"
 
 
