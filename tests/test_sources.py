@@ -195,7 +195,7 @@ def test_pytorchcv(tmp_path, monkeypatch):
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.network(x), loaded.network(x))
     torch.save(Evil(tmp_path / "marker"), file)
-    with pytest.raises(InputError, match="is refused: it holds more than tensors"):
+    with pytest.raises(InputError, match=r"is refused: it holds more than tensors"):
         load_teacher("pytorchcv:resnet20_cifar100")
     assert not (tmp_path / "marker").exists()
 
@@ -309,7 +309,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, name):
         torch.save({"state_dict": state(), "extra": Evil(marker)}, path)
     else:
         torch.save(Evil(marker), path, _use_new_zipfile_serialization=name == "evil.pt")
-    with pytest.raises(InputError, match="weights: .* (is refused|cannot be read)"):
+    with pytest.raises(InputError, match=r"weights: .* (is refused|cannot be read)"):
         load_teacher("gdfq:resnet20", str(path), data="fashion-mnist")
     assert not marker.exists()
     read = pickle.load if "pkl" in name else functools.partial(torch.load, weights_only=False)
@@ -321,7 +321,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, name):
 def test_nor_in_what_a_library_downloads(tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     torchvision_cache(monkeypatch, tmp_path, Evil(tmp_path / "marker"))
-    with pytest.raises(InputError, match="weights: IMAGENET1K_V1 of .* is refused"):
+    with pytest.raises(InputError, match=r"weights: IMAGENET1K_V1 of .* is refused"):
         load_teacher("torchvision:shufflenet_v2_x0_5")
     assert not (tmp_path / "marker").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

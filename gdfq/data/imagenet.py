@@ -115,10 +115,9 @@ def _from_tar(path: Path) -> PictureFiles:
                 for m in tar
                 if m.isreg() and PurePosixPath(m.name).suffix.lower() in ENDINGS
             ]
-    except tarfile.ReadError as error:
+    except tarfile.TarError as error:
         raise InputError(
-            f"data: {path} is no tar file that can be read in place: {error}; it must not be "
-            "compressed"
+            f"data: {path} cannot be read in place: {error}; it must be whole, and not compressed"
         ) from error
     except OSError as error:
         raise InputError(f"data: cannot read {path}: {error.strerror}") from error
@@ -173,4 +172,5 @@ def _devkit(folder: Path) -> tuple[bytes, bytes]:
             f"data: the validation images in {folder} have no labels: {DEVKIT} is not beside them"
         ) from error
     except (OSError, EOFError, tarfile.TarError, KeyError) as error:
-        raise InputError(f"data: cannot read {folder / DEVKIT}: {error}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"data: cannot read {folder / DEVKIT}: {reason}") from error
