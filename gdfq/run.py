@@ -1,52 +1,27 @@
-"""One run: from a recipe to a folder with the student and everything about how it came to be."""
+"""A run's parts: its folder, its networks, what is measured and shown of them."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
-from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import Batches, class_names, open_test_set, top1
-from gdfq.environment import environment
-from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.errors import InputError
+from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.sources import LoadedTeacher, Preprocessing, load_teacher
-from gdfq.training import GDFQTrainer, TrainerCallback
+from gdfq.training import GDFQTrainer
 from gdfq.training.memory_format import TORCH_FORMATS
-
-
-class Progress(Protocol):
-    """What a run tells while it goes on."""
-
-    def note(self, text: str) -> None:
-        """Something was decided that nobody asked for."""
-
-    def start(self, trainer: GDFQTrainer) -> None:
-        """Training begins."""
-
-    def phase(self, name: str) -> None:
-        """Something else than a training step begins."""
-
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """A training step is done."""
-
-    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """An epoch is done."""
-
-    def stop(self) -> None:
-        """Training ended."""
 
 
 @dataclass
@@ -70,10 +45,11 @@ class Result:
 def create_folder(folder: Path) -> None:
     """Make ``folder``, which must not exist or be empty, and be writable."""
     try:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not all(map(is_partial, folder.iterdir())):
             raise InputError(f"out: {folder} exists and is not empty; nothing is overwritten")
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        remove(folder.iterdir())
+        probe = partial(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -113,127 +89,6 @@ def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
         network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
 
 
-class _RunCallback(TrainerCallback):
-    def __init__(
-        self,
-        folder: Path,
-        progress: Progress,
-        should_stop: Callable[[], bool],
-        on_calibrated: Callable[[], None],
-    ) -> None:
-        self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.progress = progress
-        self.should_stop = should_stop  # type: ignore[method-assign]
-        self.calibrated = on_calibrated
-
-    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        self.progress.step(trainer, losses)
-
-    def on_calibrated(self, trainer: GDFQTrainer) -> None:
-        self.calibrated()
-
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        record = {
-            "epoch": trainer.steps_done // trainer.steps_per_epoch,
-            "step": trainer.steps_done,
-            **losses,
-            "generator_lr": float(trainer.generator_lr.value),
-            "student_lr": float(trainer.student_lr.value),
-        }
-        self.metrics.write(json.dumps(record) + "\n")
-        self.metrics.flush()
-        self.progress.epoch(trainer, losses)
-
-
-def quantize(
-    recipe: Recipe,
-    folder: Path,
-    progress: Progress,
-    should_stop: Callable[[], bool] = lambda: False,
-    device: str = "cpu",
-    workers: int | None = None,
-) -> Result:
-    """Quantize the recipe's teacher and leave everything about the run in ``folder``.
-
-    Training reads no real image. The data set is opened to measure: the student before
-    fine-tuning, and teacher and student at the end; where it cannot be read, the result says so.
-    ``workers`` processes decode it, see :class:`gdfq.data.Batches`.
-
-    Raises:
-        InputError: the recipe does not fit its teacher, or ``folder`` cannot be used.
-        NonFiniteLossError: a loss became NaN; the last sound student has been saved.
-    """
-    recipe, loaded = build_teacher(recipe)
-    for note in loaded.notes:
-        progress.note(note)
-    teacher, images = loaded.network.to(device), loaded.preprocessing
-    student = build_student(recipe, teacher)
-    training = recipe.training.model_dump()
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        generator = models.Generator(
-            images.num_classes,
-            images.image_size,
-            images.channels,
-            **recipe.generator.model_dump(),
-        ).to(device)
-    trainer = GDFQTrainer(teacher, student, generator, images.num_classes, **training)
-    # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
-    recipe = recipe.with_options({"memory_format": trainer.memory_format})
-    _use_format(recipe, teacher)
-    create_folder(folder)
-    (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-
-    result = Result(
-        name=recipe.name,
-        weight_bits=recipe.quantization.weight_bits,
-        act_bits=recipe.quantization.act_bits,
-        seed=recipe.training.seed,
-        steps=0,
-        finished=False,
-        training_seconds=0.0,
-    )
-    measure = _Measure(recipe, images, workers, result)
-    measuring = 0.0
-
-    def on_calibrated() -> None:
-        nonlocal measuring
-        start = time.perf_counter()
-        measure.announce(progress, "measuring the student before fine-tuning")
-        result.before = measure(student)
-        measuring += time.perf_counter() - start
-
-    callback = _RunCallback(folder, progress, should_stop, on_calibrated)
-    failure: NonFiniteLossError | None = None
-    progress.start(trainer)
-    start = time.perf_counter()
-    try:
-        trainer.train(callback)
-    except NonFiniteLossError as error:
-        failure = error
-        result.failure = str(error)
-    finally:
-        progress.stop()
-        callback.metrics.close()
-    result.training_seconds = time.perf_counter() - start - measuring
-    result.steps = trainer.steps_done
-    result.finished = trainer.steps_done == recipe.training.epochs * recipe.training.steps_per_epoch
-
-    if not trainer.calibrated and failure is None:
-        trainer.calibrate(recipe.training.calibration_batches)
-    save_student(student, recipe, folder / "student.safetensors")
-    _save_picture(recipe, images, trainer, folder / "images.png")
-    if failure is None:
-        measure.announce(progress, "measuring teacher and student")
-        result.after = measure(student)
-        result.teacher = measure(teacher)
-    (folder / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
-    if failure is not None:
-        raise failure
-    return result
-
-
 def open_batches(recipe: Recipe, images: Preprocessing, workers: int | None = None) -> Batches:
     """The test images that the recipe names.
 
@@ -248,7 +103,7 @@ def open_batches(recipe: Recipe, images: Preprocessing, workers: int | None = No
     )
 
 
-class _Measure:
+class Measure:
     """Top-1 on the recipe's data set, or None with the reason in the result."""
 
     def __init__(
@@ -258,15 +113,11 @@ class _Measure:
         self.images = images
         self.workers = workers
         self.result = result
-        self.asked = recipe.teacher.data != "none"
         self.batches: Batches | None = None
 
-    def announce(self, progress: Progress, what: str) -> None:
-        if self.asked:
-            progress.phase(what)
-
     def __call__(self, model: nn.Module) -> float | None:
-        if not self.asked:
+        """Top-1 of ``model`` in percent."""
+        if self.recipe.teacher.data == "none":
             return None
         try:
             if self.batches is None:
@@ -284,7 +135,7 @@ def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
     # One entry: safetensors writes several in an order that changes from run to run.
     # Written by Python, so that the file gets the permissions of any other.
-    path.write_bytes(save(state, metadata={"recipe": recipe.to_toml()}))
+    write_file(path, save(state, metadata={"recipe": recipe.to_toml()}))
 
 
 def load_run(folder: Path) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
@@ -311,7 +162,7 @@ ROWS, COLUMNS = 20, 10
 
 
 @torch.no_grad()
-def _save_picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer, path: Path) -> None:
+def picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer) -> Image.Image:
     """One row of generated images per class, the first classes where there are many.
 
     They are made as in training, in batches that are balanced over the classes shown and, as far
@@ -319,6 +170,7 @@ def _save_picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer, p
     """
     names = class_names(recipe.teacher.data, images.num_classes)[:ROWS]
     random = torch.Generator(trainer.device).manual_seed(recipe.training.seed)
+    generator = copy.deepcopy(trainer.generator)  # a forward moves its running statistics
     columns = max(1, recipe.training.batch_size // len(names))
     parts = []
     for first in range(0, COLUMNS, columns):
@@ -326,6 +178,5 @@ def _save_picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer, p
         labels = torch.arange(len(names), device=trainer.device).repeat_interleave(repeats)
         shape = (len(labels), recipe.generator.latent_dim)
         z = torch.randn(shape, generator=random, device=trainer.device)
-        parts.append(trainer.generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
-    rows = list(torch.cat(parts, 1))
-    image_grid(rows, names, images.mean, images.std).save(path)
+        parts.append(generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
+    return image_grid(list(torch.cat(parts, 1)), names, images.mean, images.std)

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import signal
 import types
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from rich.table import Table
 
+from gdfq import session
 from gdfq.cli._common import (
     DEVICE,
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     WORKERS,
     console,
-    errors,
     percent,
     print_error,
     resolve_device,
     student_name,
 )
-from gdfq.errors import NonFiniteLossError
+from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
 from gdfq.recipes import load_recipe, recipe_for_model
 from gdfq.recipes.schema import fields
 from gdfq.run import Result
-from gdfq.run import quantize as run_quantize
+from gdfq.session import Options, device_of
 
 
 def _option_type(annotation: Any) -> Any:
@@ -77,31 +79,70 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="go on with the run in this folder, with its recipe", show_default=False),
+    ] = None,
     device: Annotated[str, DEVICE] = "auto",
     workers: Annotated[int | None, WORKERS] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
+    ] = 60.0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="log to `tensorboard` in the run folder")
+    ] = False,
     **options: Any,
 ) -> None:
     """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
-    device = resolve_device(device)
     given = {key: value for key, value in options.items() if value is not None}
-    resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
-    resolved = resolved.with_options(given)
-    bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
-    folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
-    if recipe is None:
-        progress.note(resolved.description)
-    interrupts = _Interrupts()
+    interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
     keep_freed_memory()
+    if resume is not None:
+        _refuse_others({"recipe": recipe, "out": out, **given})
+        folder = resume
+        device = device_of(folder) if device == "auto" else device
+        tensorboard = tensorboard or (folder / "tensorboard").is_dir()
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
+        run = partial(session.resume, folder, progress, settings, interrupts)
+    else:
+        resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
+        resolved = resolved.with_options(given)
+        if recipe is None:
+            progress.phase(resolved.description)
+        bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
+        folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
+        run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
+    again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
     try:
-        result = run_quantize(resolved, folder, progress, interrupts.arrived, device, workers)
+        result = run()
     except NonFiniteLossError as error:
         print_error(f"gdfq: {error}")
         print_error(f"The last sound student is in {folder}")
         raise typer.Exit(EXIT_FAILED) from None
+    except Interrupted as error:
+        print_error(f"gdfq: stopped by {error}; to go on: {again}")
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        print_error(
+            f"gdfq: cannot write {error.filename or folder}: {error.strerror}; "
+            f"when that is mended: {again}"
+        )
+        raise typer.Exit(EXIT_FAILED) from None
     _print_result(result, folder)
-    if not result.finished:
-        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _refuse_others(options: dict[str, Any]) -> None:
+    given = [f"--{key.replace('_', '-')}" for key, value in options.items() if value is not None]
+    if given:
+        raise InputError(
+            f"resume: goes on with the run's own recipe in its folder; leave out {', '.join(given)}"
+        )
+
+
+def _notice() -> None:
+    print_error("stopping after this step and saving; a second signal ends at once")
 
 
 _signature = inspect.signature(quantize, eval_str=True)
@@ -115,11 +156,10 @@ quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
 
 def _print_result(result: Result, folder: Path) -> None:
     student = student_name(result.weight_bits, result.act_bits)
-    state = "" if result.finished else f", stopped at step {result.steps}"
     table = Table(
         "",
         "top-1",
-        title=f"{result.name}, seed {result.seed}{state}",
+        title=f"{result.name}, seed {result.seed}",
         caption=f"measured on: {result.evaluation}",
     )
     table.add_row("teacher, float32", percent(result.teacher))
@@ -133,20 +173,3 @@ def _print_result(result: Result, folder: Path) -> None:
         soft_wrap=True,
         markup=False,
     )
-
-
-class _Interrupts:
-    """The first Ctrl-C asks the run to stop after its step, the second ends it at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
-        errors.print("stopping after this step and saving; Ctrl-C again ends at once")
-
-    def arrived(self) -> bool:
-        return self.count > 0
