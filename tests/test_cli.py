@@ -334,12 +334,17 @@ def test_bench_prints_times_phases_and_what_is_fused(capsys):
     ("arguments", "message"),
     [
         (["--network", "alexnet"], "network: must be one of resnet20,.* got 'alexnet'"),
-        (["--against", "magic"], "against: must be one of plain, frozen, compile, got 'magic'"),
+        (["--against", "magic"], "against: must be one of plain, frozen, compile, .* got 'magic'"),
+        (
+            ["--against", "max-autotune", "--device", "cpu"],
+            "against: 'max-autotune' needs a CUDA device, got cpu",
+        ),
+        (["--rival-precision", "fp4"], "rival_precision: must be one of .* got 'fp4'"),
         (["--device", "tpu"], "device: must be auto, cpu, or cuda where there is a GPU, got 'tpu'"),
         (["--image-size", "3"], "image_size: must be >= 4, got 3"),
         (["--batch-size", "1"], "batch_size: must be an int >= 2, got 1"),
         (["--weight-bits", "9"], "weight_bits: must be .* got 9"),
-        (["--precision", "fp4"], "precision: must be one of"),
+        (["--precision", "fp4"], "gdfq: precision: must be one of"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

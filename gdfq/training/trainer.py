@@ -17,7 +17,7 @@ from gdfq.fusion import FusedModel, fuse
 from gdfq.losses import bns_loss, kd_ce_loss
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.training import checks
-from gdfq.training.capture import CapturedStep
+from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
@@ -73,7 +73,8 @@ class GDFQTrainer:
         precision: of convolutions and matrix products: ``"fp32"``, ``"tf32"`` (NVIDIA GPUs) or
             ``"bf16"``. Ranges, statistics and quantizers compute in float32 always.
         memory_format: ``"channels_last"``, ``"contiguous"``, or ``"auto"``: a few steps of each
-            are timed on copies, once, here. Student and generator are converted in place.
+            are timed on copies, once, here, one format after the other; on a GPU the captured
+            step. Student and generator are converted in place.
         fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
             passes over memory.
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
@@ -403,7 +404,8 @@ class GDFQTrainer:
         """``step``, or the CUDA graph of it for what it depends on now."""
         if not self.cuda_graph:
             return step
-        key = (step.__name__, self.batch_size, self.bns_weight, self.temperature, self.alpha)
+        constants = (self.batch_size, self.bns_weight, self.temperature, self.alpha, self.precision)
+        key = (step.__name__, *constants)
         if key not in self._captured:
             self._captured.clear()  # a graph keeps its step's memory
             self._captured[key] = CapturedStep(step, self.random)
@@ -426,13 +428,15 @@ class GDFQTrainer:
         }
 
     def _choose_memory_format(self, teacher: nn.Module, settings: dict[str, Any]) -> MemoryFormat:
-        def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
-            student, generator = copy.deepcopy((self.student, self.generator))
-            trial = {**settings, "memory_format": name, "warmup_epochs": 0, "cuda_graph": False}
-            trial["calibration_batches"] = 1
-            return GDFQTrainer(teacher, student, generator, **trial).step
+        student, generator = copy.deepcopy((self.student, self.generator))
+        trial = {**settings, "warmup_epochs": 0, "calibration_batches": 1}
 
-        chosen, self.memory_format_seconds = fastest_memory_format(make_step)
+        def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
+            options = {**trial, "memory_format": name}
+            return GDFQTrainer(teacher, student, generator, **options).step
+
+        uncounted = WARM_UP_STEPS + 1 if self.cuda_graph else 1  # what is timed is the graph
+        chosen, self.memory_format_seconds = fastest_memory_format(make_step, uncounted)
         return chosen
 
     def _require_finite(self, means: dict[str, float]) -> None:
