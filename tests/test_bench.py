@@ -183,7 +183,9 @@ def test_networks_have_plausible_statistics(network):
 
 
 def test_images_too_small_for_the_network():
-    with pytest.raises(InputError, match="image_size: torchvision:vgg16_bn does not take 4x4"):
+    with pytest.raises(
+        InputError, match="model: torchvision:vgg16_bn does not take images of 3x4x4"
+    ):
         build(Workload("torchvision:vgg16_bn", 4, 2, 10, True))
 
 
