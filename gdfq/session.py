@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdfq import models
 from gdfq.distributed import World
@@ -31,6 +31,7 @@ from gdfq.run import (
     picture,
     save_student,
 )
+from gdfq.sources import LoadedTeacher
 from gdfq.tensorboard import TensorBoard, require_tensorboard
 from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.checkpoint import (
@@ -76,6 +77,7 @@ class Options:
         device: what the run computes on; rounding depends on it.
         checkpoint_every: seconds between checkpoints; 0 is one after every step.
         tensorboard: log to ``tensorboard`` in the run's folder.
+        workers: processes that decode test images, see :class:`gdfq.data.Batches`.
         world: the processes of the run. All call :func:`quantize` or :func:`resume`, the first
             writes, and all read: a resumed run's folder is one that every machine sees.
 
@@ -86,6 +88,7 @@ class Options:
     device: str = "cpu"
     checkpoint_every: float = 60.0
     tensorboard: bool = False
+    workers: int | None = None
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
@@ -116,7 +119,9 @@ def quantize(
         OSError: the student or the result could not be written; :func:`resume` writes them.
         ProcessLostError: another process of ``options.world`` is gone.
     """
-    teacher, trainer = _build(recipe, options)
+    recipe, teacher, trainer = _build(recipe, options)
+    for note in teacher.notes:
+        progress.warning(note)
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
     if options.world.first:
@@ -152,7 +157,7 @@ def resume(
             return done
         if options.world.first:
             remove(path for path in folder.iterdir() if is_partial(path))
-        teacher, trainer = _build(recipe, options)
+        recipe, teacher, trainer = _build(recipe, options)
         session = _Session(recipe, folder, teacher, trainer, progress, options, interrupts)
         session.load_newest()
         return session.go()
@@ -179,27 +184,29 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _build(recipe: Recipe, options: Options) -> tuple[nn.Module, GDFQTrainer]:
-    """The recipe's teacher, and a trainer of its student at step 0."""
-    teacher = build_teacher(recipe.teacher).to(options.device)
+def _build(recipe: Recipe, options: Options) -> tuple[Recipe, LoadedTeacher, GDFQTrainer]:
+    """The recipe in full, its teacher, and a trainer of its student at step 0."""
+    recipe, loaded = build_teacher(recipe)
+    teacher, images = loaded.network.to(options.device), loaded.preprocessing
     student = build_student(recipe, teacher)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
         generator = models.Generator(
-            recipe.teacher.num_classes,
-            recipe.teacher.image_size,
-            recipe.teacher.channels,
+            images.num_classes,
+            images.image_size,
+            images.channels,
             **recipe.generator.model_dump(),
         ).to(options.device)
     trainer = GDFQTrainer(
         teacher,
         student,
         generator,
-        recipe.teacher.num_classes,
+        images.num_classes,
         **recipe.training.model_dump(),
         world=options.world,
     )
-    return teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format]), trainer
+    teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format])
+    return recipe, loaded, trainer
 
 
 class _Session(TrainerCallback):
@@ -209,7 +216,7 @@ class _Session(TrainerCallback):
         self,
         recipe: Recipe,
         folder: Path,
-        teacher: nn.Module,
+        teacher: LoadedTeacher,
         trainer: GDFQTrainer,
         progress: Progress,
         options: Options,
@@ -217,7 +224,8 @@ class _Session(TrainerCallback):
     ) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.teacher = teacher
+        self.teacher = teacher.network
+        self.images = teacher.preprocessing
         self.trainer = trainer
         self.progress = progress
         self.options = options
@@ -232,8 +240,8 @@ class _Session(TrainerCallback):
             finished=False,
             training_seconds=0.0,
         )
-        self.measure = Measure(recipe.teacher, self.result, self.world)
-        self.teacher_digest = digest(teacher)
+        self.measure = Measure(recipe, self.images, options.workers, self.result, self.world)
+        self.teacher_digest = digest(self.teacher)
         self.environment = {
             **environment(),
             "device": options.device,
@@ -327,7 +335,7 @@ class _Session(TrainerCallback):
             self.metrics.write()
             save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
             image = io.BytesIO()
-            picture(self.recipe, self.trainer).save(image, "png")
+            picture(self.recipe, self.images, self.trainer).save(image, "png")
             write_file(self.folder / "images.png", image.getvalue())
         if failure is None:
             self._announce("measuring teacher and student")
@@ -423,7 +431,9 @@ class _Session(TrainerCallback):
         if self.tensorboard is not None:
             self.tensorboard.epoch(record)
             if epoch % max(1, trainer.epochs // 10) == 0:
-                self.tensorboard.images(picture(self.recipe, trainer), trainer.steps_done)
+                self.tensorboard.images(
+                    picture(self.recipe, self.images, trainer), trainer.steps_done
+                )
         self.progress.epoch(trainer, losses)
 
     def between_steps(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:

@@ -16,12 +16,13 @@ import gdfq
 from gdfq.bench.formulations import Settings
 from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
-from gdfq.data import top1
+from gdfq.data import Batches, open_test_set, top1
 from gdfq.distributed import World, global_moments
 from gdfq.functional import bn_leaky_relu
 from gdfq.models import generator as generator_module
 from gdfq.nn import QAct, global_batch_norm, qact, statistics
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu, globalize_batch_norms
+from gdfq.sources import Preprocessing
 from tests.processes import free_port, run_processes
 from tests.tiny import tiny_teacher, tiny_trainer
 
@@ -222,11 +223,24 @@ def benchmark(world):
 
 
 def accuracies(world):
-    """Of all ranks together, and of this one with all images; 1100 images are 5 batches."""
-    random = torch.Generator().manual_seed(0)
-    images = torch.randn(1100, 2, 8, 8, generator=random)
-    labels = torch.randint(4, (1100,), generator=random)
-    return [top1(tiny_teacher(), images, labels, w) for w in (world, World())]
+    """Of all ranks together, and of this one with all images; and what a broken picture does."""
+    images = Preprocessing(num_classes=4, image_size=8, channels=1, resize=8, mean=[0.0], std=[1.0])
+    test_set = open_test_set("fashion-mnist", None, 10)
+    results = []
+    for w in (world, World()):
+        batches = Batches(test_set, images, rank=w.rank, ranks=w.size)
+        results += [top1(tiny_teacher(channels=1), batches, w), w.total(batches.pictures)]
+    try:
+        top1(tiny_teacher(channels=1), broken(world.rank), world)
+    except gdfq.InputError as error:
+        results.append(str(error))
+    return results
+
+
+def broken(rank):
+    yield torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    if rank == 1:
+        raise gdfq.InputError("data: cannot read it")
 
 
 def in_two_processes(world):
@@ -355,8 +369,15 @@ def test_the_benchmark_tells_what_a_step_and_a_calibration_batch_send(two):
 
 def test_evaluation_is_shared_and_its_result_the_same(two):
     for rank in two:
-        shared, alone = rank["accuracy"]
+        shared, pictures, alone, all_pictures, _ = rank["accuracy"]
         assert shared == alone
+        assert pictures == all_pictures == 10_000
+
+
+def test_a_picture_that_one_rank_cannot_read_ends_measuring_on_all(two):
+    assert [rank["accuracy"][-1] for rank in two] == [
+        "data: another process cannot read its test images", "data: cannot read it",
+    ]  # fmt: skip
 
 
 def test_a_process_alone_calls_no_collective(monkeypatch):
