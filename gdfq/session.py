@@ -254,7 +254,8 @@ class _Session(TrainerCallback):
             try:
                 self._prepare()
                 failure = self._train()
-                self.interrupts.check()
+                if failure is None:  # else the student has been put back, and there is no going on
+                    self.interrupts.check()
                 self._finish(failure)
             except Interrupted:
                 self._leave()
