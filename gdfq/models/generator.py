@@ -10,6 +10,7 @@ from gdfq.distributed import joined_world
 from gdfq.errors import InputError
 from gdfq.functional import bn_leaky_relu, upsample_conv2d
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu
+from gdfq.nn.narrow_conv import narrow_conv2d
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
@@ -148,5 +149,6 @@ class Generator(nn.Module):
         x = _normalize(self.bn1, x, labels, 0.2)
         x = upsample_conv2d(x, self.conv2.weight, self.conv2.bias)
         x = _normalize(self.bn2, x, labels, 0.2)
-        images = self.conv3(x)[:, :, : self.image_size, : self.image_size]
+        images = narrow_conv2d(x, self.conv3.weight, self.conv3.bias)
+        images = images[:, :, : self.image_size, : self.image_size]
         return _normalize(self.bn3, torch.tanh(images), None)
