@@ -28,7 +28,7 @@ from gdfq.training.checkpoint import checkpoints, read_checkpoint
 
 RECIPE = [
     "--recipe", "fashion-mnist-resnet20", "--data", "none", "--width", "8", "--batch-size", "8",
-    "--epochs", "20", "--steps-per-epoch", "10", "--warmup-epochs", "8",
+    "--epochs", "10", "--steps-per-epoch", "8", "--warmup-epochs", "4",
     "--calibration-batches", "4", "--memory-format", "contiguous", "--seed", "1",
 ]  # fmt: skip
 SAME = ("student.safetensors", "metrics.jsonl", "images.png", "recipe.toml")
