@@ -19,7 +19,7 @@ from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import CLASS_NAMES, load_test_images, top1
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
-from gdfq.nn import QAct
+from gdfq.nn import QAct, average_weight_bits
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.schema import Teacher
@@ -55,6 +55,7 @@ class Result:
     name: str
     weight_bits: int
     act_bits: int
+    average_weight_bits: float
     seed: int
     steps: int
     finished: bool
@@ -102,6 +103,8 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         teacher,
         spec.weight_bits,
         spec.act_bits,
+        bits=recipe.exceptions(),
+        first_last_bits=spec.first_last_bits,
         ste=spec.ste,
         momentum=spec.range_momentum,
     )
@@ -185,6 +188,7 @@ def quantize(
         name=recipe.name,
         weight_bits=recipe.quantization.weight_bits,
         act_bits=recipe.quantization.act_bits,
+        average_weight_bits=average_weight_bits(student),
         seed=recipe.training.seed,
         steps=0,
         finished=False,

@@ -11,6 +11,7 @@ from rich.table import Table
 from gdfq.cli._common import console, percent, student_name
 from gdfq.data import load_test_images, top1
 from gdfq.errors import InputError
+from gdfq.nn import average_weight_bits
 from gdfq.run import load_run
 
 
@@ -25,7 +26,6 @@ def evaluate(
     images, labels = load_test_images(spec.data, spec.mean, spec.std)
     table = Table("", f"top-1 on {len(labels):,} test images of {spec.data}")
     table.add_row("teacher", percent(top1(teacher, images, labels)))
-    bits = recipe.quantization
-    student_row = student_name(bits.weight_bits, bits.act_bits)
+    student_row = student_name(average_weight_bits(student), recipe.quantization.act_bits)
     table.add_row(student_row, percent(top1(student, images, labels)))
     console.print(table)

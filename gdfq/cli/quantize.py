@@ -6,7 +6,7 @@ import inspect
 import signal
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from rich.table import Table
@@ -24,7 +24,8 @@ from gdfq.cli._common import (
 from gdfq.errors import NonFiniteLossError
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
-from gdfq.recipes import load_recipe
+from gdfq.recipes import Recipe, load_recipe
+from gdfq.recipes.bits import parse_bits
 from gdfq.recipes.schema import fields
 from gdfq.run import Result
 from gdfq.run import quantize as run_quantize
@@ -36,6 +37,8 @@ def _option_type(annotation: Any) -> Any:
         return _option_type(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return str
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _option_type(get_args(annotation)[0])
     if get_origin(annotation) is list:
         return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
     return annotation
@@ -69,14 +72,21 @@ def quantize(
     device: Annotated[
         str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
     ] = "auto",
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="exception for layers by glob pattern, as 'layer1.*=w8a6', 'fc=w8' or "
+            "'*.relu=a6'; may be given several times, the last that matches wins",
+            show_default=False,
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     """Quantize a recipe's teacher; any field of the recipe can be overridden."""
     device = resolve_device(device)
     given = {key: value for key, value in options.items() if value is not None}
-    resolved = load_recipe(recipe).with_options(given)
-    bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
-    folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
+    resolved = load_recipe(recipe).with_options({**given, "bits": parse_bits(bits or [])})
+    folder = out or _default_folder(resolved)
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
     interrupts = _Interrupts()
     keep_freed_memory()
@@ -91,6 +101,13 @@ def quantize(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
+def _default_folder(recipe: Recipe) -> Path:
+    spec = recipe.quantization
+    mixed = "-mixed" if recipe.bits or spec.first_last_bits is not None else ""
+    bits = f"w{spec.weight_bits}a{spec.act_bits}{mixed}"
+    return Path("runs") / f"{recipe.name}-{bits}-seed{recipe.training.seed}"
+
+
 _signature = inspect.signature(quantize, eval_str=True)
 quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
     parameters=[
@@ -101,7 +118,7 @@ quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
 
 
 def _print_result(result: Result, folder: Path) -> None:
-    student = student_name(result.weight_bits, result.act_bits)
+    student = student_name(result.average_weight_bits, result.act_bits)
     state = "" if result.finished else f", stopped at step {result.steps}"
     table = Table(
         "",
