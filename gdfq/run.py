@@ -110,6 +110,18 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
     )
 
 
+def build_generator(recipe: Recipe) -> models.Generator:
+    """The generator of a recipe, its first weights drawn from the recipe's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.training.seed)
+        return models.Generator(
+            recipe.teacher.num_classes,
+            recipe.teacher.image_size,
+            recipe.teacher.channels,
+            **recipe.generator.model_dump(),
+        )
+
+
 def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
     """Bring networks into the memory format of a finished recipe, on which rounding depends."""
     name = recipe.training.memory_format
@@ -168,14 +180,7 @@ def quantize(
     teacher = build_teacher(recipe.teacher).to(device)
     student = build_student(recipe, teacher)
     training = recipe.training.model_dump()
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        generator = models.Generator(
-            recipe.teacher.num_classes,
-            recipe.teacher.image_size,
-            recipe.teacher.channels,
-            **recipe.generator.model_dump(),
-        ).to(device)
+    generator = build_generator(recipe).to(device)
     trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})

@@ -10,16 +10,18 @@ PACKAGE = Path(gdfq.__file__).parent
 # Lowest first; a module may import from its own layer and from those above it in this list.
 LAYERS = [
     ["errors"],
+    ["allocation"],
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],
     ["coverage"],
     ["convert"],
-    ["fusion"],
+    ["fusion", "sensitivity"],
     ["training"],
     ["bench"],
     ["recipes", "data", "picture"],
     ["run", "progress"],
+    ["suggest"],
     ["cli"],
     ["__main__"],
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import signal
 import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -21,47 +20,14 @@ from gdfq.cli._common import (
     resolve_device,
     student_name,
 )
+from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import NonFiniteLossError
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.bits import parse_bits
-from gdfq.recipes.schema import fields
 from gdfq.run import Result
 from gdfq.run import quantize as run_quantize
-
-
-def _option_type(annotation: Any) -> Any:
-    """The command line's type of a recipe field's annotation."""
-    if get_origin(annotation) is Annotated:
-        return _option_type(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return str
-    if get_origin(annotation) in (Union, types.UnionType):
-        return _option_type(get_args(annotation)[0])
-    if get_origin(annotation) is list:
-        return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
-    return annotation
-
-
-def _recipe_options() -> list[inspect.Parameter]:
-    """One option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
-    parameters = []
-    for section, key, definition in fields():
-        flag = f"--{key.replace('_', '-')}"
-        if definition.annotation is bool:
-            flag += f"/--no-{flag[2:]}"
-        option = typer.Option(
-            flag,
-            help=definition.description,
-            rich_help_panel=f"Recipe: {section}" if section else "Recipe",
-            show_default=False,
-        )
-        kind: Any = Annotated[_option_type(definition.annotation) | None, option]
-        parameters.append(
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        )
-    return parameters
 
 
 def quantize(
@@ -108,13 +74,7 @@ def _default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{bits}-seed{recipe.training.seed}"
 
 
-_signature = inspect.signature(quantize, eval_str=True)
-quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
-    parameters=[
-        *(p for p in _signature.parameters.values() if p.kind is not p.VAR_KEYWORD),
-        *_recipe_options(),
-    ]
-)
+takes_recipe_fields(quantize)
 
 
 def _print_result(result: Result, folder: Path) -> None:
