@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from gdfq.cli._common import console, resolve_device
+from gdfq.cli._common import EXIT_INTERRUPTED, console, print_error, resolve_device
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
@@ -47,7 +47,11 @@ def suggest_bits(
     _check_path(path)
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
     keep_freed_memory()
-    suggestion = suggest(resolved, budget, progress, steps, batches, device)
+    try:
+        suggestion = suggest(resolved, budget, progress, steps, batches, device)
+    except KeyboardInterrupt:
+        print_error("gdfq: interrupted; no recipe was written")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     _print_suggestion(suggestion, budget)
     _write(path, suggestion.recipe.to_toml())
     console.print(
