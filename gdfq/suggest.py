@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gdfq import run
+from gdfq import run, session
 from gdfq.allocation import Layer, allocate
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
@@ -22,7 +22,7 @@ from gdfq.training import GDFQTrainer, TrainerCallback
 STEPS_PER_LINE = 20
 
 
-class Progress(run.Progress, Protocol):
+class Progress(session.Progress, Protocol):
     """What is told while it goes on; of a run, and of the layers."""
 
     def start_layers(self, count: int) -> None:

@@ -10,7 +10,7 @@ PACKAGE = Path(gdfq.__file__).parent
 # Lowest first; a module may import from its own layer and from those above it in this list.
 LAYERS = [
     ["errors"],
-    ["allocation"],
+    ["files", "allocation"],
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],
@@ -20,7 +20,8 @@ LAYERS = [
     ["training"],
     ["bench"],
     ["recipes", "data", "picture"],
-    ["run", "progress"],
+    ["run", "progress", "interrupts", "metrics", "tensorboard"],
+    ["session"],
     ["suggest"],
     ["cli"],
     ["__main__"],
