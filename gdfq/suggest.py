@@ -17,6 +17,7 @@ from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.schema import validate
 from gdfq.sensitivity import divergence, measure_sensitivities
+from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 
 STEPS_PER_LINE = 20
@@ -86,8 +87,11 @@ def suggest_bits(
     for name, value, least in (("steps", steps, 0), ("batches", batches, 1)):
         if value < least:
             raise InputError(f"{name}: must be >= {least}, got {value}")
-    teacher = run.build_teacher(recipe.teacher).to(device)
-    images = _generate(recipe, teacher, steps, batches, progress, device)
+    recipe, loaded = run.build_teacher(recipe)
+    for note in loaded.notes:
+        progress.phase(note)
+    teacher = loaded.network.to(device)
+    images = _generate(recipe, loaded, steps, batches, progress, device)
     progress.start_layers(
         sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in teacher.modules())
     )
@@ -112,7 +116,12 @@ def suggest_bits(
 
 
 def _generate(
-    recipe: Recipe, teacher: nn.Module, steps: int, batches: int, progress: Progress, device: str
+    recipe: Recipe,
+    teacher: LoadedTeacher,
+    steps: int,
+    batches: int,
+    progress: Progress,
+    device: str,
 ) -> list[Tensor]:
     """Images of the recipe's generator, after ``steps`` steps of the warm-up."""
     training = recipe.training.model_dump()
@@ -124,10 +133,10 @@ def _generate(
     if training["memory_format"] == "auto":
         training["memory_format"] = "channels_last"
     trainer = GDFQTrainer(
-        teacher,
-        run.build_student(recipe, teacher),
-        run.build_generator(recipe).to(device),
-        recipe.teacher.num_classes,
+        teacher.network,
+        run.build_student(recipe, teacher.network),
+        run.build_generator(recipe, teacher.preprocessing).to(device),
+        teacher.preprocessing.num_classes,
         **training,
     )
 

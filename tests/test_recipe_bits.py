@@ -83,7 +83,7 @@ def test_a_run_has_its_layers_bits_and_says_their_average(capsys, tmp_path):
     assert list(widths.values()) == [8, 4, 2, 3, 8]
     assert student.get_submodule("layer3.0.relu").act_bits == 6
     total = bits = 0
-    for name, parameter in teacher.named_parameters():
+    for name, parameter in teacher.network.named_parameters():
         if parameter.ndim > 1:
             path = name.removesuffix(".weight")
             width = 4 - path.startswith("layer3") - path.startswith("layer3.0")

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from gdfq import session
 from gdfq.cli._common import (
+    DEVICE,
     EXIT_FAILED,
+    WORKERS,
     console,
     percent,
     print_error,
@@ -25,7 +27,7 @@ from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
-from gdfq.recipes import Recipe, load_recipe
+from gdfq.recipes import Recipe, load_recipe, recipe_for_model
 from gdfq.recipes.bits import parse_bits
 from gdfq.run import Result
 from gdfq.session import Options, device_of
@@ -34,7 +36,11 @@ from gdfq.session import Options, device_of
 def quantize(
     recipe: Annotated[
         str | None,
-        typer.Option(help="name (see `gdfq recipes`) or path of a .toml file", show_default=False),
+        typer.Option(
+            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
+            "the paper's constants for its size of image",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
@@ -43,9 +49,8 @@ def quantize(
         Path | None,
         typer.Option(help="go on with the run in this folder, with its recipe", show_default=False),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
-    ] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
+    workers: Annotated[int | None, WORKERS] = None,
     bits: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,7 +67,7 @@ def quantize(
     ] = False,
     **options: Any,
 ) -> None:
-    """Quantize a recipe's teacher; any field of the recipe can be overridden."""
+    """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
     given = {key: value for key, value in options.items() if value is not None}
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
     interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
@@ -72,14 +77,15 @@ def quantize(
         folder = resume
         device = device_of(folder) if device == "auto" else device
         tensorboard = tensorboard or (folder / "tensorboard").is_dir()
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard)
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
         run = partial(session.resume, folder, progress, settings, interrupts)
     else:
+        resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
+        resolved = resolved.with_options({**given, "bits": parse_bits(bits or [])})
         if recipe is None:
-            raise InputError("Missing option '--recipe' (or '--resume')")
-        resolved = load_recipe(recipe).with_options({**given, "bits": parse_bits(bits or [])})
+            progress.phase(resolved.description)
         folder = out or _default_folder(resolved)
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard)
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
         run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
     again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
     try:

@@ -9,29 +9,34 @@ import typer
 from rich import box
 from rich.table import Table
 
-from gdfq.cli._common import EXIT_INTERRUPTED, console, print_error, resolve_device
+from gdfq.cli._common import DEVICE, EXIT_INTERRUPTED, console, print_error, resolve_device
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
-from gdfq.recipes import load_recipe
+from gdfq.recipes import load_recipe, recipe_for_model
 from gdfq.sensitivity import WIDTHS
 from gdfq.suggest import Suggestion, check_budget
 from gdfq.suggest import suggest_bits as suggest
 
 
 def suggest_bits(
-    recipe: Annotated[str, typer.Option(help="name (see `gdfq recipes`) or path of a .toml file")],
     budget: Annotated[float, typer.Option(help="bits of weights, 2 to 8, averaged over them all")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
+            "the paper's constants for its size of image",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="recipe to write, a .toml file; must not exist", show_default=False),
     ] = None,
     steps: Annotated[int, typer.Option(help="training steps of the generator")] = 200,
     batches: Annotated[int, typer.Option(help="generated batches to measure on")] = 4,
-    device: Annotated[
-        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
-    ] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
     **options: Any,
 ) -> None:
     """Choose each layer's bits: the least sensitive choice within a budget, as a recipe.
@@ -42,7 +47,8 @@ def suggest_bits(
     check_budget(budget)
     device = resolve_device(device)
     given = {key: value for key, value in options.items() if value is not None}
-    resolved = load_recipe(recipe).with_options(given)
+    resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
+    resolved = resolved.with_options(given)
     path = out or Path(f"{resolved.name}-{budget:g}bits.toml")
     _check_path(path)
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
