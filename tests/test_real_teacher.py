@@ -48,10 +48,11 @@ def generator(teacher):
 
 
 # Least shares of the teacher's first class and first five, and what the logits' error falls to.
-# Seed 0 gave 0.957, 0.926, 0.87 at 8 bits, 0.750, 0.686, 0.79 at 6 and 0.186, 0.239, 0.77 at 4.
+# Seeds 0 and 1 gave at 8 bits 0.957 and 0.936, 0.926 and 0.924, 0.87 and 0.91; at 6 bits 0.750 and
+# 0.729, 0.686 and 0.664, 0.79 and 0.84; at 4 bits 0.186 and 0.214, 0.239 and 0.263, 0.77 and 0.74.
 @pytest.mark.parametrize(
     ("bits", "top1", "top5", "falls_to"),
-    [(8, 0.85, 0.8, 0.97), (6, 0.55, 0.5, 0.9), (4, 0.08, 0.12, 0.9)],
+    [(8, 0.85, 0.8, 0.97), (6, 0.55, 0.5, 0.93), (4, 0.08, 0.12, 0.9)],
 )
 def test_fine_tuning_brings_a_student_nearer(teacher, generator, bits, top1, top5, falls_to):
     before, after = quantize(teacher, generator, bits, SETTINGS, photographs(SETTINGS.image_size))
