@@ -13,13 +13,15 @@ class Operation:
     """One operation of the traced network.
 
     ``status`` is ``"quantized"``, ``"float"`` (needs no quantizer, or keeps to float by the
-    method) or ``"uncovered"`` (a quantized network would want one, and there is none).
+    method) or ``"uncovered"`` (a quantized network would want one, and there is none). ``name`` is
+    the path in the student of what is quantized, ``bits`` the width that it got.
     """
 
     name: str
     kind: str
     status: Status
     reason: str
+    bits: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gdfq.cli.evaluate import evaluate
 from gdfq.cli.info import info
 from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
+from gdfq.cli.suggest_bits import suggest_bits
 from gdfq.errors import InputError
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quantize, evaluate, recipes, bench, info):
+for command in (quantize, suggest_bits, evaluate, recipes, bench, info):
     app.command()(command)
 
 

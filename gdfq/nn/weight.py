@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gdfq.errors import InputError
 from gdfq.nn.qact import QAct
 from gdfq.ops._checks import Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
@@ -41,3 +42,16 @@ class QuantizedWeight(nn.Module):
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}, act_bits={self.act_bits}"
+
+
+def average_weight_bits(model: nn.Module) -> float:
+    """Bits of the quantized weights in ``model``, each counted once, averaged over their elements.
+
+    Raises:
+        InputError: ``model`` has no quantized weight.
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    elements = sum(layer.weight.numel() for layer in layers)
+    if not elements:
+        raise InputError("model: has no layer with a quantized weight")
+    return sum(layer.weight_bits * layer.weight.numel() for layer in layers) / elements
