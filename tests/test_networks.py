@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import gdfq
+from gdfq.functional import activate
 from gdfq.fusion import fuse
 from gdfq.nn import QAct
+from gdfq.nn.weight import QuantizedWeight
 from tests.networks import NETWORKS, generator_of, trainer_of
 from tests.test_convert import calibrated
 
@@ -104,12 +106,24 @@ def require_complete(student):
             ), node.format_node()
 
 
+@torch.no_grad()
+def require_same_graph(teacher, student, network):
+    """Without its quantizers, the student computes what the teacher does."""
+    images = torch.randn(2, 3, network.size, network.size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QAct, "forward", lambda self, x: activate(x, self.act))
+        patch.setattr(QuantizedWeight, "_quantized_weight", lambda self: self.weight)
+        y, expected = student(images), teacher(images)
+    assert (y - expected).norm() <= 1e-4 * expected.norm()
+
+
 @pytest.mark.parametrize("network", [n for n in NETWORKS if not n.error], ids=lambda n: n.name)
 def test_converts_trains_exports_and_loads(network, rows, request):
     teacher, student = convert(network, rows, request, strict=True)
     assert student.coverage.uncovered == []
     require_complete(student)
     assert not teacher.state_dict().keys() - student.state_dict().keys()
+    require_same_graph(teacher, student, network)
     before = {name: p.detach().clone() for name, p in student.named_parameters()}
 
     trainer = trainer_of(teacher, student, network)

@@ -85,7 +85,7 @@ _MOVES = (
     torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, torch.roll, getattr,
     operator.getitem, operator.floordiv, "flatten", "reshape", "view", "size", "dim", "chunk",
     "split", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "expand", "expand_as",
-    "unbind", "detach", "clone",
+    "unbind", "view_as", "reshape_as", "unflatten", "detach", "clone",
 )  # fmt: skip
 # Functions of other libraries that do nothing in evaluation mode, or only pad.
 _MOVES_BY_NAME = ("stochastic_depth", "drop_path", "drop_block_2d", "pad_same")
@@ -97,7 +97,7 @@ _PRODUCTS = (
     operator.truediv, operator.itruediv, torch.div, "div", "div_",
 )  # fmt: skip
 ARITHMETIC: dict[Any, str] = {
-    **dict.fromkeys(SUMS, "a sum"),
+    **dict.fromkeys((*SUMS, torch.sum, "sum"), "a sum"),
     **dict.fromkeys(_DIFFERENCES, "a difference"),
     **dict.fromkeys(_PRODUCTS, "a product"),
 }
