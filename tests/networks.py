@@ -75,6 +75,8 @@ def _observe(model: nn.Module, network: Network) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
+        if norm.weight is not None and not norm.weight.any():  # a residual's start, not its end
+            norm.weight.fill_(0.3)
         norm.train()
     generator = generator_of(network)
     for _ in range(4 if norms else 0):

@@ -131,12 +131,15 @@ def test_converts_trains_exports_and_loads(network, rows, request):
         losses = trainer.step()
         assert losses.keys() >= {"generator", "bns", "student"}
         assert all(torch.isfinite(loss) for loss in losses.values()), losses
-    changed = [name for name, p in student.named_parameters() if not torch.equal(p, before[name])]
+    parameters = dict(student.named_parameters())
     # What does not run in evaluation mode, the auxiliary heads, has no gradient.
-    used = [name for name, p in student.named_parameters() if p.grad is not None]
-    assert all(name in used or "aux" in name.lower() for name in before)
-    assert len(changed) > 0.7 * len(used)
+    used = {name: p for name, p in parameters.items() if p.grad is not None}
+    assert all("aux" in name.lower() for name in parameters.keys() - used.keys())
+    assert sum(bool(p.grad.any()) for p in used.values()) > 0.9 * len(used)
+    # Weights of large values do not change by the paper's small rate, in so few steps.
+    assert any(not torch.equal(p, before[name]) for name, p in used.items())
 
+    del trainer, before  # VGG16 is large
     images = torch.randn(2, 3, network.size, network.size)
     with torch.no_grad():
         expected = student(images)
