@@ -1,51 +1,27 @@
-"""One run: from a recipe to a folder with the student and everything about how it came to be."""
+"""A run's parts: its folder, its networks, what is measured and shown of them."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
-from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
-from gdfq.data import CLASS_NAMES, load_test_images, top1
-from gdfq.environment import environment
-from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.data import Batches, class_names, open_test_set, top1
+from gdfq.errors import InputError
+from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.recipes.schema import Teacher
-from gdfq.training import GDFQTrainer, TrainerCallback
+from gdfq.sources import LoadedTeacher, Preprocessing, load_teacher
+from gdfq.training import GDFQTrainer
 from gdfq.training.memory_format import TORCH_FORMATS
-
-BUILTIN_WEIGHTS = Path(__file__).parent / "assets" / "fashion_mnist" / "resnet20.safetensors"
-
-
-class Progress(Protocol):
-    """What a run tells while it goes on."""
-
-    def start(self, trainer: GDFQTrainer) -> None:
-        """Training begins."""
-
-    def phase(self, name: str) -> None:
-        """Something else than a training step begins."""
-
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """A training step is done."""
-
-    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """An epoch is done."""
-
-    def stop(self) -> None:
-        """Training ended."""
 
 
 @dataclass
@@ -69,30 +45,29 @@ class Result:
 def create_folder(folder: Path) -> None:
     """Make ``folder``, which must not exist or be empty, and be writable."""
     try:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not all(map(is_partial, folder.iterdir())):
             raise InputError(f"out: {folder} exists and is not empty; nothing is overwritten")
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        remove(folder.iterdir())
+        probe = partial(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
 
 
-def build_teacher(spec: Teacher) -> nn.Module:
-    """The teacher of a recipe, with its weights, in evaluation mode."""
-    path = BUILTIN_WEIGHTS if spec.weights == "builtin" else Path(spec.weights)
-    if not path.is_file():
-        raise InputError(f"weights: there is no file {path}")
-    model = {"resnet20": models.resnet20}[spec.arch](spec.num_classes, spec.channels)
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"weights: cannot read {path}: {error}") from error
-    except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
-        raise InputError(f"weights: {path} does not fit {spec.arch}: {problem}") from error
-    return model.eval()
+def build_teacher(recipe: Recipe) -> tuple[Recipe, LoadedTeacher]:
+    """The recipe's teacher, and the recipe with everything about it filled in.
+
+    Raises:
+        InputError: see :func:`gdfq.sources.load_teacher`.
+    """
+    given = recipe.teacher.model_dump(exclude={"data_path"})
+    teacher = load_teacher(**given, seed=recipe.training.seed)
+    found = {**teacher.preprocessing.fields(), "weights": teacher.weights}
+    if recipe.teacher.data_path is not None:
+        found["data_path"] = str(Path(recipe.teacher.data_path).resolve())
+    return recipe.with_options(found), teacher
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
@@ -114,147 +89,45 @@ def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
         network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
 
 
-class _RunCallback(TrainerCallback):
-    def __init__(
-        self,
-        folder: Path,
-        progress: Progress,
-        should_stop: Callable[[], bool],
-        on_calibrated: Callable[[], None],
-    ) -> None:
-        self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.progress = progress
-        self.should_stop = should_stop  # type: ignore[method-assign]
-        self.calibrated = on_calibrated
-
-    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        self.progress.step(trainer, losses)
-
-    def on_calibrated(self, trainer: GDFQTrainer) -> None:
-        self.calibrated()
-
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        record = {
-            "epoch": trainer.steps_done // trainer.steps_per_epoch,
-            "step": trainer.steps_done,
-            **losses,
-            "generator_lr": float(trainer.generator_lr.value),
-            "student_lr": float(trainer.student_lr.value),
-        }
-        self.metrics.write(json.dumps(record) + "\n")
-        self.metrics.flush()
-        self.progress.epoch(trainer, losses)
-
-
-def quantize(
-    recipe: Recipe,
-    folder: Path,
-    progress: Progress,
-    should_stop: Callable[[], bool] = lambda: False,
-    device: str = "cpu",
-) -> Result:
-    """Quantize the recipe's teacher and leave everything about the run in ``folder``.
-
-    Training reads no real image. The data set is opened to measure: the student before
-    fine-tuning, and teacher and student at the end; where it cannot be read, the result says so.
+def open_batches(recipe: Recipe, images: Preprocessing, workers: int | None = None) -> Batches:
+    """The test images that the recipe names.
 
     Raises:
-        InputError: the recipe does not fit its teacher, or ``folder`` cannot be used.
-        NonFiniteLossError: a loss became NaN; the last sound student has been saved.
+        InputError: it names none, or they cannot be opened; the message has the path.
     """
-    teacher = build_teacher(recipe.teacher).to(device)
-    student = build_student(recipe, teacher)
-    training = recipe.training.model_dump()
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        generator = models.Generator(
-            recipe.teacher.num_classes,
-            recipe.teacher.image_size,
-            recipe.teacher.channels,
-            **recipe.generator.model_dump(),
-        ).to(device)
-    trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
-    # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
-    recipe = recipe.with_options({"memory_format": trainer.memory_format})
-    _use_format(recipe, teacher)
-    create_folder(folder)
-    (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-
-    result = Result(
-        name=recipe.name,
-        weight_bits=recipe.quantization.weight_bits,
-        act_bits=recipe.quantization.act_bits,
-        seed=recipe.training.seed,
-        steps=0,
-        finished=False,
-        training_seconds=0.0,
+    spec = recipe.teacher
+    if spec.data == "none":
+        raise InputError("data: the recipe names no data set to measure on")
+    return Batches(
+        open_test_set(spec.data, spec.data_path, images.num_classes), images, workers=workers
     )
-    measure = _Measure(recipe.teacher, result)
-    measuring = 0.0
-
-    def on_calibrated() -> None:
-        nonlocal measuring
-        start = time.perf_counter()
-        measure.announce(progress, "measuring the student before fine-tuning")
-        result.before = measure(student)
-        measuring += time.perf_counter() - start
-
-    callback = _RunCallback(folder, progress, should_stop, on_calibrated)
-    failure: NonFiniteLossError | None = None
-    progress.start(trainer)
-    start = time.perf_counter()
-    try:
-        trainer.train(callback)
-    except NonFiniteLossError as error:
-        failure = error
-        result.failure = str(error)
-    finally:
-        progress.stop()
-        callback.metrics.close()
-    result.training_seconds = time.perf_counter() - start - measuring
-    result.steps = trainer.steps_done
-    result.finished = trainer.steps_done == recipe.training.epochs * recipe.training.steps_per_epoch
-
-    if not trainer.calibrated and failure is None:
-        trainer.calibrate(recipe.training.calibration_batches)
-    save_student(student, recipe, folder / "student.safetensors")
-    _save_picture(recipe, trainer, folder / "images.png")
-    if failure is None:
-        measure.announce(progress, "measuring teacher and student")
-        result.after = measure(student)
-        result.teacher = measure(teacher)
-    (folder / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
-    if failure is not None:
-        raise failure
-    return result
 
 
-class _Measure:
+class Measure:
     """Top-1 on the recipe's data set, or None with the reason in the result."""
 
-    def __init__(self, spec: Teacher, result: Result) -> None:
-        self.spec = spec
+    def __init__(
+        self, recipe: Recipe, images: Preprocessing, workers: int | None, result: Result
+    ) -> None:
+        self.recipe = recipe
+        self.images = images
+        self.workers = workers
         self.result = result
-        self.images: tuple[Tensor, Tensor] | None = None
-
-    def announce(self, progress: Progress, what: str) -> None:
-        if self.spec.data != "none":
-            progress.phase(what)
+        self.batches: Batches | None = None
 
     def __call__(self, model: nn.Module) -> float | None:
-        if self.spec.data == "none":
+        """Top-1 of ``model`` in percent."""
+        if self.recipe.teacher.data == "none":
             return None
         try:
-            self.images = self.images or load_test_images(
-                self.spec.data, self.spec.mean, self.spec.std
-            )
+            if self.batches is None:
+                self.batches = open_batches(self.recipe, self.images, self.workers)
+            share = top1(model, self.batches)
         except InputError as error:
             self.result.evaluation = f"skipped: {error}"
             return None
-        images, labels = self.images
-        self.result.evaluation = f"{len(labels):,} test images of {self.spec.data}"
-        return top1(model, images, labels)
+        self.result.evaluation = f"{self.batches.pictures:,} test images of {self.batches.name}"
+        return share
 
 
 def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
@@ -262,17 +135,16 @@ def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
     # One entry: safetensors writes several in an order that changes from run to run.
     # Written by Python, so that the file gets the permissions of any other.
-    path.write_bytes(save(state, metadata={"recipe": recipe.to_toml()}))
+    write_file(path, save(state, metadata={"recipe": recipe.to_toml()}))
 
 
-def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
+def load_run(folder: Path) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
     """Recipe, teacher and student of a run folder."""
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe = load_recipe(str(folder / "recipe.toml"))
-    teacher = build_teacher(recipe.teacher)
-    student = build_student(recipe, teacher)
-    _use_format(recipe, teacher, student)
+    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")))
+    student = build_student(recipe, teacher.network)
+    _use_format(recipe, teacher.network, student)
     try:
         student.load_state_dict(load_file(folder / "student.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -285,19 +157,26 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
     return recipe, teacher, student
 
 
+# Of the picture: classes, and images of each.
+ROWS, COLUMNS = 20, 10
+
+
 @torch.no_grad()
-def _save_picture(recipe: Recipe, trainer: GDFQTrainer, path: Path, columns: int = 10) -> None:
-    """One row of generated images per class, made as in training: in one balanced batch."""
-    names = CLASS_NAMES.get(recipe.teacher.data) or tuple(
-        f"class {label}" for label in range(recipe.teacher.num_classes)
-    )
-    names = names[:20]
+def picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer) -> Image.Image:
+    """One row of generated images per class, the first classes where there are many.
+
+    They are made as in training, in batches that are balanced over the classes shown and, as far
+    as that goes, no larger than training's.
+    """
+    names = class_names(recipe.teacher.data, images.num_classes)[:ROWS]
     random = torch.Generator(trainer.device).manual_seed(recipe.training.seed)
-    labels = torch.arange(len(names), device=trainer.device).repeat_interleave(columns)
-    z = torch.randn(
-        (len(labels), recipe.generator.latent_dim), generator=random, device=trainer.device
-    )
-    images = trainer.generator(z, labels).cpu()
-    image_grid(list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std).save(
-        path
-    )
+    generator = copy.deepcopy(trainer.generator)  # a forward moves its running statistics
+    columns = max(1, recipe.training.batch_size // len(names))
+    parts = []
+    for first in range(0, COLUMNS, columns):
+        repeats = min(columns, COLUMNS - first)
+        labels = torch.arange(len(names), device=trainer.device).repeat_interleave(repeats)
+        shape = (len(labels), recipe.generator.latent_dim)
+        z = torch.randn(shape, generator=random, device=trainer.device)
+        parts.append(generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
+    return image_grid(list(torch.cat(parts, 1)), names, images.mean, images.std)

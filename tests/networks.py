@@ -120,7 +120,12 @@ NETWORKS = [
     Network("torchvision", "densenet121", special="batch norm of concatenations"),
     Network("torchvision", "regnet_y_400mf", special="squeeze and excitation with sigmoid"),
     Network("torchvision", "mnasnet1_0", special="linear bottlenecks"),
-    Network("torchvision", "squeezenet1_1", special="no batch norm", error=_NO_BATCH_NORM),
+    Network(
+        "torchvision",
+        "squeezenet1_1",
+        special="squeeze and expand by concatenation",
+        error=_NO_BATCH_NORM,
+    ),
     Network("timm", "efficientnet_lite0", special="BatchNormAct2d, ReLU6"),
     Network(
         "timm",

@@ -10,17 +10,20 @@ PACKAGE = Path(gdfq.__file__).parent
 # Lowest first; a module may import from its own layer and from those above it in this list.
 LAYERS = [
     ["errors"],
+    ["files"],
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],
-    ["coverage"],
+    ["coverage", "sources"],
     ["convert"],
     ["fusion"],
     ["training"],
     ["bench"],
     ["recipes", "data", "picture"],
-    ["run", "progress"],
+    ["run", "progress", "interrupts", "metrics", "tensorboard"],
+    ["session"],
     ["cli"],
+    ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -45,7 +45,7 @@ def versions():
 
 def row(network, model, report, seconds):
     counts = report.counts()
-    refused = f"; refused by the trainer: {network.error}" if network.error else ""
+    refused = "; refused by the trainer: no batch norm" if network.error else ""
     return (
         network.name,
         network.source,

@@ -1,0 +1,16 @@
+"""``gdfq info``: what was built, and what runs where."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from gdfq.cli._common import console
+from gdfq.environment import environment
+
+
+def info() -> None:
+    """Print what was built, which kernels run on CPU and CUDA tensors, and versions."""
+    table = Table(show_header=False)
+    for key, value in environment().items():
+        table.add_row(key, "-" if value is None else str(value))
+    console.print(table)

@@ -1,0 +1,175 @@
+"""``gdfq quantize``: a recipe in, a run folder out."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import signal
+import types
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from rich.table import Table
+
+from gdfq import session
+from gdfq.cli._common import (
+    DEVICE,
+    EXIT_FAILED,
+    WORKERS,
+    console,
+    percent,
+    print_error,
+    resolve_device,
+    student_name,
+)
+from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.interrupts import Interrupted, Interrupts
+from gdfq.memory import keep_freed_memory
+from gdfq.progress import LiveProgress, PlainProgress
+from gdfq.recipes import load_recipe, recipe_for_model
+from gdfq.recipes.schema import fields
+from gdfq.run import Result
+from gdfq.session import Options, device_of
+
+
+def _option_type(annotation: Any) -> Any:
+    """The command line's type of a recipe field's annotation."""
+    if get_origin(annotation) is Annotated:
+        return _option_type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return str
+    if get_origin(annotation) is list:
+        return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
+    if get_origin(annotation) in (Union, types.UnionType):  # of a type and None
+        return _option_type(get_args(annotation)[0])
+    return annotation
+
+
+def _recipe_options() -> list[inspect.Parameter]:
+    """One option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
+    parameters = []
+    for section, key, definition in fields():
+        flag = f"--{key.replace('_', '-')}"
+        if definition.annotation is bool:
+            flag += f"/--no-{flag[2:]}"
+        option = typer.Option(
+            flag,
+            help=definition.description,
+            rich_help_panel=f"Recipe: {section}" if section else "Recipe",
+            show_default=False,
+        )
+        kind: Any = Annotated[_option_type(definition.annotation) | None, option]
+        parameters.append(
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        )
+    return parameters
+
+
+def quantize(
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
+            "the paper's constants for its size of image",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="go on with the run in this folder, with its recipe", show_default=False),
+    ] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    workers: Annotated[int | None, WORKERS] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
+    ] = 60.0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="log to `tensorboard` in the run folder")
+    ] = False,
+    **options: Any,
+) -> None:
+    """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
+    given = {key: value for key, value in options.items() if value is not None}
+    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
+    keep_freed_memory()
+    if resume is not None:
+        _refuse_others({"recipe": recipe, "out": out, **given})
+        folder = resume
+        device = device_of(folder) if device == "auto" else device
+        tensorboard = tensorboard or (folder / "tensorboard").is_dir()
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
+        run = partial(session.resume, folder, progress, settings, interrupts)
+    else:
+        resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
+        resolved = resolved.with_options(given)
+        if recipe is None:
+            progress.phase(resolved.description)
+        bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
+        folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
+        run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
+    again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
+    try:
+        result = run()
+    except NonFiniteLossError as error:
+        print_error(f"gdfq: {error}")
+        print_error(f"The last sound student is in {folder}")
+        raise typer.Exit(EXIT_FAILED) from None
+    except Interrupted as error:
+        print_error(f"gdfq: stopped by {error}; to go on: {again}")
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        print_error(
+            f"gdfq: cannot write {error.filename or folder}: {error.strerror}; "
+            f"when that is mended: {again}"
+        )
+        raise typer.Exit(EXIT_FAILED) from None
+    _print_result(result, folder)
+
+
+def _refuse_others(options: dict[str, Any]) -> None:
+    given = [f"--{key.replace('_', '-')}" for key, value in options.items() if value is not None]
+    if given:
+        raise InputError(
+            f"resume: goes on with the run's own recipe in its folder; leave out {', '.join(given)}"
+        )
+
+
+def _notice() -> None:
+    print_error("stopping after this step and saving; a second signal ends at once")
+
+
+_signature = inspect.signature(quantize, eval_str=True)
+quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
+    parameters=[
+        *(p for p in _signature.parameters.values() if p.kind is not p.VAR_KEYWORD),
+        *_recipe_options(),
+    ]
+)
+
+
+def _print_result(result: Result, folder: Path) -> None:
+    student = student_name(result.weight_bits, result.act_bits)
+    table = Table(
+        "",
+        "top-1",
+        title=f"{result.name}, seed {result.seed}",
+        caption=f"measured on: {result.evaluation}",
+    )
+    table.add_row("teacher, float32", percent(result.teacher))
+    table.add_row(f"{student}, before fine-tuning", percent(result.before))
+    table.add_row(f"{student}, after fine-tuning", percent(result.after))
+    console.print(table)
+    console.print(
+        f"{result.steps} steps in {result.training_seconds:.0f} s. Student: "
+        f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
