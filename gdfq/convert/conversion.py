@@ -290,7 +290,8 @@ def _works_in_place(module: nn.Module) -> bool:
     if not getattr(module, "inplace", False):
         return False
     # Not every class's ``inplace`` speaks of its input.
-    values = torch.linspace(-4, 4, 8)
+    parameter = next(module.parameters(), None)
+    values = torch.linspace(-4, 4, 8, device=None if parameter is None else parameter.device)
     given = values.clone()
     module(given)
     module.inplace = False  # type: ignore[assignment]
