@@ -42,17 +42,17 @@ class BitWidths:
                 check_bits(width, f"bits: {pattern!r}: {key}")
         self.defaults = {"weight": weight_bits, "act": act_bits}
         self.patterns = patterns
-        self.fixed: dict[str, int] = {}
+        self.fixed: dict[Any, int] = {}
         self.names: dict[str, list[str]] = {key: [] for key in KEYS}
         self.unused = {(pattern, key) for pattern, widths in patterns.items() for key in widths}
 
-    def fix_weights(self, names: Iterable[str], bits: int) -> None:
+    def fix_weights(self, layers: Iterable[Any], bits: int) -> None:
         """Give these layers' weights ``bits`` where no pattern says otherwise."""
-        self.fixed.update(dict.fromkeys(names, bits))
+        self.fixed.update(dict.fromkeys(layers, bits))
 
-    def weight(self, name: str, aliases: Iterable[str] = ()) -> int:
-        """Of the weight of the layer ``name``, which may have other paths too."""
-        return self._of("weight", [name, *aliases], self.fixed.get(name))
+    def weight(self, name: str, aliases: Iterable[str] = (), *, key: Any) -> int:
+        """Of the weight of the layer ``key``, whose name is ``name``, or has others too."""
+        return self._of("weight", [name, *aliases], self.fixed.get(key))
 
     def act(self, name: str) -> int:
         """Of the activation quantizer ``name``."""
