@@ -191,8 +191,8 @@ def quantize(
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--warmup-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--warmup-steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=25)
     options = parser.parse_args()
     settings = Settings(options.warmup_steps, options.steps)
     start = time.perf_counter()

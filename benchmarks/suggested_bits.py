@@ -64,8 +64,8 @@ def main() -> None:
     lines = [
         "# Suggested bits beside equal ones, before fine-tuning",
         "",
-        "Written by `python -m benchmarks.suggested_bits`. Weights of the embedded ResNet-20 alone "
-        "are quantized;",
+        f"Written by `python -m benchmarks.suggested_bits --batches {options.batches}`. Weights of "
+        "the embedded ResNet-20 alone are quantized;",
         f"{pictures:,} test images of Fashion-MNIST, on which the teacher has "
         f"{top1(teacher, batches):.2f}%. Sensitivities from 256 images",
         f"of a generator of {options.steps} steps, seed {options.seed}. KL: divergence from the "
