@@ -11,20 +11,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from gdfq import models
 from gdfq.distributed import World
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
 from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.metrics import Metrics
+from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.run import (
     Measure,
     Result,
+    build_generator,
     build_student,
     build_teacher,
     create_folder,
@@ -189,14 +189,7 @@ def _build(recipe: Recipe, options: Options) -> tuple[Recipe, LoadedTeacher, GDF
     recipe, loaded = build_teacher(recipe)
     teacher, images = loaded.network.to(options.device), loaded.preprocessing
     student = build_student(recipe, teacher)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        generator = models.Generator(
-            images.num_classes,
-            images.image_size,
-            images.channels,
-            **recipe.generator.model_dump(),
-        ).to(options.device)
+    generator = build_generator(recipe, images).to(options.device)
     trainer = GDFQTrainer(
         teacher,
         student,
@@ -235,6 +228,7 @@ class _Session(TrainerCallback):
             name=recipe.name,
             weight_bits=recipe.quantization.weight_bits,
             act_bits=recipe.quantization.act_bits,
+            average_weight_bits=average_weight_bits(trainer.student),
             seed=recipe.training.seed,
             steps=0,
             finished=False,

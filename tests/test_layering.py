@@ -10,18 +10,19 @@ PACKAGE = Path(gdfq.__file__).parent
 # Lowest first; a module may import from its own layer and from those above it in this list.
 LAYERS = [
     ["errors"],
-    ["distributed", "files"],
+    ["distributed", "files", "allocation"],
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],
     ["coverage", "sources"],
     ["convert"],
-    ["fusion"],
+    ["fusion", "sensitivity"],
     ["training"],
     ["bench"],
     ["recipes", "data", "picture"],
     ["run", "progress", "interrupts", "metrics", "tensorboard"],
     ["session"],
+    ["suggest"],
     ["cli"],
     ["__main__"],
 ]

@@ -14,6 +14,7 @@ from gdfq.cli.evaluate import evaluate
 from gdfq.cli.info import info
 from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
+from gdfq.cli.suggest_bits import suggest_bits
 from gdfq.distributed import World
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quantize, evaluate, recipes, bench, info):
+for command in (quantize, suggest_bits, evaluate, recipes, bench, info):
     app.command()(command)
 
 
