@@ -107,7 +107,10 @@ def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
 
 
 def open_batches(
-    recipe: Recipe, images: Preprocessing, workers: int | None, world: World
+    recipe: Recipe,
+    images: Preprocessing,
+    workers: int | None = None,
+    world: World | None = None,
 ) -> Batches:
     """The test images that the recipe names, this process's share of them.
 
@@ -117,6 +120,7 @@ def open_batches(
     spec = recipe.teacher
     if spec.data == "none":
         raise InputError("data: the recipe names no data set to measure on")
+    world = world or World()
     test_set = open_test_set(spec.data, spec.data_path, images.num_classes)
     return Batches(test_set, images, workers=workers, rank=world.rank, ranks=world.size)
 
