@@ -79,12 +79,17 @@ def create_folder(folder: Path) -> None:
         raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
 
 
+def build_network(spec: Teacher) -> nn.Module:
+    """The teacher's network without its weights, in evaluation mode."""
+    return {"resnet20": models.resnet20}[spec.arch](spec.num_classes, spec.channels).eval()
+
+
 def build_teacher(spec: Teacher) -> nn.Module:
     """The teacher of a recipe, with its weights, in evaluation mode."""
     path = BUILTIN_WEIGHTS if spec.weights == "builtin" else Path(spec.weights)
     if not path.is_file():
         raise InputError(f"weights: there is no file {path}")
-    model = {"resnet20": models.resnet20}[spec.arch](spec.num_classes, spec.channels)
+    model = build_network(spec)
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
@@ -92,7 +97,7 @@ def build_teacher(spec: Teacher) -> nn.Module:
     except RuntimeError as error:
         problem = str(error).splitlines()[1].strip()
         raise InputError(f"weights: {path} does not fit {spec.arch}: {problem}") from error
-    return model.eval()
+    return model
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:

@@ -20,6 +20,7 @@ LAYERS = [
     ["bench"],
     ["recipes", "data", "picture"],
     ["run", "progress"],
+    ["packed"],
     ["cli"],
     ["__main__"],
 ]
