@@ -69,7 +69,7 @@ def packed_copy(student: QuantizedModel) -> QuantizedModel:
         InputError: ``student`` is no :class:`~gdfq.convert.QuantizedModel`, has weights that are
             not finite, or activation ranges that no batch has set.
     """
-    _check_student(student)
+    check_student(student)
     packed = copy.deepcopy(student).eval()
     _replace(packed, {layer: pack(layer) for layer in _layers(packed).values()})
     return packed
@@ -108,7 +108,8 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
         raise InputError(f"path: cannot write {path}: {error.strerror}") from error
 
 
-def _check_student(student: Any) -> None:
+def check_student(student: Any) -> None:
+    """Raise an InputError unless ``student`` is a finished one, its weights finite."""
     if not isinstance(student, QuantizedModel):
         raise InputError(
             f"student: must come from gdfq.quantize_model, got {type(student).__name__}"

@@ -21,6 +21,7 @@ LAYERS = [
     ["recipes", "data", "picture"],
     ["run", "progress"],
     ["packed"],
+    ["export"],
     ["cli"],
     ["__main__"],
 ]

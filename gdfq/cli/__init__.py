@@ -12,7 +12,9 @@ from gdfq import __version__
 from gdfq.cli._common import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, print_error
 from gdfq.cli.bench import bench
 from gdfq.cli.evaluate import evaluate
+from gdfq.cli.export import export
 from gdfq.cli.info import info
+from gdfq.cli.inspect import inspect
 from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
 from gdfq.errors import InputError
@@ -23,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quantize, evaluate, recipes, bench, info):
+for command in (quantize, evaluate, export, inspect, recipes, bench, info):
     app.command()(command)
 
 
