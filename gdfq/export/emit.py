@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -163,22 +161,15 @@ class Convolution(_Weighted):
 class Linear(_Weighted):
     """A linear layer with a stored weight, as a Gemm; its bias is added behind it.
 
+    As a Gemm, because of a MatMul with integer weights ONNX Runtime rounds a float input to 8 bits.
+
     Args:
         stored: its weight.
         bias: float64 ``(outputs,)`` or None.
-        quantized_input: whether the input is on a grid, so that integer kernels are exact. If not,
-            the weight's scale is multiplied behind: of a product of floats and scaled integers,
-            runtimes round the floats to 8 bits (ONNX Runtime for a MatMul, OpenVINO for a Gemm).
     """
 
-    factor: Tensor | None
-
-    def __init__(self, stored: StoredWeight, bias: Tensor | None, quantized_input: bool) -> None:
-        factor = None if quantized_input else stored.scale
-        if factor is not None:
-            stored = replace(stored, scale=torch.ones_like(factor))
+    def __init__(self, stored: StoredWeight, bias: Tensor | None) -> None:
         super().__init__(stored, bias, None)
-        self.register_buffer("factor", factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(*, in_features)``."""
@@ -191,8 +182,6 @@ class Linear(_Weighted):
             shape=(rows.shape[0], self.weight.shape[0]),
             version=13,
         )
-        if self.factor is not None:
-            y = y * self.factor
         if self.bias is not None:
             y = y + self.bias
         return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)

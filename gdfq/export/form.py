@@ -33,8 +33,8 @@ DEVIATIONS = 4
 _KEEP_RANGE = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity,
     nn.Dropout, nn.Dropout2d, nn.ChannelShuffle, nn.Flatten, torch.flatten, "flatten", "view",
-    "reshape", nn.functional.max_pool2d, nn.functional.avg_pool2d, nn.functional.adaptive_avg_pool2d,
-    nn.functional.dropout, nn.functional.dropout2d,
+    "reshape", nn.functional.max_pool2d, nn.functional.avg_pool2d,
+    nn.functional.adaptive_avg_pool2d, nn.functional.dropout, nn.functional.dropout2d,
 )  # fmt: skip
 _KEEP_GRID = (
     nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ChannelShuffle,
@@ -218,10 +218,12 @@ class _Forming:
         layer, name = self.module(node), str(node.target)
         norm = self.norm_behind(node)
         folded = fold(layer, None if norm is None else self.module(norm))
-        stored = store(folded, layer.weight_bits, self.weights)
         known = self.known.get(_input(node))
         on_grid = known is not None and known.grid is not None and known.grid.zero_point is not None
-        self.replace(node, Linear(stored, folded.bias, on_grid), norm or node, name)
+        # Of a product of floats and integers around 0, OpenVINO rounds the floats to 8 bits; with
+        # zero points it does not.
+        stored = store(folded, layer.weight_bits, self.weights, zero_points=not on_grid)
+        self.replace(node, Linear(stored, folded.bias), norm or node, name)
         self.note(name, "Linear", layer.weight_bits, _describe(stored), stored.note)
 
     def activation(self, node: fx.Node) -> None:

@@ -203,8 +203,6 @@ def _stored_row(
     onnx: Any, node: Any, constants: Any, codes: Tensor, name: str, kind: str, part: Any
 ) -> Row:
     scale = _constant(onnx, constants, node.input[1])
-    if f"{name}.factor" in constants:  # of a linear layer, multiplied behind it
-        scale = scale * _constant(onnx, constants, f"{name}.factor")
     zero = torch.tensor(0)
     if len(node.input) > 2:
         zero = _constant(onnx, constants, node.input[2])

@@ -96,11 +96,11 @@ class StoredWeight:
     note: str = ""
 
 
-def store(weight: Folded, bits: int, wanted: Weights) -> StoredWeight:
+def store(weight: Folded, bits: int, wanted: Weights, zero_points: bool = False) -> StoredWeight:
     """``weight`` with every value kept: the first of these that its codes fit.
 
     int4 if it is ``wanted``, with zero point 0 or one per output; int8 with zero point 0; int8
-    with a zero point per output; float.
+    with a zero point per output; float. ``zero_points`` leaves out those with zero point 0.
     """
     whole, scale = weight.whole, weight.scale.float()
     low = whole.flatten(1).amin(1)
@@ -108,17 +108,18 @@ def store(weight: Folded, bits: int, wanted: Weights) -> StoredWeight:
     offset = -weight.zero
     note = ""
     if wanted == "int4":
-        if low.min() >= -8 and high.max() <= 7:
+        if not zero_points and low.min() >= -8 and high.max() <= 7:
             return StoredWeight("int4", whole.to(torch.int8), None, scale)
         if bits <= 4 and offset.min() >= -8 and offset.max() <= 7:
             codes = weight.codes.to(torch.int8)
             return StoredWeight("int4", codes, offset.to(torch.int8), scale)
         note = f"int8 instead of int4: {_why(bits, 4, offset)}"
-    if low.min() >= -127 and high.max() <= 127:
+    if not zero_points and low.min() >= -127 and high.max() <= 127:
         return StoredWeight("int8", whole.to(torch.int8), None, scale, note)
     outside = int(((low < -127) | (high > 127)).sum())
     if offset.min() >= -128 and offset.max() <= 127:
-        note = f"a zero point per output: codes of {bits} bits do not fit int8 around 0"
+        if not zero_points:
+            note = f"a zero point per output: codes of {bits} bits do not fit int8 around 0"
         return StoredWeight("int8", weight.codes.to(torch.int8), offset.to(torch.int8), scale, note)
     note = f"float values on the grid: the range of {outside} outputs lies too far from 0 for int8"
     return StoredWeight("float", weight.values.float(), None, None, note)
