@@ -1,13 +1,15 @@
-"""Everything that only a GPU can show, in under nine minutes: ``make gpu-check``.
+"""Everything that only a GPU can show, in under 25 minutes: ``make gpu-check``.
 
 Builds the CUDA kernels for the GPU that is there, runs the operators' tests on it with the native
 kernels and with Triton's, those of more than 2^31 elements, a short part of them under
-compute-sanitizer, and the benchmarks; needs no network. Writes ``gpu-<device>.md``, ``.json`` and,
-where matplotlib is installed, ``.png`` into ``benchmarks/results/``. What failed or had no time
-left is in the table as such; the exit code is 1 if anything failed.
+compute-sanitizer, and the operators' benchmarks; then the training step's tests, and the step's
+time beside other formulations in every precision; needs no network. Writes ``gpu-<device>.md``,
+``.json`` and, where matplotlib is installed, ``.png`` into ``benchmarks/results/``. What failed or
+had no time left is in the table as such; the exit code is 1 if anything failed.
 
-``--rehearse`` runs all of it on the CPU, with the CPU's kernels in the GPU's place, and writes
-nothing into the results.
+``--only`` runs some of the parts, each of which takes less than ten minutes with the build, and
+leaves what the others found before. ``--rehearse`` runs all of it on the CPU, with the CPU's
+kernels in the GPU's place, and writes nothing into the results.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-BUDGET = 9 * 60 - 20  # seconds for everything, less what writing the table takes
+# Seconds for each part; the build's limit is beside them. Their sum stays below 25 minutes.
+BUILD = 200
+PARTS = {"operators": 320, "step": 100, "fp32": 260, "tf32": 260, "bf16": 260}
+STEP_TESTS = ("tests/test_step_on_gpu.py",)
 # Every operator forward and backward, off alignment, and vectors where they fit.
 SHORT = "float32 and (test_alignment and offset or equals_the_reference and 4x16x7x7)"
 
@@ -46,18 +51,22 @@ class Step:
 
 
 class Check:
-    """Runs steps one after another within the budget."""
+    """Runs steps one after another, each part of them within its budget."""
 
     def __init__(self, rehearse: bool, selection: str | None, out: Path) -> None:
         self.rehearse = rehearse
         self.selection = selection
         self.out = out
-        self.started = time.monotonic()
+        self.end = 0.0
         self.steps: list[Step] = []
+
+    def begin(self, budget: float) -> None:
+        """Begin a part."""
+        self.end = time.monotonic() + budget
 
     def left(self, limit: float) -> float:
         """The seconds that a step may take."""
-        return min(limit, BUDGET - (time.monotonic() - self.started))
+        return min(limit, self.end - time.monotonic())
 
     def run(self, name: str, command: list[str], limit: float, **environment: str) -> Step:
         """Run ``command``; an error, or more than ``limit`` seconds, is a failure."""
@@ -190,13 +199,13 @@ def versions() -> dict[str, str]:
     return answer
 
 
-def markdown(device: str, check: Check, benchmarks: str) -> str:
+def markdown(device: str, steps: list[Step], benchmarks: str) -> str:
     """The table of a check."""
     when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     lines = [f"# {device}", "", f"{when}; {json.dumps(versions())}", ""]
     lines += ["| step | outcome | seconds |", "|---|---|---|"]
-    lines += [f"| {s.name} | {s.outcome} | {s.seconds:.0f} |" for s in check.steps]
-    suites = [s for s in check.steps if s.operators]
+    lines += [f"| {s.name} | {s.outcome} | {s.seconds:.0f} |" for s in steps]
+    suites = [s for s in steps if s.operators]
     if suites:
         lines += ["", "Tests passed / failed / skipped by operator:", ""]
         lines.append("| operator | " + " | ".join(s.name for s in suites) + " |")
@@ -204,16 +213,75 @@ def markdown(device: str, check: Check, benchmarks: str) -> str:
         for operator in sorted({o for s in suites for o in s.operators}):
             cells = [" / ".join(map(str, s.operators.get(operator, ["-"]))) for s in suites]
             lines.append(f"| {operator} | " + " | ".join(cells) + " |")
-    failed = [s for s in check.steps if s.outcome.startswith("failed")]
+    for step in steps:
+        if step.name.startswith(BENCH) and step.outcome == "passed":
+            lines += ["", f"## {step.name}", "", "```", step.output.strip(), "```"]
+    failed = [s for s in steps if s.outcome.startswith("failed")]
     for step in failed:
         lines += ["", f"## {step.name}", "", "```", step.output.strip()[-3000:], "```"]
     return "\n".join([*lines, "", benchmarks])
 
 
+BENCH = "gdfq bench"
+
+
+def check_operators(check: Check, table: Path) -> None:
+    """The operators' tests and benchmarks; the latter's table goes to ``table``."""
+    native, triton = ("cpu", "reference") if check.rehearse else ("cuda", "triton")
+    check.tests(f"operators, {native}", native, 120)
+    check.tests(f"operators, {triton}", triton, 180)
+    step = "more than 2^31 elements"
+    if check.rehearse:
+        check.skip(step, "rehearsal")
+    else:
+        check.tests(step, native, 60, "tests/ops/test_large.py", "--large")
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in ("memcheck", "racecheck"):
+        step = f"compute-sanitizer {tool}"
+        if sanitizer is None or check.rehearse:
+            check.skip(step, "rehearsal" if check.rehearse else "not on the PATH")
+            continue
+        prefix = (sanitizer, "--tool", tool, "--error-exitcode", "3")
+        check.tests(step, native, 45, prefix=prefix, selection=SHORT)
+    limit = 200.0
+    command = [sys.executable, "-m", "benchmarks.table", "--out", str(table)]
+    command += ["--device", "cpu" if check.rehearse else "cuda"]
+    command += ["--seconds", f"{0.75 * check.left(limit):.0f}"]
+    if check.selection:
+        command += ["-k", check.selection]
+    check.run("benchmarks", command, limit)
+
+
+def check_speed(check: Check, precision: str) -> None:
+    """ResNet-20's step at batch 200 beside the rivals, those that take long to compile last."""
+    if check.rehearse and precision == "tf32":
+        check.skip(f"{BENCH}, tf32", "rehearsal")
+        return
+    command = [sys.executable, "-m", "gdfq", "bench", "--precision", precision]
+    if check.rehearse:
+        command += ["--device", "cpu", "--batch-size", "4", "--image-size", "8", "--steps", "2"]
+    else:
+        command += ["--device", "cuda", "--steps", "50"]
+    eager = ["--against", "plain", "--against", "frozen"]
+    check.run(f"{BENCH}, {precision}", [*command, *eager], 110, COLUMNS="120")
+    compiled = f"{BENCH}, {precision}, compiled"
+    if check.rehearse:
+        check.skip(compiled, "rehearsal")
+    else:
+        command += ["--no-memory", "--against", "compile", "--against", "max-autotune"]
+        check.run(compiled, command, 250, COLUMNS="120")
+
+
+def earlier(figures: Path) -> dict:
+    """What a check of other parts found before on this device."""
+    return json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {"steps": []}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rehearse", action="store_true", help="run everything on the CPU")
-    parser.add_argument("-k", dest="selection", help="only tests and benchmarks that match")
+    parser.add_argument("-k", dest="selection", help="operators' tests and benchmarks that match")
+    parser.add_argument("--only", action="append", choices=PARTS, help="run this part alone")
     parser.add_argument("--out", type=Path, default=None, help="folder of the table")
     parser.add_argument("--skip-build", action="store_true", help="use the kernels as they are")
     arguments = parser.parse_args()
@@ -224,48 +292,40 @@ def main() -> None:
 
     name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     table, figures = out / f"{name}.md", out / f"{name}.json"
-    table.unlink(missing_ok=True)
-    figures.unlink(missing_ok=True)
+    before = earlier(figures) if arguments.only else {"steps": []}
+    speed, text = before.get("benchmarks"), before.get("benchmarks_table", "")
 
     if not arguments.skip_build:
         cuda = {"GDFQ_CUDA": "off"}
         if not arguments.rehearse:
             cuda = {"GDFQ_CUDA": "on", "GDFQ_CUDA_ARCHITECTURES": native_architecture()}
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        check.run("build", build, 200, **cuda)
-    native, triton = ("cpu", "reference") if arguments.rehearse else ("cuda", "triton")
-    check.tests(f"operators, {native}", native, 120)
-    check.tests(f"operators, {triton}", triton, 180)
-    step = "more than 2^31 elements"
-    if arguments.rehearse:
-        check.skip(step, "rehearsal")
-    else:
-        check.tests(step, native, 60, "tests/ops/test_large.py", "--large")
-    sanitizer = shutil.which("compute-sanitizer")
-    for tool in ("memcheck", "racecheck"):
-        step = f"compute-sanitizer {tool}"
-        if sanitizer is None or arguments.rehearse:
-            check.skip(step, "rehearsal" if arguments.rehearse else "not on the PATH")
-            continue
-        prefix = (sanitizer, "--tool", tool, "--error-exitcode", "3")
-        check.tests(step, native, 45, prefix=prefix, selection=SHORT)
-    limit = 200.0
-    command = [sys.executable, "-m", "benchmarks.table", "--out", str(table)]
-    command += ["--device", "cpu" if arguments.rehearse else "cuda"]
-    command += ["--seconds", f"{0.75 * check.left(limit):.0f}"]
-    if arguments.selection:
-        command += ["-k", arguments.selection]
-    check.run("benchmarks", command, limit)
-    text = table.read_text(encoding="utf-8") if table.exists() else ""
-    speed = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else None
+        check.begin(BUILD)
+        check.run("build", build, BUILD, **cuda)
+    # A selection is of the operators' tests and benchmarks.
+    for part in arguments.only or (["operators"] if arguments.selection else PARTS):
+        check.begin(PARTS[part])
+        if part == "operators":
+            table.unlink(missing_ok=True)
+            figures.unlink(missing_ok=True)
+            check_operators(check, table)
+            text = table.read_text(encoding="utf-8") if table.exists() else ""
+            speed = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else None
+        elif part == "step":
+            check.tests("training step", "auto", PARTS[part], *STEP_TESTS)
+        else:
+            check_speed(check, part)
 
-    table.write_text(markdown(device, check, text), encoding="utf-8")
+    done = {step.name for step in check.steps}
+    steps = [Step(**step) for step in before["steps"] if step["name"] not in done] + check.steps
+    table.write_text(markdown(device, steps, text), encoding="utf-8")
     record = {
         "device": device,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
-        "steps": [asdict(step) for step in check.steps],
+        "steps": [asdict(step) for step in steps],
         "benchmarks": speed,
+        "benchmarks_table": text,
     }
     figures.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"table: {table}")

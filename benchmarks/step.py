@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks import readme
 from benchmarks.table import where
-from gdfq.bench.measure import RIVALS, Settings, measure
+from gdfq.bench.formulations import NEED_CUDA, RIVALS, Settings, check_rivals
+from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.environment import environment
 
@@ -36,7 +37,8 @@ PARTS: dict[str, tuple[str, dict[str, Any], list[str], bool]] = {
     ),
     "resnet20, warm-up": ("resnet20", {"warm_up": True}, ["plain", "frozen"], False),
     "resnet20, ours in bf16": (
-        "resnet20", {"trainer": {"precision": "bf16"}}, ["plain", "frozen"], False,
+        "resnet20", {"trainer": {"precision": "bf16"}, "rival_precision": "fp32"},
+        ["plain", "frozen"], False,
     ),
     "resnet18": ("resnet18", {}, ["plain"], True),
     "mobilenet_v2": ("mobilenet_v2", {}, ["plain"], True),
@@ -53,12 +55,17 @@ GROWTH: dict[str, tuple[list[int], str]] = {
 GROWTH_BASE = {"batch_size": 64, "image_size": 32}
 
 
-def measure_part(name: str, steps: int, device: str) -> dict[str, Any]:
+def measure_part(
+    name: str, steps: int, device: str, against: list[str] | None = None
+) -> dict[str, Any]:
+    """A part's figures, beside its own rivals or those given."""
     network, options, rivals, memory = PARTS[name]
+    rivals = check_rivals(rivals if against is None else against, device)
     settings = Settings(steps=steps, device=device, **options)
     results, trainer = measure(WORKLOADS[network], settings, rivals, memory)
     return {
         "date": date.today().isoformat(),
+        "machine": environment(),
         "network": network,
         "results": [asdict(result) | {"median": result.median} for result in results],
         "memory_format": trainer.memory_format,
@@ -69,7 +76,7 @@ def measure_part(name: str, steps: int, device: str) -> dict[str, Any]:
 
 def measure_growth(steps: int, device: str) -> dict[str, Any]:
     """Seconds of our step; an image size of S has (S / 32)^2 times the pixels of the base."""
-    growth: dict[str, Any] = {"date": date.today().isoformat()}
+    growth: dict[str, Any] = {"date": date.today().isoformat(), "machine": environment()}
     base = replace(WORKLOADS["resnet20"], **GROWTH_BASE)
     fixed = {"memory_format": "channels_last"}
     for what, (values, key) in GROWTH.items():
@@ -93,9 +100,23 @@ def measure_growth(steps: int, device: str) -> dict[str, Any]:
 # ---- what is shown ----
 
 
-def table(kept: dict[str, Any]) -> str:
-    """The rivals' times beside ours, part by part."""
-    labels = [label for label, _ in RIVALS.values()]
+def describe(device: str, machine: dict[str, Any]) -> str:
+    """A machine, and the versions on it."""
+    return f"{where(device, machine)}, torch {machine['torch']}, gdfq {machine['gdfq']}"
+
+
+def machines(kept: dict[str, Any], device: str) -> list[str]:
+    """Where what was kept was measured, each once."""
+    measured = [*kept["parts"].values(), *filter(None, [kept.get("growth")])]
+    return list(dict.fromkeys(describe(device, part["machine"]) for part in measured))
+
+
+def table(kept: dict[str, Any], device: str) -> str:
+    """The rivals' times beside ours, part by part; "-" where one wasn't measured."""
+    labels = [
+        label for rival, (label, _) in RIVALS.items() if device == "cuda" or rival not in NEED_CUDA
+    ]
+    several = len(machines(kept, device)) > 1
     head = ["step", "ours, images/s", *labels, "convolutions' share of ours", "peak memory"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in PARTS:
@@ -106,14 +127,17 @@ def table(kept: dict[str, Any]) -> str:
         ours = part["results"][0]
         title = name.replace(part["network"], NAMES[part["network"]], 1)
         ratios = [
-            f"{by_name[label]['median'] / ours['median']:.2f}" if label in by_name else ""
+            f"{by_name[label]['median'] / ours['median']:.2f}" if label in by_name else "-"
             for label in labels
         ]
-        memory = ""
+        memory = "-"
         if ours["peak_bytes"]:
-            plain = by_name[labels[0]]["peak_bytes"]
-            memory = f"{ours['peak_bytes'] / 1e6:.0f} MB ({plain / 1e6:.0f} MB)"
-        share = f"{ours['convolutions']:.0%}" if ours["convolutions"] else ""
+            memory = f"{ours['peak_bytes'] / 1e6:.0f} MB"
+            if labels[0] in by_name:
+                memory += f" ({by_name[labels[0]]['peak_bytes'] / 1e6:.0f} MB)"
+        share = f"{ours['convolutions']:.0%}" if ours["convolutions"] else "-"
+        if several:
+            title += f" ({describe(device, part['machine'])})"
         lines.append(
             f"| {title} | {ours['images_per_second']:.3g} | "
             + " | ".join([*ratios, share, memory])
@@ -123,19 +147,17 @@ def table(kept: dict[str, Any]) -> str:
 
 
 def markdown(kept: dict[str, Any], device: str) -> str:
-    machine = kept["machine"]
     text = [
-        f"# A training step on {where(device, machine)}",
+        f"# A training step on {'; '.join(machines(kept, device))}",
         "",
-        f"torch {machine['torch']}, gdfq {machine['gdfq']}. Columns 3 to 5: the rival's median "
-        "time divided by ours, steps taken in turns in one process; 2.00 means ours is twice as "
-        "fast. The rivals run with the C allocator as PyTorch finds it, except where the row says "
-        "that they keep pages too; ours as `gdfq quantize` runs. Plain is `gdfq/bench/plain.py`: "
-        "the method in stock PyTorch modules, float32, its teacher's parameters requiring "
-        "gradients unless frozen. Peak memory: ours, and plain's in brackets, each in a process "
-        "of its own.",
+        "Columns 3 to 5: the rival's median time divided by ours, steps taken in turns in one "
+        "process; 2.00 means ours is twice as fast, `-` that it wasn't measured. The rivals run "
+        "with the C allocator as PyTorch finds it, except where the row says that they keep pages "
+        "too; ours as `gdfq quantize` runs. Plain is `gdfq/bench/plain.py`: the method in stock "
+        "PyTorch modules, float32, its teacher's parameters requiring gradients unless frozen. "
+        "Peak memory: ours, and plain's in brackets, each in a process of its own.",
         "",
-        table(kept),
+        table(kept, device),
         "",
         "Where our step's time goes:",
         "",
@@ -223,25 +245,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", action="append", choices=[*PARTS, "growth", "none"],
                         help="only these; default: all")  # fmt: skip
+    parser.add_argument("--against", action="append", choices=RIVALS,
+                        help="beside these rivals; default: each part's own")  # fmt: skip
     parser.add_argument("--steps", type=int, default=7, help="steps to take the median of")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     stem = RESULTS / f"step-{arguments.device}"
     path = stem.with_suffix(".json")
     kept = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    kept["machine"] = environment()
     for name in arguments.part or [*PARTS, "growth"]:
         if name == "growth":
             kept["growth"] = measure_growth(arguments.steps, arguments.device)
         elif name != "none":
-            kept["parts"][name] = measure_part(name, arguments.steps, arguments.device)
+            kept["parts"][name] = measure_part(
+                name, arguments.steps, arguments.device, arguments.against
+            )
             ours, *rivals = kept["parts"][name]["results"]
             ratios = ", ".join(f"{r['name']} {r['median'] / ours['median']:.2f}" for r in rivals)
             print(f"{name}: {ours['median']:.3f} s; {ratios}", flush=True)
         path.write_text(json.dumps(kept, indent=2) + "\n")
     stem.with_suffix(".md").write_text(markdown(kept, arguments.device), encoding="utf-8")
     if arguments.device == "cpu":
-        readme.write("step", table(kept))
+        readme.write("step", table(kept, arguments.device))
     plots(kept, stem)
 
 

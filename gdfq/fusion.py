@@ -21,7 +21,6 @@ from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
 from gdfq.nn.qact import observing_copy
 from gdfq.nn.statistics import BATCH_NORMS
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _LAYERS = (QConv2d, QLinear)
 Kind = tuple[torch.Size, torch.dtype]
 
@@ -85,13 +84,14 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
     """
     if images.shape[0] < 2:
         raise InputError(f"images: needs two or more, got shape {tuple(images.shape)}")
-    shapes = _shapes(student, images)
+    trial = _Trial(student)
+    trial.run_on(images)
     graph = copy.deepcopy(student.graph)
     root = nn.Module()
     root._modules = dict(student._modules)
     root._parameters = student._parameters
     root._buffers = student._buffers
-    fusing = _Fusing(root, graph, shapes)
+    fusing = _Fusing(root, graph, trial)
     fusing.weights()
     places = [fusing.activation(node) for node in list(graph.nodes) if fusing.calls(node, QAct)]
     places += [
@@ -106,10 +106,11 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
 
 
 class _Fusing:
-    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: dict[str, Kind]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, trial: _Trial) -> None:
         self.root = root
         self.graph = graph
-        self.shapes = shapes
+        self.kinds = trial.kinds
+        self.changed = trial.changed
 
     def module(self, node: fx.Node) -> Any:
         return self.root.get_submodule(str(node.target))
@@ -160,7 +161,9 @@ class _Fusing:
         arguments = (norm.args[0],) if residual is None else (norm.args[0], residual)
         with self.graph.inserting_before(node):
             call = self.graph.call_module(target, arguments)
-        self.shapes[call.name] = self.shapes[node.name]
+        self.kinds[call.name] = self.kinds[node.name]
+        if node.name in self.changed:
+            self.changed.add(call.name)
         node.replace_all_uses_with(call)
         for dead in (node, *([source] if residual is not None else []), norm):
             self.graph.erase_node(dead)
@@ -185,13 +188,13 @@ class _Fusing:
             if not self.calls(norm, _BatchNorm):
                 continue
             problem = self.unfit(norm)
-            if not isinstance(residual, fx.Node) or self.shapes.get(
-                residual.name
-            ) != self.shapes.get(norm.name):
+            if not isinstance(residual, fx.Node) or self.kinds.get(residual.name) != self.kinds.get(
+                norm.name
+            ):
                 problem = "the sum before the activation broadcasts or promotes"
             elif residual is norm:
                 problem = "the batch norm's output is used elsewhere too"
-            elif self.is_changed(residual):
+            elif residual.name in self.changed:
                 problem = "the residual is changed in place"
             if not problem:
                 return norm, residual, ""
@@ -212,45 +215,39 @@ class _Fusing:
             return "the batch norm keeps no running statistics"
         if len(norm.args) != 1:
             return "the batch norm is called by keyword"
-        if self.is_changed(norm.args[0]):
+        if getattr(norm.args[0], "name", None) in self.changed:
             return "the batch norm's input is changed in place"
         return ""
 
-    def is_changed(self, node: Any) -> bool:
-        """Whether an operation of the graph works in place on ``node``'s result."""
-        for user in node.users:
-            if not user.args or user.args[0] is not node:
-                continue
-            if user.op == "call_module":
-                changes = getattr(self.module(user), "inplace", False)
-            else:
-                name = getattr(user.target, "__name__", str(user.target))
-                changes = (
-                    user.target in _IN_PLACE
-                    or (name.endswith("_") and not name.endswith("__"))
-                    or user.kwargs.get("inplace")
-                )
-            if changes:
-                return True
-        return False
 
+class _Trial(fx.Interpreter):
+    """Runs a copy of a student's graph to see what its tensors are and which are changed later.
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and keeps the shape and dtype of every tensor."""
+    Attributes:
+        kinds: shape and dtype of each node's tensor.
+        changed: the nodes whose tensor something behind them changes in place, itself or through
+            any view of it; PyTorch counts that for autograd.
+    """
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[str, Kind] = {}
+    def __init__(self, student: fx.GraphModule) -> None:
+        super().__init__(observing_copy(student))
+        self.kinds: dict[str, Kind] = {}
+        self.changed: set[str] = set()
+        self.versions: dict[str, tuple[Tensor, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.shapes[n.name] = result.shape, result.dtype
+            self.kinds[n.name] = result.shape, result.dtype
+            self.versions[n.name] = result, result._version
         return result
 
-
-@torch.no_grad()
-def _shapes(student: fx.GraphModule, images: Tensor) -> dict[str, Kind]:
-    interpreter = _Shapes(observing_copy(student))
-    interpreter.run(images)
-    return interpreter.shapes
+    def run_on(self, images: Tensor) -> None:
+        """Run on ``images``, which stay as they are."""
+        # Inference mode doesn't count changes, and its tensors don't.
+        with torch.inference_mode(False), torch.no_grad():
+            self.run(images.clone())
+        for name, (tensor, version) in self.versions.items():
+            if tensor._version != version:
+                self.changed.add(name)
+        self.versions.clear()

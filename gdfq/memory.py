@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
+_keeping = False  # glibc doesn't tell
 
 
 def keep_freed_memory() -> bool:
@@ -15,6 +18,8 @@ def keep_freed_memory() -> bool:
     arithmetic on them. For a process that trains and does little else: the ``gdfq`` command
     calls it for its own, importing gdfq does not. Returns whether glibc was there to be told.
     """
+    global _keeping
+    _keeping = True
     return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 2**28})
 
 
@@ -24,6 +29,8 @@ def return_freed_memory() -> bool:
     glibc raises its own thresholds up to these as blocks are freed; larger ones go back to the
     system at once.
     """
+    global _keeping
+    _keeping = False
     return _set(
         {
             _M_MMAP_MAX: 65536,
@@ -34,10 +41,27 @@ def return_freed_memory() -> bool:
     )
 
 
-def _set(settings: dict[int, int]) -> bool:
+@contextmanager
+def allocator_put_back() -> Iterator[None]:
+    """Within, call the two functions above; afterwards the allocator does what it did before.
+
+    In a process that had called neither, that is what :func:`return_freed_memory` sets.
+    """
+    before = _keeping
+    try:
+        yield
+    finally:
+        keep_freed_memory() if before else return_freed_memory()
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
     if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        return None
+    return getattr(ctypes.CDLL(None), "mallopt", None)
+
+
+def _set(settings: dict[int, int]) -> bool:
+    mallopt = _mallopt()
     if mallopt is None:
         return False
     for key, value in settings.items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.errors import InputError
+from gdfq.files import write_file
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.packed import Stored, make_room, pack
 from gdfq.recipes.schema import Recipe, parse_recipe
@@ -103,7 +104,7 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
             state[name] = value.detach().contiguous()
     raw = tensors.save(state, metadata={KEY: json.dumps(header.model_dump(), sort_keys=True)})
     try:
-        Path(path).write_bytes(raw)
+        write_file(Path(path), raw)
     except OSError as error:
         raise InputError(f"path: cannot write {path}: {error.strerror}") from error
 

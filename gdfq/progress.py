@@ -29,6 +29,10 @@ def _losses(losses: dict[str, Tensor] | dict[str, float]) -> str:
     )
 
 
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+
 class _Rate:
     """Images per second, leaving out what is not training."""
 
@@ -74,13 +78,19 @@ class LiveProgress:
         """Say how steps are run and show the bar."""
         self.progress.console.print(trainer.describe(), style="dim", highlight=False, markup=False)
         steps = trainer.epochs * trainer.steps_per_epoch
-        self.task = self.progress.add_task("warm-up", total=steps, losses="", rate="")
+        self.task = self.progress.add_task(
+            "warm-up", total=steps, completed=trainer.steps_done, losses="", rate=""
+        )
         self.progress.start()
         self.rate.restart()
 
     def phase(self, name: str) -> None:
         """Name what is done between steps."""
         self.progress.console.print(f"[dim]{name}[/dim]")
+
+    def warning(self, text: str) -> None:
+        """Say it above the bar."""
+        _warn(self.progress.console, text)
 
     def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Move the bar."""
@@ -117,6 +127,10 @@ class PlainProgress:
     def phase(self, name: str) -> None:
         """Name what is done between steps."""
         self.console.print(name, highlight=False)
+
+    def warning(self, text: str) -> None:
+        """Print it."""
+        _warn(self.console, text)
 
     def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Take the time."""

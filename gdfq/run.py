@@ -1,15 +1,13 @@
-"""One run: from a recipe to a folder with the student and everything about how it came to be."""
+"""A run's parts: its folder, its networks, what is measured and shown of them."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -17,35 +15,16 @@ from torch import Tensor, nn
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import CLASS_NAMES, load_test_images, top1
-from gdfq.environment import environment
-from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.errors import InputError
+from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.schema import Teacher
-from gdfq.training import GDFQTrainer, TrainerCallback
+from gdfq.training import GDFQTrainer
 from gdfq.training.memory_format import TORCH_FORMATS
 
 BUILTIN_WEIGHTS = Path(__file__).parent / "assets" / "fashion_mnist" / "resnet20.safetensors"
-
-
-class Progress(Protocol):
-    """What a run tells while it goes on."""
-
-    def start(self, trainer: GDFQTrainer) -> None:
-        """Training begins."""
-
-    def phase(self, name: str) -> None:
-        """Something else than a training step begins."""
-
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """A training step is done."""
-
-    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """An epoch is done."""
-
-    def stop(self) -> None:
-        """Training ended."""
 
 
 @dataclass
@@ -69,10 +48,11 @@ class Result:
 def create_folder(folder: Path) -> None:
     """Make ``folder``, which must not exist or be empty, and be writable."""
     try:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not all(map(is_partial, folder.iterdir())):
             raise InputError(f"out: {folder} exists and is not empty; nothing is overwritten")
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        remove(folder.iterdir())
+        probe = partial(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -119,123 +99,7 @@ def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
         network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
 
 
-class _RunCallback(TrainerCallback):
-    def __init__(
-        self,
-        folder: Path,
-        progress: Progress,
-        should_stop: Callable[[], bool],
-        on_calibrated: Callable[[], None],
-    ) -> None:
-        self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.progress = progress
-        self.should_stop = should_stop  # type: ignore[method-assign]
-        self.calibrated = on_calibrated
-
-    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        self.progress.step(trainer, losses)
-
-    def on_calibrated(self, trainer: GDFQTrainer) -> None:
-        self.calibrated()
-
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        record = {
-            "epoch": trainer.steps_done // trainer.steps_per_epoch,
-            "step": trainer.steps_done,
-            **losses,
-            "generator_lr": float(trainer.generator_lr.value),
-            "student_lr": float(trainer.student_lr.value),
-        }
-        self.metrics.write(json.dumps(record) + "\n")
-        self.metrics.flush()
-        self.progress.epoch(trainer, losses)
-
-
-def quantize(
-    recipe: Recipe,
-    folder: Path,
-    progress: Progress,
-    should_stop: Callable[[], bool] = lambda: False,
-    device: str = "cpu",
-) -> Result:
-    """Quantize the recipe's teacher and leave everything about the run in ``folder``.
-
-    Training reads no real image. The data set is opened to measure: the student before
-    fine-tuning, and teacher and student at the end; where it cannot be read, the result says so.
-
-    Raises:
-        InputError: the recipe does not fit its teacher, or ``folder`` cannot be used.
-        NonFiniteLossError: a loss became NaN; the last sound student has been saved.
-    """
-    teacher = build_teacher(recipe.teacher).to(device)
-    student = build_student(recipe, teacher)
-    training = recipe.training.model_dump()
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        generator = models.Generator(
-            recipe.teacher.num_classes,
-            recipe.teacher.image_size,
-            recipe.teacher.channels,
-            **recipe.generator.model_dump(),
-        ).to(device)
-    trainer = GDFQTrainer(teacher, student, generator, recipe.teacher.num_classes, **training)
-    # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
-    recipe = recipe.with_options({"memory_format": trainer.memory_format})
-    _use_format(recipe, teacher)
-    create_folder(folder)
-    (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-
-    result = Result(
-        name=recipe.name,
-        weight_bits=recipe.quantization.weight_bits,
-        act_bits=recipe.quantization.act_bits,
-        seed=recipe.training.seed,
-        steps=0,
-        finished=False,
-        training_seconds=0.0,
-    )
-    measure = _Measure(recipe.teacher, result)
-    measuring = 0.0
-
-    def on_calibrated() -> None:
-        nonlocal measuring
-        start = time.perf_counter()
-        measure.announce(progress, "measuring the student before fine-tuning")
-        result.before = measure(student)
-        measuring += time.perf_counter() - start
-
-    callback = _RunCallback(folder, progress, should_stop, on_calibrated)
-    failure: NonFiniteLossError | None = None
-    progress.start(trainer)
-    start = time.perf_counter()
-    try:
-        trainer.train(callback)
-    except NonFiniteLossError as error:
-        failure = error
-        result.failure = str(error)
-    finally:
-        progress.stop()
-        callback.metrics.close()
-    result.training_seconds = time.perf_counter() - start - measuring
-    result.steps = trainer.steps_done
-    result.finished = trainer.steps_done == recipe.training.epochs * recipe.training.steps_per_epoch
-
-    if not trainer.calibrated and failure is None:
-        trainer.calibrate(recipe.training.calibration_batches)
-    save_student(student, recipe, folder / "student.safetensors")
-    _save_picture(recipe, trainer, folder / "images.png")
-    if failure is None:
-        measure.announce(progress, "measuring teacher and student")
-        result.after = measure(student)
-        result.teacher = measure(teacher)
-    (folder / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
-    if failure is not None:
-        raise failure
-    return result
-
-
-class _Measure:
+class Measure:
     """Top-1 on the recipe's data set, or None with the reason in the result."""
 
     def __init__(self, spec: Teacher, result: Result) -> None:
@@ -243,11 +107,8 @@ class _Measure:
         self.result = result
         self.images: tuple[Tensor, Tensor] | None = None
 
-    def announce(self, progress: Progress, what: str) -> None:
-        if self.spec.data != "none":
-            progress.phase(what)
-
     def __call__(self, model: nn.Module) -> float | None:
+        """Top-1 of ``model`` in percent."""
         if self.spec.data == "none":
             return None
         try:
@@ -267,7 +128,7 @@ def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
     # One entry: safetensors writes several in an order that changes from run to run.
     # Written by Python, so that the file gets the permissions of any other.
-    path.write_bytes(save(state, metadata={"recipe": recipe.to_toml()}))
+    write_file(path, save(state, metadata={"recipe": recipe.to_toml()}))
 
 
 def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
@@ -291,7 +152,7 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
 
 
 @torch.no_grad()
-def _save_picture(recipe: Recipe, trainer: GDFQTrainer, path: Path, columns: int = 10) -> None:
+def picture(recipe: Recipe, trainer: GDFQTrainer, columns: int = 10) -> Image.Image:
     """One row of generated images per class, made as in training: in one balanced batch."""
     names = CLASS_NAMES.get(recipe.teacher.data) or tuple(
         f"class {label}" for label in range(recipe.teacher.num_classes)
@@ -302,7 +163,6 @@ def _save_picture(recipe: Recipe, trainer: GDFQTrainer, path: Path, columns: int
     z = torch.randn(
         (len(labels), recipe.generator.latent_dim), generator=random, device=trainer.device
     )
-    images = trainer.generator(z, labels).cpu()
-    image_grid(list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std).save(
-        path
-    )
+    generator = copy.deepcopy(trainer.generator)  # a forward moves its running statistics
+    images = generator(z, labels).cpu()
+    return image_grid(list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std)

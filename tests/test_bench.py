@@ -2,11 +2,14 @@ import pytest
 import torch
 
 import gdfq
-from gdfq.bench.measure import PHASES, Settings, make, measure
+from gdfq import memory
+from gdfq.bench.formulations import RIVALS, Settings, check_rivals, make
+from gdfq.bench.measure import PHASES, measure
 from gdfq.bench.networks import WORKLOADS, Workload, build
-from gdfq.bench.plain import PlainGenerator, PlainTrainer, QuantizedActivation
+from gdfq.bench.plain import PlainGenerator, PlainTrainer, QuantizedActivation, plain_student
 from gdfq.errors import InputError
 from gdfq.nn import QAct
+from tests.test_capture import NoHost
 
 SMALL = Workload("resnet20", 8, 4, 10, False)
 
@@ -14,8 +17,7 @@ SMALL = Workload("resnet20", 8, 4, 10, False)
 @pytest.fixture(autouse=True)
 def allocator(monkeypatch):
     """The tests' process keeps its allocator as it is."""
-    for name in ("keep_freed_memory", "return_freed_memory"):
-        monkeypatch.setattr(f"gdfq.bench.measure.{name}", lambda: True)
+    monkeypatch.setattr("gdfq.memory._set", lambda settings: True)
 
 
 def test_ours_and_rivals_are_timed_in_turns():
@@ -29,6 +31,17 @@ def test_ours_and_rivals_are_timed_in_turns():
     assert 0 < ours.convolutions < 1
     assert trainer.steps_done == 2 + 2 + 1
     assert not trainer.generator._forward_hooks
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_allocator_is_left_as_it_was(monkeypatch, kept):
+    calls = []
+    monkeypatch.setattr("gdfq.memory._set", calls.append)
+    (memory.keep_freed_memory if kept else memory.return_freed_memory)()
+    before = calls.pop()
+    measure(SMALL, Settings(steps=1, trainer={"memory_format": "contiguous"}), [], memory=False)
+    assert len(calls) > 1
+    assert calls[-1] == before
 
 
 def test_warm_up_has_no_student():
@@ -95,6 +108,67 @@ def test_the_plain_teacher_requires_gradients_unless_frozen():
     settings = Settings()
     assert all(p.requires_grad for p in make("plain", SMALL, settings).teacher.parameters())
     assert not any(p.requires_grad for p in make("frozen", SMALL, settings).teacher.parameters())
+
+
+def test_rivals_compute_in_our_precision_unless_told():
+    bf16 = {"precision": "bf16"}
+    assert make("plain", SMALL, Settings()).precision == "fp32"
+    assert make("plain", SMALL, Settings(trainer=bf16)).precision == "bf16"
+    told = Settings(trainer=bf16, rival_precision="fp32")
+    assert make("frozen", SMALL, told).precision == "fp32"
+
+
+def test_plain_trains_in_bf16():
+    torch.manual_seed(0)
+    arguments = build(SMALL), gdfq.models.Generator(10, 8), 4, 4, 4
+    exact, rough = (PlainTrainer(*arguments, precision=p).step() for p in ("fp32", "bf16"))
+    for name in exact:
+        assert exact[name] != rough[name]
+        torch.testing.assert_close(rough[name], exact[name], rtol=0.1, atol=0.05)
+
+
+def test_what_needs_a_gpu_is_refused_without_one():
+    with pytest.raises(InputError, match="against: 'max-autotune' needs a CUDA device, got cpu"):
+        check_rivals(["plain", "max-autotune"], "cpu")
+    assert check_rivals(["max-autotune", "plain", "plain"], "cuda") == ["max-autotune", "plain"]
+    with pytest.raises(InputError, match="captured: needs a CUDA device, the teacher is on cpu"):
+        make("max-autotune", SMALL, Settings())
+
+
+class OnCpu(PlainTrainer):
+    """What runs inside the rival's CUDA graph, on the CPU."""
+
+    def __init__(self, *arguments, captured, compiled, **options):
+        super().__init__(*arguments, **options)
+        assert captured
+        assert compiled == "max-autotune-no-cudagraphs"
+        parameters = self.generator.parameters()
+        self.generator_optimizer = torch.optim.Adam(parameters, 1e-3, (0.5, 0.999), fused=True)
+
+
+def test_the_step_that_is_captured_has_no_host_reads(monkeypatch):
+    monkeypatch.setattr("gdfq.bench.formulations.PlainTrainer", OnCpu)
+    trainer = make("max-autotune", SMALL, Settings())
+    assert not any(p.requires_grad for p in trainer.teacher.parameters())
+    for _ in range(2):
+        trainer.step()
+    networks = trainer.student, trainer.generator
+    places = [t.data_ptr() for n in networks for t in n.state_dict().values()]
+    with NoHost(trainer.random) as mode:
+        trainer.step()
+    assert mode.draws == 2
+    assert [t.data_ptr() for n in networks for t in n.state_dict().values()] == places
+
+
+def test_ranges_are_where_the_network_is():
+    teacher = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).to("meta")
+    student = plain_student(teacher, 4, 4)
+    assert len(list(student.buffers())) == 2
+    assert {b.device.type for b in student.buffers()} == {"meta"}
+
+
+def test_every_rival_has_a_name_of_its_own():
+    assert len({label for label, _ in RIVALS.values()}) == len(RIVALS)
 
 
 @pytest.mark.parametrize("network", WORKLOADS)

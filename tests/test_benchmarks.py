@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from benchmarks import sizes, table
+from benchmarks import gpu_check, sizes, step, table
 from gdfq.models.resnet import resnet20
 
 NETWORKS = {
@@ -39,3 +39,66 @@ def test_means_and_the_rows_that_lose():
     assert "| a | 4.00 | 1.00 |  | 0.25 |" in text
     assert "| **all 3 rows** | 4.00 | 1.00 |  | 0.25 |" in text
     assert "Slower than `torch.compile`: 1 of 2 rows. a[small] (0.50)" in text
+
+
+def kept_part(machine, ratios, peak=None):
+    seconds = {"gdfq": 1.0, **ratios}
+    results = [
+        {"name": name, "median": median, "images_per_second": 16 / median, "peak_bytes": peak,
+         "convolutions": 0.8, "phases": {"generator": 0.5, "teacher": 0.5}}
+        for name, median in seconds.items()
+    ]  # fmt: skip
+    return {"date": "2026-01-01", "network": "resnet18", "results": results, "fusion": None,
+            "machine": machine, "memory_format": "contiguous", "execution": "eager"}  # fmt: skip
+
+
+def machine(cpu):
+    return {"cpu": cpu, "threads": 2, "torch": "2.14", "gdfq": "0.1", "gpu": None}
+
+
+def test_a_step_s_row_says_what_was_not_measured():
+    kept = {"parts": {"resnet18": kept_part(machine("A"), {"plain PyTorch": 2.5}, 10**9)}}
+    row = step.table(kept, "cpu").splitlines()[-1]
+    assert row == "| ResNet-18, 224x224, b16 | 16 | 2.50 | - | - | 80% | 1000 MB (1000 MB) |"
+    assert "max-autotune" not in step.table(kept, "cpu")
+    assert "max-autotune" in step.table(kept, "cuda")
+    assert step.markdown(kept, "cpu").startswith(
+        "# A training step on A, 2 threads, torch 2.14, gdfq 0.1\n"
+    )
+
+
+def test_rows_of_several_machines_name_theirs():
+    kept = {
+        "parts": {
+            "resnet18": kept_part(machine("A"), {"plain PyTorch": 2.5}),
+            "resnet50": kept_part(machine("B"), {}) | {"network": "resnet50"},
+        }
+    }
+    assert len(step.machines(kept, "cpu")) == 2
+    first, second = step.table(kept, "cpu").splitlines()[-2:]
+    assert first.startswith("| ResNet-18, 224x224, b16 (A, 2 threads, torch 2.14, gdfq 0.1) |")
+    assert second.startswith("| ResNet-50, 224x224, b16 (B, ")
+    assert "| - | - | - | 80% | - |" in second
+
+
+def test_a_gpu_check_ends_in_25_minutes():
+    assert gpu_check.BUILD + sum(gpu_check.PARTS.values()) < 25 * 60
+    assert all(gpu_check.BUILD + limit < 10 * 60 for limit in gpu_check.PARTS.values())
+
+
+def test_parts_of_a_gpu_check_leave_what_others_found(monkeypatch, tmp_path):
+    def run(check, name, command, limit, **environment):
+        check.steps.append(gpu_check.Step(name, "passed", 1.0, output=f"output of {name}"))
+        return check.steps[-1]
+
+    monkeypatch.setattr(gpu_check.Check, "run", run)
+    common = ["gpu_check", "--rehearse", "--skip-build", "--out", str(tmp_path)]
+    for part in ("fp32", "bf16", "fp32"):
+        monkeypatch.setattr("sys.argv", [*common, "--only", part])
+        gpu_check.main()
+    (table_of_it,) = tmp_path.glob("*.md")
+    text = table_of_it.read_text()
+    for precision in ("fp32", "bf16"):
+        assert text.count(f"output of gdfq bench, {precision}\n") == 1
+        assert text.count(f"| gdfq bench, {precision} | passed | 1 |") == 1
+    assert text.count("compiled | not run: rehearsal") == 2

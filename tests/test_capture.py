@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
+from gdfq.training.capture import WARM_UP_STEPS, CapturedStep, put_back_on_failure
 from tests.tiny import tiny_trainer
 
 # Reads by the host, shapes that depend on values, constants that the host makes.
@@ -64,23 +64,6 @@ def test_the_mode_sees_a_host_read():
         torch.randn(3)
 
 
-def test_everything_a_step_leaves_behind_stays_in_place():
-    trainer = tiny_trainer(warmup_epochs=0)
-    trainer.step()
-
-    def places():
-        kept = [*trainer.student.state_dict().values(), *trainer.generator.state_dict().values()]
-        for optimizer in (trainer.generator_optimizer, trainer.student_optimizer):
-            kept += [v for state in optimizer.state.values() for v in state.values()]
-            kept.append(optimizer.param_groups[0]["lr"])
-        kept += [*trainer._totals.values(), trainer.generator_lr.steps, trainer.student_lr.steps]
-        return [tensor.data_ptr() for tensor in kept]
-
-    before = places()
-    trainer.step()
-    assert places() == before
-
-
 def test_learning_rates_are_tensors_that_move():
     trainer = tiny_trainer(warmup_epochs=0, schedule="cosine")
     rate = trainer.student_optimizer.param_groups[0]["lr"]
@@ -91,11 +74,15 @@ def test_learning_rates_are_tensors_that_move():
 
 
 class FakeGraph:
-    def __init__(self, step):
+    """Runs the step in a graph's place, and like a graph writes into the captured results."""
+
+    def __init__(self, step, results):
         self.step = step
+        self.results = results
 
     def replay(self):
-        self.step()
+        for name, value in self.step().items():
+            self.results[name].copy_(value)
 
 
 def captured(monkeypatch, capture):
@@ -113,12 +100,14 @@ def captured(monkeypatch, capture):
 
 
 def test_every_call_is_one_step(monkeypatch):
-    made, runs = captured(monkeypatch, lambda step: (FakeGraph(step), {"loss": torch.ones(())}))
+    results = {"loss": torch.ones(())}
+    made, runs = captured(monkeypatch, lambda step: (FakeGraph(step, results), results))
     for call in range(WARM_UP_STEPS + 4):
         losses = made()
         assert len(runs) == call + 1
     assert made.graph is not None
-    assert float(losses["loss"]) == 1
+    assert losses is results
+    assert float(losses["loss"]) == 0
 
 
 def test_a_failed_capture_is_said_and_the_step_goes_on(monkeypatch):
@@ -162,3 +151,88 @@ def test_a_trainer_says_how_it_runs(monkeypatch):
     step = trainer._compiled(trainer._warm_up_step)
     trainer.batch_size = 8
     assert trainer._compiled(trainer._warm_up_step) is not step
+
+
+def with_fake_graphs(monkeypatch):
+    """Has the trainers' steps captured by :class:`FakeGraph`; returns the names of those steps."""
+    captures = []
+
+    def capture(made):
+        captures.append(made.step.__name__)
+        names = ["generator", "generator_ce", "bns", "student"]
+        results = {name: torch.zeros(()) for name in names[: 4 if "tuning" in captures[-1] else 3]}
+        return FakeGraph(made.step, results), results
+
+    monkeypatch.setattr(CapturedStep, "_aside", lambda made: made.step())
+    monkeypatch.setattr(CapturedStep, "_capture", capture)
+    return captures
+
+
+def test_a_step_is_captured_once_in_each_phase(monkeypatch):
+    captures = with_fake_graphs(monkeypatch)
+    eager = tiny_trainer(epochs=4, warmup_epochs=2)
+    trainer = tiny_trainer(epochs=4, warmup_epochs=2)
+    trainer.cuda_graph = True
+    eager.train()
+    trainer.train()
+    assert captures == ["_warm_up_step", "_tuning_step"]
+    for (name, value), other in zip(
+        trainer.student.state_dict().items(), eager.student.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 8}, {"bns_weight": 0.5}, {"temperature": 4.0}, {"precision": "bf16"}]
+)
+def test_a_step_is_captured_again_when_what_it_depends_on_changes(monkeypatch, change):
+    captures = with_fake_graphs(monkeypatch)
+    trainer = tiny_trainer(epochs=9, warmup_epochs=0)
+    trainer.cuda_graph = True
+    for _ in range(WARM_UP_STEPS + 2):
+        trainer.step()
+    assert captures == ["_tuning_step"]
+    for name, value in change.items():
+        setattr(trainer, name, value)
+    for _ in range(WARM_UP_STEPS + 2):
+        trainer.step()
+    assert captures == ["_tuning_step"] * 2
+
+
+class GraphGenerator:
+    """PyTorch's rules for a CUDA generator that a capture has registered."""
+
+    def __init__(self, offset=0, capturing=False):
+        self.offset, self.capturing = offset, capturing
+
+    def clone_state(self):
+        return GraphGenerator(self.offset, self.capturing)
+
+    def graphsafe_set_state(self, other):
+        self.offset, self.capturing = other.offset, other.capturing
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_capture_puts_its_generators_back(error):
+    generators = GraphGenerator(8), GraphGenerator(4)
+
+    def capture(fails):
+        with put_back_on_failure(generators):
+            for generator in generators:
+                generator.offset, generator.capturing = 100, True
+            if fails:
+                raise error
+
+    with pytest.raises(error):
+        capture(fails=True)
+    assert [(g.offset, g.capturing) for g in generators] == [(8, False), (4, False)]
+    capture(fails=False)
+    assert [g.offset for g in generators] == [100, 100]
+
+
+def test_generators_have_what_putting_back_needs():
+    random = torch.Generator().manual_seed(3)
+    kept = random.clone_state()
+    expected = torch.randn(3, generator=random)
+    assert torch.equal(torch.randn(3, generator=kept), expected)
+    assert hasattr(random, "graphsafe_set_state")

@@ -10,6 +10,7 @@ PACKAGE = Path(gdfq.__file__).parent
 # Lowest first; a module may import from its own layer and from those above it in this list.
 LAYERS = [
     ["errors"],
+    ["files"],
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],
@@ -19,8 +20,8 @@ LAYERS = [
     ["training"],
     ["bench"],
     ["recipes", "data", "picture"],
-    ["run", "progress"],
-    ["packed"],
+    ["run", "progress", "interrupts", "metrics", "tensorboard"],
+    ["session", "packed"],
     ["export"],
     ["cli"],
     ["__main__"],

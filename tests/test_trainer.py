@@ -1,4 +1,5 @@
 import copy
+import gc
 import math
 
 import pytest
@@ -304,8 +305,21 @@ def test_batch_of_one_is_refused():
         gdfq.GDFQTrainer(teacher, gdfq.quantize_model(teacher), generator, 5, 4)
 
 
-def test_the_memory_format_is_measured_and_used():
+def test_the_memory_format_is_measured_and_used(monkeypatch):
+    alive = []
+
+    def watched(make_step, uncounted):
+        def make_watched_step(name):
+            gc.collect()  # what earlier tests left
+            alive.append(sum(isinstance(o, StatisticsTeacher) for o in gc.get_objects()))
+            return make_step(name)
+
+        return fastest_memory_format(make_watched_step, uncounted)
+
+    monkeypatch.setattr("gdfq.training.trainer.fastest_memory_format", watched)
     trainer = tiny_trainer(memory_format="auto")
+    assert len(alive) == 2
+    assert alive[0] == alive[1]  # one trial at a time
     assert set(trainer.memory_format_seconds) == {"channels_last", "contiguous"}
     assert trainer.memory_format in trainer.memory_format_seconds
     assert trainer.steps_done == 0
@@ -328,7 +342,25 @@ def test_contiguous_must_be_clearly_faster(monkeypatch, seconds, chosen):
 
         return step
 
-    assert fastest_memory_format(make_step)[0] == chosen
+    got, measured = fastest_memory_format(make_step, uncounted=2)
+    assert got == chosen
+    assert tuple(measured.values()) == pytest.approx(seconds)
+
+
+def test_first_steps_of_a_memory_format_are_not_counted(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("gdfq.training.memory_format.time.perf_counter", lambda: now[0])
+
+    def make_step(name):
+        takes = iter([0.5, 0.5, 5.0, 4.0, 3.0])
+
+        def step():
+            now[0] += next(takes)
+            return {"student": torch.zeros(())}
+
+        return step
+
+    assert fastest_memory_format(make_step, uncounted=2)[1]["channels_last"] == pytest.approx(3)
 
 
 @pytest.mark.parametrize("name", ["channels_last", "contiguous"])

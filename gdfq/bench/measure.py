@@ -12,44 +12,19 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gdfq.bench.networks import Workload, build
-from gdfq.bench.plain import PlainTrainer
-from gdfq.convert import quantize_model
-from gdfq.errors import InputError
-from gdfq.memory import keep_freed_memory, return_freed_memory
-from gdfq.models import Generator
+from gdfq.bench.formulations import RIVALS, Rival, Settings, make
+from gdfq.bench.networks import Workload
+from gdfq.memory import allocator_put_back, keep_freed_memory, return_freed_memory
 from gdfq.training import GDFQTrainer
+from gdfq.training.capture import WARM_UP_STEPS
 
-Rival = Literal["plain", "frozen", "compile"]
-RIVALS: dict[Rival, tuple[str, dict[str, bool]]] = {
-    "plain": ("plain PyTorch", {}),
-    "frozen": ("plain, teacher frozen", {"frozen_teacher": True}),
-    "compile": (
-        "torch.compile of plain, teacher frozen",
-        {"frozen_teacher": True, "compiled": True},
-    ),
-}
 PHASES = ("generator", "teacher", "student", "optimizers")
 CONVOLUTIONS = re.compile(r"^aten::.*conv.*")
-
-
-@dataclass
-class Settings:
-    """What is measured, apart from the network."""
-
-    weight_bits: int = 4
-    act_bits: int = 4
-    steps: int = 7
-    warm_up: bool = False
-    device: str = "cpu"
-    fuse: bool = True
-    pages_kept: bool = False
-    trainer: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,13 +65,20 @@ def measure(
     Returns:
         Ours first, then the rivals as named; and our trainer.
     """
+    with allocator_put_back():
+        return _measure(workload, settings, rivals, memory)
+
+
+def _measure(
+    workload: Workload, settings: Settings, rivals: list[Rival], memory: bool
+) -> tuple[list[Measurement], GDFQTrainer]:
     keep_freed_memory()  # our trainer times memory formats when it is made
     names: list[Any] = ["ours", *rivals]
     trainers = {name: make(name, workload, settings) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     clock = PhaseClock(trainers["ours"])
-    # Not counted: libraries choose algorithms, and on a GPU the step is captured at its fourth.
-    uncounted = 2 if settings.device == "cpu" else 5
+    # Not counted: libraries choose algorithms, and on a GPU the step is captured after a few.
+    uncounted = 2 if settings.device == "cpu" else WARM_UP_STEPS + 2
     for turn in range(settings.steps + uncounted):
         for name, trainer in trainers.items():
             _allocator(name, settings)
@@ -109,6 +91,9 @@ def measure(
     results = []
     for name in names:
         label = "gdfq" if name == "ours" else RIVALS[name][0]
+        captured = getattr(trainers[name], "captured", None)
+        if captured is not None and captured.failure:
+            label += f" (not captured: {captured.failure})"
         rate = workload.batch_size / statistics.median(seconds[name])
         results.append(Measurement(label, seconds[name], rate))
     ours = results[0]
@@ -122,32 +107,6 @@ def measure(
         for name, result in zip(names, results, strict=True):
             result.peak_bytes = peak_memory(name, workload, replace(settings, trainer=chosen))
     return results, trainers["ours"]
-
-
-def make(name: str, workload: Workload, settings: Settings) -> Any:
-    """The trainer called ``"ours"``, or a rival's."""
-    torch.manual_seed(0)
-    generator = Generator(
-        workload.num_classes, workload.image_size, conditional_bn=workload.conditional_bn
-    ).to(settings.device)
-    teacher = build(workload).to(settings.device)
-    bits = settings.weight_bits, settings.act_bits
-    if name != "ours":
-        options = RIVALS[name][1]  # type: ignore[index]
-        return PlainTrainer(
-            teacher, generator, workload.batch_size, *bits, warm_up=settings.warm_up, **options
-        )
-    return GDFQTrainer(
-        teacher,
-        quantize_model(teacher, *bits),
-        generator,
-        workload.num_classes,
-        workload.batch_size,
-        warmup_epochs=400 if settings.warm_up else 0,
-        calibration_batches=1,
-        fuse=settings.fuse,
-        **settings.trainer,
-    )
 
 
 def _allocator(name: str, settings: Settings) -> None:
@@ -283,8 +242,10 @@ def peak_memory(name: str, workload: Workload, settings: Settings) -> int | None
 def _peak_memory(name: str, workload: Workload, settings: Settings) -> int | None:
     if settings.device != "cpu":
         trainer = make(name, workload, settings)
+        for _ in range(WARM_UP_STEPS):  # compiling takes memory of its own
+            trainer.step()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(5):  # the step is captured at the fourth
+        for _ in range(2):  # the first is the one that is captured
             trainer.step()
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -303,11 +264,3 @@ def _kilobytes(status: Path, key: str) -> int:
         if line.startswith(key + ":"):
             return int(line.split()[1])
     raise KeyError(key)
-
-
-def check_rivals(names: list[str]) -> list[Any]:
-    """The rivals called so, or an InputError."""
-    for name in names:
-        if name not in get_args(Rival):
-            raise InputError(f"against: must be one of {', '.join(get_args(Rival))}, got {name!r}")
-    return list(dict.fromkeys(names))

@@ -4,7 +4,9 @@ Forward hooks take the batch statistics, quantizers are plain tensor operations 
 straight-through estimator, the generator upsamples and then convolves, optimizers are
 PyTorch's defaults, tensors are contiguous. The teacher is in evaluation mode, but its parameters
 still require gradients, as in most scripts, unless ``frozen_teacher``. Weights are quantized at
-every forward; activation ranges are frozen, as they are for all but a run's first steps.
+every forward; activation ranges are frozen, as they are for all but a run's first steps. On a GPU
+there is also the strongest formulation that needs no kernels of one's own: compiled, channels last,
+with fused optimizers, the whole step in one CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.models.generator import ConditionalBatchNorm2d
+from gdfq.training.capture import CapturedStep
+from gdfq.training.precision import Precision, autocast, multiplications
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -102,7 +107,7 @@ def plain_student(teacher: nn.Module, weight_bits: int, act_bits: int) -> nn.Mod
             student.set_submodule(name, QuantizedLinear(module, weight_bits))
         elif type(module) in (nn.ReLU, nn.ReLU6):
             student.set_submodule(name, QuantizedActivation(module, act_bits))
-    return student
+    return student.to(next(teacher.parameters()).device)  # the ranges too
 
 
 class PlainGenerator(Generator):
@@ -139,9 +144,15 @@ class PlainTrainer:
         batch_size: images per step.
         weight_bits, act_bits: of the student.
         frozen_teacher: whether the teacher's parameters require no gradients.
-        compiled: whether the networks' losses go through ``torch.compile``.
+        compiled: the mode of ``torch.compile`` that the networks' losses go through, or None.
+        captured: whether the step is one CUDA graph, its tensors channels last and its optimizers
+            fused.
+        precision: as a :class:`gdfq.GDFQTrainer`'s.
         warm_up: whether only the generator is trained.
         seed: of noise and labels.
+
+    Raises:
+        InputError: ``captured`` without a CUDA device.
     """
 
     def __init__(
@@ -153,11 +164,16 @@ class PlainTrainer:
         act_bits: int,
         *,
         frozen_teacher: bool = False,
-        compiled: bool = False,
+        compiled: str | None = None,
+        captured: bool = False,
+        precision: Precision = "fp32",
         warm_up: bool = False,
         seed: int = 0,
     ) -> None:
         self.device = next(teacher.parameters()).device
+        if captured and self.device.type != "cuda":
+            raise InputError(f"captured: needs a CUDA device, the teacher is on {self.device}")
+        self.precision = precision
         self.student = plain_student(teacher, weight_bits, act_bits)
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(not frozen_teacher)
         self.generator = PlainGenerator(
@@ -166,7 +182,7 @@ class PlainTrainer:
         ).to(self.device)  # fmt: skip
         self.generator.load_state_dict(generator.state_dict())
         for module in (self.teacher, self.student, self.generator):
-            module.to(memory_format=torch.contiguous_format)
+            module.to(memory_format=torch.channels_last if captured else torch.contiguous_format)
         self.batch_size = batch_size
         self.warm_up = warm_up
         self.random = torch.Generator(self.device).manual_seed(seed)
@@ -174,28 +190,37 @@ class PlainTrainer:
         self.norms: list[Any] = [m for m in self.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in self.norms:
             norm.register_forward_hook(self._take_statistics)
+        options: dict[str, Any] = {"fused": True} if captured else {}
         self.generator_optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=1e-3, betas=(0.5, 0.999)
+            self.generator.parameters(), lr=1e-3, betas=(0.5, 0.999), capturable=captured, **options
         )
         self.student_optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=True
-        )
+            self.student.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=True,
+            **options,
+        )  # fmt: skip
         self._set_ranges()
         self.generator_loss, self.student_loss = self._generator_loss, self._student_loss
-        if compiled:
-            self.generator_loss = torch.compile(self._generator_loss, dynamic=False)
-            self.student_loss = torch.compile(self._student_loss, dynamic=False)
+        if compiled is not None:
+            self.generator_loss = torch.compile(self._generator_loss, dynamic=False, mode=compiled)
+            self.student_loss = torch.compile(self._student_loss, dynamic=False, mode=compiled)
+        self.captured = CapturedStep(self._step, self.random) if captured else None
 
     def step(self) -> dict[str, Tensor]:
-        """One iteration."""
+        """One iteration; its losses, which the next overwrites where the step is captured."""
+        with multiplications(self.precision, self.device):
+            return (self.captured or self._step)()
+
+    def _step(self) -> dict[str, Tensor]:
         z, labels = self._sample()
-        loss, images, teacher_logits = self.generator_loss(z, labels)
+        with autocast(self.precision, self.device):
+            loss, images, teacher_logits = self.generator_loss(z, labels)
         self.generator_optimizer.zero_grad()
         loss.backward()
         self.generator_optimizer.step()
         losses = {"generator": loss.detach()}
         if not self.warm_up:
-            student_loss = self.student_loss(images.detach(), teacher_logits.detach(), labels)
+            with autocast(self.precision, self.device):
+                student_loss = self.student_loss(images.detach(), teacher_logits.detach(), labels)
             self.student_optimizer.zero_grad()
             student_loss.backward()
             self.student_optimizer.step()

@@ -15,7 +15,7 @@ def table(results: list[Measurement], title: str) -> Table:
         ratio = "" if result is ours else f"{result.median / ours.median:.2f} x"
         peak = "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e6:,.0f} MB"
         shown.add_row(
-            result.name, f"{result.median:.3f}", ratio, f"{result.images_per_second:.0f}", peak
+            result.name, f"{result.median:.3g}", ratio, f"{result.images_per_second:.0f}", peak
         )
     return shown
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
+import torch
 import typer
 
-from gdfq.bench.measure import Settings, check_rivals, measure
+from gdfq.bench.formulations import Settings, check_rivals
+from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.bench.report import details, table
 from gdfq.cli._common import console, resolve_device
 from gdfq.errors import InputError
+from gdfq.training.precision import check_precision
 
 
 def bench(
@@ -19,8 +22,9 @@ def bench(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="also time plain (PyTorch), frozen (the same, teacher frozen) or compile (that "
-            "under torch.compile), in turns; may be given several times",
+            help="also time plain (PyTorch), frozen (the same, teacher frozen), compile (that "
+            "under torch.compile) or, on a GPU, max-autotune (that, tuned, in one CUDA graph), in "
+            "turns; may be given several times",
             show_default=False,
         ),
     ] = None,
@@ -34,7 +38,11 @@ def bench(
     act_bits: Annotated[int, typer.Option(help="bits of activations")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="steps to take the median of")] = 7,
     warm_up: Annotated[bool, typer.Option(help="time the phase without the student")] = False,
-    precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16; ours only")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16")] = "fp32",
+    rival_precision: Annotated[
+        str | None,
+        typer.Option(help="the others' precision; default: the same", show_default=False),
+    ] = None,
     memory_format: Annotated[
         str, typer.Option(help="auto, channels_last or contiguous; ours only")
     ] = "auto",
@@ -56,11 +64,15 @@ def bench(
         workload = replace(workload, batch_size=batch_size)
     if image_size is not None:
         workload = replace(workload, image_size=image_size)
+    others = rival_precision or precision
+    check_precision(precision, torch.device(device))
+    check_precision(others, torch.device(device), "rival_precision")
     settings = Settings(
         weight_bits, act_bits, steps, warm_up, device, fuse, keep_pages,
         {"precision": precision, "memory_format": memory_format},
+        others,  # type: ignore[arg-type]
     )  # fmt: skip
-    rivals = check_rivals(against or [])
+    rivals = check_rivals(against or [], device)
     results, trainer = measure(workload, settings, rivals, memory)
     phase = "warm-up" if warm_up else "fine-tuning"
     size = f"{workload.image_size}x{workload.image_size}"

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import signal
-import types
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.table import Table
 
+from gdfq import session
 from gdfq.cli._common import (
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     console,
-    errors,
     percent,
     print_error,
     resolve_device,
     student_name,
 )
-from gdfq.errors import NonFiniteLossError
+from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
 from gdfq.recipes import load_recipe
 from gdfq.recipes.schema import fields
 from gdfq.run import Result
-from gdfq.run import quantize as run_quantize
+from gdfq.session import Options, device_of
 
 
 def _option_type(annotation: Any) -> Any:
@@ -62,33 +63,77 @@ def _recipe_options() -> list[inspect.Parameter]:
 
 
 def quantize(
-    recipe: Annotated[str, typer.Option(help="name (see `gdfq recipes`) or path of a .toml file")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="name (see `gdfq recipes`) or path of a .toml file", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="go on with the run in this folder, with its recipe", show_default=False),
     ] = None,
     device: Annotated[
         str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
     ] = "auto",
+    checkpoint_every: Annotated[
+        float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
+    ] = 60.0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="log to `tensorboard` in the run folder")
+    ] = False,
     **options: Any,
 ) -> None:
     """Quantize a recipe's teacher; any field of the recipe can be overridden."""
-    device = resolve_device(device)
     given = {key: value for key, value in options.items() if value is not None}
-    resolved = load_recipe(recipe).with_options(given)
-    bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
-    folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
-    interrupts = _Interrupts()
+    interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
     keep_freed_memory()
+    if resume is not None:
+        _refuse_others({"recipe": recipe, "out": out, **given})
+        folder = resume
+        device = device_of(folder) if device == "auto" else device
+        tensorboard = tensorboard or (folder / "tensorboard").is_dir()
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard)
+        run = partial(session.resume, folder, progress, settings, interrupts)
+    else:
+        if recipe is None:
+            raise InputError("Missing option '--recipe' (or '--resume')")
+        resolved = load_recipe(recipe).with_options(given)
+        bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
+        folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard)
+        run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
+    again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
     try:
-        result = run_quantize(resolved, folder, progress, interrupts.arrived, device)
+        result = run()
     except NonFiniteLossError as error:
         print_error(f"gdfq: {error}")
         print_error(f"The last sound student is in {folder}")
         raise typer.Exit(EXIT_FAILED) from None
+    except Interrupted as error:
+        print_error(f"gdfq: stopped by {error}; to go on: {again}")
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        print_error(
+            f"gdfq: cannot write {error.filename or folder}: {error.strerror}; "
+            f"when that is mended: {again}"
+        )
+        raise typer.Exit(EXIT_FAILED) from None
     _print_result(result, folder)
-    if not result.finished:
-        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _refuse_others(options: dict[str, Any]) -> None:
+    given = [f"--{key.replace('_', '-')}" for key, value in options.items() if value is not None]
+    if given:
+        raise InputError(
+            f"resume: goes on with the run's own recipe in its folder; leave out {', '.join(given)}"
+        )
+
+
+def _notice() -> None:
+    print_error("stopping after this step and saving; a second signal ends at once")
 
 
 _signature = inspect.signature(quantize, eval_str=True)
@@ -102,11 +147,10 @@ quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
 
 def _print_result(result: Result, folder: Path) -> None:
     student = student_name(result.weight_bits, result.act_bits)
-    state = "" if result.finished else f", stopped at step {result.steps}"
     table = Table(
         "",
         "top-1",
-        title=f"{result.name}, seed {result.seed}{state}",
+        title=f"{result.name}, seed {result.seed}",
         caption=f"measured on: {result.evaluation}",
     )
     table.add_row("teacher, float32", percent(result.teacher))
@@ -120,20 +164,3 @@ def _print_result(result: Result, folder: Path) -> None:
         soft_wrap=True,
         markup=False,
     )
-
-
-class _Interrupts:
-    """The first Ctrl-C asks the run to stop after its step, the second ends it at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
-        errors.print("stopping after this step and saving; Ctrl-C again ends at once")
-
-    def arrived(self) -> bool:
-        return self.count > 0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
+from gdfq.files import write_file
 from gdfq.export.emit import OPSET
 from gdfq.export.form import Form, Mode, export_form
 from gdfq.export.stored import Weights
@@ -95,7 +96,7 @@ def export_onnx(
     facts = {"mode": mode, "parts": [asdict(part) for part in form.parts]}
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
     try:
-        Path(path).write_bytes(model.SerializeToString())
+        write_file(Path(path), model.SerializeToString())
     except OSError as error:
         raise InputError(f"path: cannot write {path}: {error.strerror}") from error
     return form

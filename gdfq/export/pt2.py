@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
+from gdfq.files import write_file
 from gdfq.nn import QConv2d, QLinear
 from gdfq.ops.fake_quantize import fake_quantize_reference
 from gdfq.packed import check_student, packed_copy
@@ -52,9 +54,11 @@ def export_pt2(
         first = str(error).strip().splitlines()[0]
         raise InputError(f"student: torch.export cannot export it: {first}") from error
     try:
-        torch.export.save(program, path)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"path: cannot write {path}: {error}") from error
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        write_file(Path(path), content.getvalue())
+    except OSError as error:
+        raise InputError(f"path: cannot write {path}: {error.strerror}") from error
 
 
 def _formulas() -> dict[Any, Any]:

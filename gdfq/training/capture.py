@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,15 +20,17 @@ class CapturedStep:
     optimizers make their state, count too, and so does the one after the capture, which itself
     computes nothing. The returned tensors are the graph's own: the next call overwrites them.
 
-    Where capturing fails, the step goes on without: a warning and ``failure`` say why.
+    Where capturing fails, the step goes on without: a warning and ``failure`` say why. Nothing of
+    a failed capture was computed, and ``random`` is where it was before it.
 
     Args:
         step: reads and writes only tensors that stay in place, has no host reads, and draws
             random numbers from ``random`` alone.
         random: a generator of a CUDA device.
 
-    Not run on a GPU so far: what can be checked without one (host reads, constants from the host,
-    random numbers, tensors that stay in place, the fallback) is, in ``tests/test_capture.py``.
+    Not run on a GPU so far: what can be checked without one (host reads, tensors of the host,
+    random numbers, what a step leaves behind, when it is captured, the fallback) is, in
+    ``tests/test_capture.py`` and ``tests/test_step_on_device.py``.
     """
 
     def __init__(self, step: Step, random: torch.Generator) -> None:
@@ -74,9 +77,26 @@ class CapturedStep:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.random)
         stream = torch.cuda.current_stream()
+        default = torch.cuda.default_generators[torch.cuda.current_device()]
         try:
-            with torch.cuda.graph(graph):
+            with put_back_on_failure([self.random, default]), torch.cuda.graph(graph):
                 losses = self.step()
         finally:
             torch.cuda.set_stream(stream)  # which a failed capture leaves at its own
         return graph, losses
+
+
+@contextmanager
+def put_back_on_failure(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """A capture that fails within leaves these generators as they were.
+
+    PyTorch has every generator of a graph, the default one always, wait for the end of its capture;
+    after one that failed they would refuse to draw ever again.
+    """
+    kept = [generator.clone_state() for generator in generators]
+    try:
+        yield
+    except BaseException:
+        for generator, state in zip(generators, kept, strict=True):
+            generator.graphsafe_set_state(state)
+        raise

@@ -14,7 +14,7 @@ from gdfq.errors import InputError
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.qact import observing_copy
 from gdfq.training.memory_format import MemoryFormat
-from gdfq.training.precision import Precision
+from gdfq.training.precision import check_precision
 from gdfq.training.schedules import Schedule
 
 
@@ -73,15 +73,13 @@ def check_settings(
         raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
     for name, choice, allowed in (
         ("schedule", schedule, get_args(Schedule)),
-        ("precision", precision, get_args(Precision)),
         ("memory_format", memory_format, ("auto", *get_args(MemoryFormat))),
         ("fuse", fuse, (True, False)),
         ("cuda_graph", cuda_graph, (True, False)),
     ):
         if choice not in allowed:
             raise InputError(f"{name}: must be one of {allowed}, got {choice!r}")
-    if precision == "tf32" and device.type != "cuda":
-        raise InputError(f"precision: 'tf32' needs a CUDA device, the teacher is on {device}")
+    check_precision(precision, device)
 
 
 def check_finite(name: str, module: nn.Module) -> None:

@@ -63,5 +63,10 @@ class LearningRate:
         self.steps.add_(1)
         self._set()
 
+    def go_to(self, steps: Tensor) -> None:
+        """Go to the step after ``steps`` steps."""
+        self.steps.copy_(steps)
+        self._set()
+
     def _set(self) -> None:
         self.value.copy_(self.initial * self.factor(self.steps))

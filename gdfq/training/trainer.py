@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -12,15 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gdfq.errors import NonFiniteLossError
+from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.fusion import FusedModel, fuse
 from gdfq.losses import bns_loss, kd_ce_loss
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.training import checks
-from gdfq.training.capture import CapturedStep
+from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
+from gdfq.training.state import (
+    check_module_state,
+    check_optimizer_state,
+    load_optimizer_state,
+    optimizer_state,
+)
 
 
 class TrainerCallback:
@@ -35,8 +41,11 @@ class TrainerCallback:
     def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """After every epoch, with the epoch's mean losses."""
 
+    def between_steps(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+        """After every step, when all else about it is done: the moment to save the state."""
+
     def should_stop(self) -> bool:
-        """Asked after every step; True ends the training there."""
+        """Asked last after every step; True ends the training there."""
         return False
 
 
@@ -64,7 +73,8 @@ class GDFQTrainer:
         precision: of convolutions and matrix products: ``"fp32"``, ``"tf32"`` (NVIDIA GPUs) or
             ``"bf16"``. Ranges, statistics and quantizers compute in float32 always.
         memory_format: ``"channels_last"``, ``"contiguous"``, or ``"auto"``: a few steps of each
-            are timed on copies, once, here. Student and generator are converted in place.
+            are timed on copies, once, here, one format after the other; on a GPU the captured
+            step. Student and generator are converted in place.
         fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
             passes over memory.
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
@@ -180,6 +190,7 @@ class GDFQTrainer:
         )
         names = ("generator", "generator_ce", "bns", "student")
         self._totals = {name: torch.zeros((), device=self.device) for name in names}
+        self._sound: dict[str, Tensor] = {}  # the student that a loss that is not finite undoes to
         self._captured: dict[tuple[Any, ...], CapturedStep] = {}
 
     # ---- the algorithm ----
@@ -192,35 +203,30 @@ class GDFQTrainer:
                 was at the end of the last epoch that was sound.
         """
         callback = callback or TrainerCallback()
-        sound = _snapshot(self.student)
-        for _ in range(self.steps_done // self.steps_per_epoch, self.epochs):
-            for total in self._totals.values():
-                total.zero_()
-            steps = self.steps_per_epoch - self.steps_done % self.steps_per_epoch
-            tuning = self.steps_done >= self.warmup_steps
-            for _ in range(steps):
-                if self.steps_done == self.warmup_steps:
-                    if not self.calibrated:
-                        self.calibrate(self.calibration_batches)
-                    sound = _snapshot(self.student)
-                    callback.on_calibrated(self)
-                losses = self.step()
-                callback.on_step(self, losses)
-                if callback.should_stop():
-                    self._require_finite({k: float(v) for k, v in losses.items()}, sound)
-                    return self.student
-            means = {
-                name: float(total) / steps
-                for name, total in self._totals.items()
-                if tuning or name != "student"
-            }
-            self._require_finite(means, sound)
-            sound = _snapshot(self.student)
-            callback.on_epoch(self, means)
+        self._sound = self._sound or _snapshot(self.student)
+        while self.steps_done < self.epochs * self.steps_per_epoch:
+            if self.steps_done == self.warmup_steps:
+                self._start_tuning(callback)
+            losses = self.step()
+            callback.on_step(self, losses)
+            if self.steps_done % self.steps_per_epoch == 0:
+                means = self._epoch_means()
+                self._require_finite(means)
+                self._sound = _snapshot(self.student)
+                callback.on_epoch(self, means)
+            callback.between_steps(self, losses)
+            if callback.should_stop():
+                self._require_finite({name: float(loss) for name, loss in losses.items()})
+                return self.student
+        if self.steps_done == self.warmup_steps:
+            self._start_tuning(callback)
+        return self.student
+
+    def _start_tuning(self, callback: TrainerCallback) -> None:
         if not self.calibrated:
             self.calibrate(self.calibration_batches)
-            callback.on_calibrated(self)
-        return self.student
+        self._sound = _snapshot(self.student)
+        callback.on_calibrated(self)
 
     def step(self) -> dict[str, Tensor]:
         """One iteration: the generator learns, then, after the warm-up, the student.
@@ -232,6 +238,9 @@ class GDFQTrainer:
         tuning = self.steps_done >= self.warmup_steps
         if tuning and not self.calibrated:
             self.calibrate(self.calibration_batches)
+        if self.steps_done % self.steps_per_epoch == 0:
+            for total in self._totals.values():
+                total.zero_()
         with multiplications(self.precision, self.device):
             losses = self._compiled(self._tuning_step if tuning else self._warm_up_step)()
         self.steps_done += 1
@@ -296,6 +305,76 @@ class GDFQTrainer:
         )
         return z, labels
 
+    # ---- what it takes to go on later ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a trainer made with the same arguments needs to go on bit for bit.
+
+        Tensors, numbers, a string, and dictionaries of such, whose keys are strings:
+        ``student`` and ``generator`` (parameters, statistics, ranges), ``student_optimizer`` and
+        ``generator_optimizer``, ``schedules``, ``random``, ``totals`` (the epoch's losses so
+        far), ``sound`` (the student that :meth:`train` puts back after a loss that is not
+        finite), ``steps_done``, ``calibrated`` and ``device``. The teacher is not in it. Tensors
+        are the trainer's own, which go on changing, as in ``nn.Module.state_dict``.
+        """
+        return {
+            "student": self.student.state_dict(),
+            "generator": self.generator.state_dict(),
+            "student_optimizer": optimizer_state(self.student_optimizer),
+            "generator_optimizer": optimizer_state(self.generator_optimizer),
+            "schedules": {"student": self.student_lr.steps, "generator": self.generator_lr.steps},
+            "random": self.random.get_state(),
+            "totals": dict(self._totals),
+            "sound": dict(self._sound),
+            "steps_done": self.steps_done,
+            "calibrated": self.calibrated,
+            "device": self.device.type,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where the trainer that ``state`` is of was.
+
+        Tensors are copied into the trainer's own, in place. Training goes on bit for bit on the
+        same machine if the trainer was made with the same arguments; a ``memory_format`` of
+        ``"auto"`` must be given as what was chosen, because rounding depends on it.
+
+        Raises:
+            InputError: ``state`` is of other networks, or of a trainer on another kind of device,
+                whose random numbers are others; nothing has been changed.
+        """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise InputError(f"state: has no {', '.join(sorted(missing))}")
+        if state["device"] != self.device.type:
+            raise InputError(
+                f"state: is of a trainer on {state['device']}, this one is on {self.device.type}: "
+                "their random numbers differ"
+            )
+        check_module_state("student", self.student, state["student"])
+        check_module_state("generator", self.generator, state["generator"])
+        check_optimizer_state(
+            "student_optimizer", self.student_optimizer, state["student_optimizer"]
+        )
+        check_optimizer_state(
+            "generator_optimizer", self.generator_optimizer, state["generator_optimizer"]
+        )
+        self.student.load_state_dict(state["student"])
+        self.generator.load_state_dict(state["generator"])
+        load_optimizer_state(self.student_optimizer, state["student_optimizer"])
+        load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
+        self.student_lr.go_to(state["schedules"]["student"])
+        self.generator_lr.go_to(state["schedules"]["generator"])
+        self.random.set_state(state["random"].cpu())
+        for name, total in self._totals.items():
+            total.copy_(state["totals"][name])
+        self._sound = {
+            name: value.to(self.device, copy=True) for name, value in state["sound"].items()
+        }
+        self.steps_done = state["steps_done"]
+        self.calibrated = state["calibrated"]
+        self._captured.clear()  # a graph may read optimizer state that has just gone
+
     # ---- how a step is run ----
 
     @property
@@ -325,7 +404,8 @@ class GDFQTrainer:
         """``step``, or the CUDA graph of it for what it depends on now."""
         if not self.cuda_graph:
             return step
-        key = (step.__name__, self.batch_size, self.bns_weight, self.temperature, self.alpha)
+        constants = (self.batch_size, self.bns_weight, self.temperature, self.alpha, self.precision)
+        key = (step.__name__, *constants)
         if key not in self._captured:
             self._captured.clear()  # a graph keeps its step's memory
             self._captured[key] = CapturedStep(step, self.random)
@@ -338,20 +418,31 @@ class GDFQTrainer:
             self._totals[name].add_(loss)
         return losses
 
-    def _choose_memory_format(self, teacher: nn.Module, settings: dict[str, Any]) -> MemoryFormat:
-        def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
-            student, generator = copy.deepcopy((self.student, self.generator))
-            trial = {**settings, "memory_format": name, "warmup_epochs": 0, "cuda_graph": False}
-            trial["calibration_batches"] = 1
-            return GDFQTrainer(teacher, student, generator, **trial).step
+    def _epoch_means(self) -> dict[str, float]:
+        """The mean losses of the epoch that has just ended."""
+        tuning = self.steps_done > self.warmup_steps
+        return {
+            name: float(total) / self.steps_per_epoch
+            for name, total in self._totals.items()
+            if tuning or name != "student"
+        }
 
-        chosen, self.memory_format_seconds = fastest_memory_format(make_step)
+    def _choose_memory_format(self, teacher: nn.Module, settings: dict[str, Any]) -> MemoryFormat:
+        student, generator = copy.deepcopy((self.student, self.generator))
+        trial = {**settings, "warmup_epochs": 0, "calibration_batches": 1}
+
+        def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
+            options = {**trial, "memory_format": name}
+            return GDFQTrainer(teacher, student, generator, **options).step
+
+        uncounted = WARM_UP_STEPS + 1 if self.cuda_graph else 1  # what is timed is the graph
+        chosen, self.memory_format_seconds = fastest_memory_format(make_step, uncounted)
         return chosen
 
-    def _require_finite(self, means: dict[str, float], sound: dict[str, Any]) -> None:
+    def _require_finite(self, means: dict[str, float]) -> None:
         for name, mean in means.items():
             if not math.isfinite(mean):
-                self.student.load_state_dict(sound)
+                self.student.load_state_dict(self._sound)
                 key = "student_lr" if name == "student" else "generator_lr"
                 raise NonFiniteLossError(
                     f"the {name} loss became {mean} by step {self.steps_done}; the student is "

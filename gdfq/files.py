@@ -1,0 +1,76 @@
+"""Files that are whole or not there: written beside, then renamed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gdfq.errors import InputError
+
+_SUFFIX = ".partial"
+
+
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Put a file of ``parts``, one after the other, at ``path``, in place of any that is there.
+
+    Whenever the process or the machine dies, ``path`` holds the old content or the new, whole.
+
+    Raises:
+        OSError: it could not be written; what was at ``path`` is still there.
+    """
+    beside = partial(path)
+    try:
+        with beside.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    # The new name is on the disk only once its folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def partial(path: Path) -> Path:
+    """Where the content of ``path`` is while it is written."""
+    return path.with_name(f".{path.name}{_SUFFIX}")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether ``path`` is what :func:`write_file` leaves behind when its process is killed."""
+    return path.name.startswith(".") and path.name.endswith(_SUFFIX)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files, where that is possible."""
+    for path in paths:
+        with suppress(OSError):  # in the way, but harmless
+            path.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within, no other process can be; the system gives the lock up with its process.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"resume: another process is running in {path.parent}") from error
+        except OSError:
+            pass  # a file system without locks
+        yield

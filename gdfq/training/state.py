@@ -1,0 +1,94 @@
+"""What a trainer's parts hold, as tensors by name, and putting it back in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdfq.errors import InputError
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of all that a network's ``state_dict`` holds."""
+    result = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        result.update(memoryview(content.numpy()))
+    return result.hexdigest()
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """The tensors an optimizer keeps for each parameter, by the parameter's number.
+
+    Empty before its first step. Learning rates are not among them, nor is any setting.
+    """
+    return {
+        str(number): {
+            name: value
+            for name, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+        for number, parameter in enumerate(_parameters(optimizer))
+        if optimizer.state.get(parameter)
+    }
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Put :func:`optimizer_state` back: in place where the optimizer has such tensors already."""
+    for number, parameter in enumerate(_parameters(optimizer)):
+        given = state.get(str(number), {})
+        kept = optimizer.state[parameter]
+        for name in kept.keys() - given.keys():
+            del kept[name]
+        for name, value in given.items():
+            if name not in kept:
+                # The fused kernels go through memory in order: the layout must be the parameter's.
+                like = parameter if value.shape == parameter.shape else value
+                kept[name] = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+            kept[name].copy_(value)
+        if not kept:
+            del optimizer.state[parameter]
+
+
+def check_module_state(name: str, module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Raise an InputError if ``state`` is not one of ``module``, called ``name``."""
+    own = module.state_dict()
+    for key in sorted(own.keys() ^ state.keys()):
+        raise InputError(
+            f"state: {name}.{key} is {'missing' if key in own else 'in no such network'}; "
+            "a state fits the networks it was made with"
+        )
+    for key, value in own.items():
+        if state[key].shape != value.shape:
+            raise InputError(
+                f"state: {name}.{key} has shape {tuple(state[key].shape)}, the trainer's has "
+                f"{tuple(value.shape)}"
+            )
+
+
+def check_optimizer_state(
+    name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Raise an InputError if ``state`` is not one of ``optimizer``, called ``name``."""
+    parameters = _parameters(optimizer)
+    for number, values in state.items():
+        if not number.isdigit() or int(number) >= len(parameters):
+            raise InputError(f"state: {name} has no parameter {number}")
+        shape = parameters[int(number)].shape
+        for key, value in values.items():
+            if value.dim() and value.shape != shape:
+                raise InputError(
+                    f"state: {name}.{number}.{key} has shape {tuple(value.shape)}, its parameter "
+                    f"{tuple(shape)}"
+                )
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
