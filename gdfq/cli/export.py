@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.table import Table
-from torch import Tensor
 
 from gdfq import packed
 from gdfq.cli._common import EXIT_FAILED, console, percent, print_error
 from gdfq.convert import QuantizedModel
-from gdfq.data import load_test_images
 from gdfq.errors import InputError
 from gdfq.export import export_onnx, export_pt2, runtimes
 from gdfq.export.form import Form
 from gdfq.export.onnx_file import check_options, require
 from gdfq.export.parity import REQUIRED_AGREEMENT, Parity, compare, logits_of
-from gdfq.export.source import open_student
-from gdfq.recipes import Recipe
+from gdfq.export.source import Images, open_images, open_student
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -72,7 +68,7 @@ def export(
     if path.exists():
         raise InputError(f"out: {path} exists; nothing is overwritten")
     recipe, student = open_student(run)
-    test = _test_images(recipe, images)
+    test = open_images(run, recipe, images)
     if format == "onnx":
         form = export_onnx(
             student, path, test.images, mode=kind, weights=codes, input_range=test.range
@@ -114,29 +110,7 @@ def _file_name(format: str, mode: str, weights: str, decompose: bool) -> str:
     return f"student{integer}{int4}{plain}.{format}"
 
 
-@dataclass
-class _Test:
-    """Images to compare on, and the values that images can have."""
-
-    name: str
-    images: Tensor
-    labels: Tensor | None
-    range: tuple[float, float]
-
-
-def _test_images(recipe: Recipe, limit: int | None) -> _Test:
-    spec = recipe.teacher
-    ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(spec.mean, spec.std, strict=True)]
-    limits = min(low for low, _ in ends), max(high for _, high in ends)
-    if spec.data == "none":
-        shape = (limit or 64, spec.channels, spec.image_size, spec.image_size)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return _Test("images of noise, as the recipe names no data set", noise, None, limits)
-    images, labels = load_test_images(spec.data, spec.mean, spec.std)
-    return _Test(f"test images of {spec.data}", images[:limit], labels[:limit], limits)
-
-
-def _compare_onnx(student: QuantizedModel, path: Path, test: _Test) -> list[Parity]:
+def _compare_onnx(student: QuantizedModel, path: Path, test: Images) -> list[Parity]:
     expected = logits_of(student, test.images)
     parities = [
         compare(runtime, path, test.images, expected, test.labels)

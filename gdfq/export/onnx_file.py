@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
-from gdfq.files import write_file
 from gdfq.export.emit import OPSET
 from gdfq.export.form import Form, Mode, export_form
 from gdfq.export.stored import Weights
+from gdfq.files import write_file
 from gdfq.packed import check_student
 
 METADATA_KEY = "gdfq"

@@ -106,21 +106,22 @@ def store(weight: Folded, bits: int, wanted: Weights, zero_points: bool = False)
     low = whole.flatten(1).amin(1)
     high = whole.flatten(1).amax(1)
     offset = -weight.zero
-    note = ""
+    notes = []
     if wanted == "int4":
         if not zero_points and low.min() >= -8 and high.max() <= 7:
             return StoredWeight("int4", whole.to(torch.int8), None, scale)
         if bits <= 4 and offset.min() >= -8 and offset.max() <= 7:
             codes = weight.codes.to(torch.int8)
             return StoredWeight("int4", codes, offset.to(torch.int8), scale)
-        note = f"int8 instead of int4: {_why(bits, 4, offset)}"
+        notes.append(f"int8 instead of int4: {_why(bits, 4, offset)}")
     if not zero_points and low.min() >= -127 and high.max() <= 127:
-        return StoredWeight("int8", whole.to(torch.int8), None, scale, note)
+        return StoredWeight("int8", whole.to(torch.int8), None, scale, "; ".join(notes))
     outside = int(((low < -127) | (high > 127)).sum())
     if offset.min() >= -128 and offset.max() <= 127:
         if not zero_points:
-            note = f"a zero point per output: codes of {bits} bits do not fit int8 around 0"
-        return StoredWeight("int8", weight.codes.to(torch.int8), offset.to(torch.int8), scale, note)
+            notes.append(f"a zero point per output: codes of {bits} bits do not fit int8 around 0")
+        codes = weight.codes.to(torch.int8)
+        return StoredWeight("int8", codes, offset.to(torch.int8), scale, "; ".join(notes))
     note = f"float values on the grid: the range of {outside} outputs lies too far from 0 for int8"
     return StoredWeight("float", weight.values.float(), None, None, note)
 
