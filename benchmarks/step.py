@@ -86,7 +86,7 @@ def measure_growth(steps: int, device: str) -> dict[str, Any]:
             if key == "bits":
                 settings = replace(settings, weight_bits=value, act_bits=value)
             elif key == "depth":
-                workload = replace(base, model=f"resnet{value}")
+                workload = replace(base, model=f"gdfq:resnet{value}")
             elif key == "image_size":
                 workload = replace(base, image_size=value, batch_size=16)
             else:

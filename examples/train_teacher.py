@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from gdfq.data import read_idx, top1
+from gdfq.data import top1
+from gdfq.data.fashion_mnist import read_idx
 from gdfq.models import resnet20
 
 MEAN, STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to [0, 1]
@@ -80,7 +81,8 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             total += loss.item()
-        hits = top1(model.eval(), test_images, test_labels)
+        batches = zip(test_images.split(250), test_labels.split(250), strict=True)
+        hits = top1(model.eval(), batches)
         model.train()
         print(
             f"epoch {epoch + 1}/{args.epochs}  loss {total / steps:.4f}  top-1 {hits:.2f}%  "

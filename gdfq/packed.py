@@ -207,7 +207,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
             raise InputError(
                 f"model: {path} was saved without a recipe: give the float network it was made of"
             )
-        student = build_student(recipe, build_network(recipe.teacher))
+        student = build_student(recipe, build_network(recipe))
     elif isinstance(model, QuantizedModel):
         student = copy.deepcopy(model)
     else:

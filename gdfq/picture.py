@@ -11,6 +11,8 @@ from torch import Tensor
 
 GAP = 4
 FONT_SIZE = 15
+# Small images are enlarged to about the one, large ones reduced to the other.
+SMALLEST, LARGEST = 56, 112
 
 
 def image_grid(
@@ -25,8 +27,9 @@ def image_grid(
         mean, std: per channel, the normalization to undo; what leaves [0, 1] is clipped.
     """
     size = rows[0].shape[-1]
-    zoom = max(1, 56 // size)
-    cell = size * zoom + GAP
+    side = min(size * max(1, SMALLEST // size), LARGEST)
+    resample = Image.Resampling.NEAREST if side >= size else Image.Resampling.LANCZOS
+    cell = side + GAP
     font = ImageFont.load_default(FONT_SIZE)
     margin = GAP * 4 + int(max(font.getlength(name) for name in names))
     columns = max(len(row) for row in rows)
@@ -34,11 +37,11 @@ def image_grid(
     draw = ImageDraw.Draw(canvas)
     for r, (row, name) in enumerate(zip(rows, names, strict=True)):
         top = GAP + r * cell
-        middle = top + size * zoom // 2
+        middle = top + side // 2
         draw.text((margin - GAP * 2, middle), name, "black", font, anchor="rm")
         for c, pixels in enumerate(_pixels(row, mean, std)):
             tile = Image.fromarray(pixels)
-            tile = tile.resize((size * zoom, size * zoom), Image.Resampling.NEAREST)
+            tile = tile.resize((side, side), resample)
             canvas.paste(tile, (margin + c * cell, top))
     return canvas
 

@@ -126,7 +126,7 @@ class PlainProgress:
 
     def phase(self, name: str) -> None:
         """Name what is done between steps."""
-        self.console.print(name, highlight=False)
+        self.console.print(name, highlight=False, soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """Print it."""

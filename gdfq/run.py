@@ -10,21 +10,18 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
-from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
-from gdfq.data import CLASS_NAMES, load_test_images, top1
+from gdfq.data import Batches, class_names, open_test_set, top1
 from gdfq.errors import InputError
 from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.recipes.schema import Teacher
+from gdfq.sources import LoadedTeacher, Preprocessing, find_source, load_teacher
 from gdfq.training import GDFQTrainer
 from gdfq.training.memory_format import TORCH_FORMATS
-
-BUILTIN_WEIGHTS = Path(__file__).parent / "assets" / "fashion_mnist" / "resnet20.safetensors"
 
 
 @dataclass
@@ -59,25 +56,30 @@ def create_folder(folder: Path) -> None:
         raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
 
 
-def build_network(spec: Teacher) -> nn.Module:
-    """The teacher's network without its weights, in evaluation mode."""
-    return {"resnet20": models.resnet20}[spec.arch](spec.num_classes, spec.channels).eval()
+def build_teacher(recipe: Recipe) -> tuple[Recipe, LoadedTeacher]:
+    """The recipe's teacher, and the recipe with everything about it filled in.
+
+    Raises:
+        InputError: see :func:`gdfq.sources.load_teacher`.
+    """
+    given = recipe.teacher.model_dump(exclude={"data_path"})
+    teacher = load_teacher(**given, seed=recipe.training.seed)
+    found = {**teacher.preprocessing.fields(), "weights": teacher.weights}
+    if recipe.teacher.data_path is not None:
+        found["data_path"] = str(Path(recipe.teacher.data_path).resolve())
+    return recipe.with_options(found), teacher
 
 
-def build_teacher(spec: Teacher) -> nn.Module:
-    """The teacher of a recipe, with its weights, in evaluation mode."""
-    path = BUILTIN_WEIGHTS if spec.weights == "builtin" else Path(spec.weights)
-    if not path.is_file():
-        raise InputError(f"weights: there is no file {path}")
-    model = build_network(spec)
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"weights: cannot read {path}: {error}") from error
-    except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
-        raise InputError(f"weights: {path} does not fit {spec.arch}: {problem}") from error
-    return model
+def build_network(recipe: Recipe) -> nn.Module:
+    """The recipe's network, in evaluation mode; no weights are looked for.
+
+    Raises:
+        InputError: its source has no such network.
+    """
+    given = recipe.teacher.model_dump(include={"num_classes", "image_size", "channels"})
+    with torch.random.fork_rng():
+        source = find_source(recipe.teacher.model)
+        return source.build(None, {k: v for k, v in given.items() if v is not None}).eval()
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
@@ -99,28 +101,45 @@ def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
         network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
 
 
+def open_batches(recipe: Recipe, images: Preprocessing, workers: int | None = None) -> Batches:
+    """The test images that the recipe names.
+
+    Raises:
+        InputError: it names none, or they cannot be opened; the message has the path.
+    """
+    spec = recipe.teacher
+    if spec.data == "none":
+        raise InputError("data: the recipe names no data set to measure on")
+    return Batches(
+        open_test_set(spec.data, spec.data_path, images.num_classes), images, workers=workers
+    )
+
+
 class Measure:
     """Top-1 on the recipe's data set, or None with the reason in the result."""
 
-    def __init__(self, spec: Teacher, result: Result) -> None:
-        self.spec = spec
+    def __init__(
+        self, recipe: Recipe, images: Preprocessing, workers: int | None, result: Result
+    ) -> None:
+        self.recipe = recipe
+        self.images = images
+        self.workers = workers
         self.result = result
-        self.images: tuple[Tensor, Tensor] | None = None
+        self.batches: Batches | None = None
 
     def __call__(self, model: nn.Module) -> float | None:
         """Top-1 of ``model`` in percent."""
-        if self.spec.data == "none":
+        if self.recipe.teacher.data == "none":
             return None
         try:
-            self.images = self.images or load_test_images(
-                self.spec.data, self.spec.mean, self.spec.std
-            )
+            if self.batches is None:
+                self.batches = open_batches(self.recipe, self.images, self.workers)
+            share = top1(model, self.batches)
         except InputError as error:
             self.result.evaluation = f"skipped: {error}"
             return None
-        images, labels = self.images
-        self.result.evaluation = f"{len(labels):,} test images of {self.spec.data}"
-        return top1(model, images, labels)
+        self.result.evaluation = f"{self.batches.pictures:,} test images of {self.batches.name}"
+        return share
 
 
 def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
@@ -131,14 +150,13 @@ def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     write_file(path, save(state, metadata={"recipe": recipe.to_toml()}))
 
 
-def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
+def load_run(folder: Path) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
     """Recipe, teacher and student of a run folder."""
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe = load_recipe(str(folder / "recipe.toml"))
-    teacher = build_teacher(recipe.teacher)
-    student = build_student(recipe, teacher)
-    _use_format(recipe, teacher, student)
+    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")))
+    student = build_student(recipe, teacher.network)
+    _use_format(recipe, teacher.network, student)
     try:
         student.load_state_dict(load_file(folder / "student.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -151,18 +169,26 @@ def load_run(folder: Path) -> tuple[Recipe, nn.Module, QuantizedModel]:
     return recipe, teacher, student
 
 
+# Of the picture: classes, and images of each.
+ROWS, COLUMNS = 20, 10
+
+
 @torch.no_grad()
-def picture(recipe: Recipe, trainer: GDFQTrainer, columns: int = 10) -> Image.Image:
-    """One row of generated images per class, made as in training: in one balanced batch."""
-    names = CLASS_NAMES.get(recipe.teacher.data) or tuple(
-        f"class {label}" for label in range(recipe.teacher.num_classes)
-    )
-    names = names[:20]
+def picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer) -> Image.Image:
+    """One row of generated images per class, the first classes where there are many.
+
+    They are made as in training, in batches that are balanced over the classes shown and, as far
+    as that goes, no larger than training's.
+    """
+    names = class_names(recipe.teacher.data, images.num_classes)[:ROWS]
     random = torch.Generator(trainer.device).manual_seed(recipe.training.seed)
-    labels = torch.arange(len(names), device=trainer.device).repeat_interleave(columns)
-    z = torch.randn(
-        (len(labels), recipe.generator.latent_dim), generator=random, device=trainer.device
-    )
     generator = copy.deepcopy(trainer.generator)  # a forward moves its running statistics
-    images = generator(z, labels).cpu()
-    return image_grid(list(images.split(columns)), names, recipe.teacher.mean, recipe.teacher.std)
+    columns = max(1, recipe.training.batch_size // len(names))
+    parts = []
+    for first in range(0, COLUMNS, columns):
+        repeats = min(columns, COLUMNS - first)
+        labels = torch.arange(len(names), device=trainer.device).repeat_interleave(repeats)
+        shape = (len(labels), recipe.generator.latent_dim)
+        z = torch.randn(shape, generator=random, device=trainer.device)
+        parts.append(generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
+    return image_grid(list(torch.cat(parts, 1)), names, images.mean, images.std)

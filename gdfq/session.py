@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdfq import models
 from gdfq.environment import environment
@@ -29,6 +29,7 @@ from gdfq.run import (
     picture,
     save_student,
 )
+from gdfq.sources import LoadedTeacher
 from gdfq.tensorboard import TensorBoard, require_tensorboard
 from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.checkpoint import checkpoint_path, newest_sound, write_checkpoint
@@ -69,6 +70,7 @@ class Options:
         device: what the run computes on; rounding depends on it.
         checkpoint_every: seconds between checkpoints; 0 is one after every step.
         tensorboard: log to ``tensorboard`` in the run's folder.
+        workers: processes that decode test images, see :class:`gdfq.data.Batches`.
 
     Raises:
         InputError: ``checkpoint_every`` is negative, or TensorBoard is not installed.
@@ -77,6 +79,7 @@ class Options:
     device: str = "cpu"
     checkpoint_every: float = 60.0
     tensorboard: bool = False
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.checkpoint_every < math.inf:
@@ -105,7 +108,9 @@ def quantize(
         Interrupted: a signal of ``interrupts`` arrived; :func:`resume` goes on from there.
         OSError: the student or the result could not be written; :func:`resume` writes them.
     """
-    teacher, trainer = _build(recipe, options.device)
+    recipe, teacher, trainer = _build(recipe, options.device)
+    for note in teacher.notes:
+        progress.warning(note)
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
     create_folder(folder)
@@ -139,7 +144,7 @@ def resume(
         if done is not None:
             return done
         remove(path for path in folder.iterdir() if is_partial(path))
-        teacher, trainer = _build(recipe, options.device)
+        recipe, teacher, trainer = _build(recipe, options.device)
         session = _Session(recipe, folder, teacher, trainer, progress, options, interrupts)
         session.load_newest()
         return session.go()
@@ -166,22 +171,24 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _build(recipe: Recipe, device: str) -> tuple[nn.Module, GDFQTrainer]:
-    """The recipe's teacher, and a trainer of its student at step 0."""
-    teacher = build_teacher(recipe.teacher).to(device)
+def _build(recipe: Recipe, device: str) -> tuple[Recipe, LoadedTeacher, GDFQTrainer]:
+    """The recipe in full, its teacher, and a trainer of its student at step 0."""
+    recipe, loaded = build_teacher(recipe)
+    teacher, images = loaded.network.to(device), loaded.preprocessing
     student = build_student(recipe, teacher)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
         generator = models.Generator(
-            recipe.teacher.num_classes,
-            recipe.teacher.image_size,
-            recipe.teacher.channels,
+            images.num_classes,
+            images.image_size,
+            images.channels,
             **recipe.generator.model_dump(),
         ).to(device)
     trainer = GDFQTrainer(
-        teacher, student, generator, recipe.teacher.num_classes, **recipe.training.model_dump()
+        teacher, student, generator, images.num_classes, **recipe.training.model_dump()
     )
-    return teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format]), trainer
+    teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format])
+    return recipe, loaded, trainer
 
 
 class _Session(TrainerCallback):
@@ -191,7 +198,7 @@ class _Session(TrainerCallback):
         self,
         recipe: Recipe,
         folder: Path,
-        teacher: nn.Module,
+        teacher: LoadedTeacher,
         trainer: GDFQTrainer,
         progress: Progress,
         options: Options,
@@ -199,7 +206,8 @@ class _Session(TrainerCallback):
     ) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.teacher = teacher
+        self.teacher = teacher.network
+        self.images = teacher.preprocessing
         self.trainer = trainer
         self.progress = progress
         self.options = options
@@ -213,8 +221,8 @@ class _Session(TrainerCallback):
             finished=False,
             training_seconds=0.0,
         )
-        self.measure = Measure(recipe.teacher, self.result)
-        self.teacher_digest = digest(teacher)
+        self.measure = Measure(recipe, self.images, options.workers, self.result)
+        self.teacher_digest = digest(self.teacher)
         self.environment = {**environment(), "device": options.device}
         self.metrics = Metrics(folder / "metrics.jsonl", progress.warning)
         self.tensorboard: TensorBoard | None = None
@@ -296,7 +304,7 @@ class _Session(TrainerCallback):
         self.metrics.write()
         save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
         image = io.BytesIO()
-        picture(self.recipe, self.trainer).save(image, "png")
+        picture(self.recipe, self.images, self.trainer).save(image, "png")
         write_file(self.folder / "images.png", image.getvalue())
         if failure is None:
             self._announce("measuring teacher and student")
@@ -388,7 +396,9 @@ class _Session(TrainerCallback):
         if self.tensorboard is not None:
             self.tensorboard.epoch(record)
             if epoch % max(1, trainer.epochs // 10) == 0:
-                self.tensorboard.images(picture(self.recipe, trainer), trainer.steps_done)
+                self.tensorboard.images(
+                    picture(self.recipe, self.images, trainer), trainer.steps_done
+                )
         self.progress.epoch(trainer, losses)
 
     def between_steps(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:

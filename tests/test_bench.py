@@ -11,7 +11,7 @@ from gdfq.errors import InputError
 from gdfq.nn import QAct
 from tests.test_capture import NoHost
 
-SMALL = Workload("resnet20", 8, 4, 10, False)
+SMALL = Workload("gdfq:resnet20", 8, 4, 10, False)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_warm_up_has_no_student():
 
 def test_peak_memory_is_measured():
     settings = Settings(steps=1, trainer={"memory_format": "contiguous"})
-    (ours,), _ = measure(Workload("resnet20", 32, 64, 10, False), settings, [])
+    (ours,), _ = measure(Workload("gdfq:resnet20", 32, 64, 10, False), settings, [])
     # One activation of the first layer is 4 MB, and dozens are kept for the backward pass.
     assert 50e6 < ours.peak_bytes < 2e9
 
@@ -183,12 +183,14 @@ def test_networks_have_plausible_statistics(network):
 
 
 def test_images_too_small_for_the_network():
-    with pytest.raises(InputError, match="image_size: torchvision:vgg16_bn does not take 4x4"):
+    with pytest.raises(
+        InputError, match="model: torchvision:vgg16_bn does not take images of 3x4x4"
+    ):
         build(Workload("torchvision:vgg16_bn", 4, 2, 10, True))
 
 
 def test_growth_in_depth_is_of_this_family():
-    blocks = len(build(Workload("resnet56", 8, 2, 10, False)).layer1)
+    blocks = len(build(Workload("gdfq:resnet56", 8, 2, 10, False)).layer1)
     assert blocks == 9
     with pytest.raises(InputError, match="depth: must be 6 n \\+ 2 with n >= 1, got 21"):
         gdfq.models.cifar_resnet(21, 10)

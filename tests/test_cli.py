@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import gdfq
 from gdfq import cli, data
+from gdfq.data.arrays import ArraySet
 from gdfq.recipes import load_recipe
-from gdfq.run import BUILTIN_WEIGHTS, load_run
+from gdfq.run import load_run
+from gdfq.sources.registries import EMBEDDED_WEIGHTS
 
 RECIPE = "fashion-mnist-resnet20"
 SHORT = [
@@ -95,8 +97,13 @@ def test_same_seed_same_student(capsys, tmp_path):
 @pytest.fixture
 def small_test_set(monkeypatch):
     """The first 500 test images stand for all, to save time."""
-    load = data.load_test_images
-    monkeypatch.setattr("gdfq.run.load_test_images", lambda *a: tuple(t[:500] for t in load(*a)))
+    whole = data.open_test_set
+
+    def shortened(*arguments):
+        pictures = whole(*arguments)
+        return ArraySet(pictures.name, pictures.images[:500], pictures.labels[:500])
+
+    monkeypatch.setattr("gdfq.run.open_test_set", shortened)
 
 
 def test_training_reads_no_real_image(capsys, tmp_path, monkeypatch, small_test_set):
@@ -104,7 +111,7 @@ def test_training_reads_no_real_image(capsys, tmp_path, monkeypatch, small_test_
     code, out, _ = gdfq_command(capsys, *measured, "--out", tmp_path / "with")
     assert code == 0
     assert "500 test images" in " ".join(out.split())
-    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path / "nowhere")
+    monkeypatch.setattr(data.fashion_mnist, "FOLDER", tmp_path / "nowhere")
     code, out, _ = gdfq_command(capsys, *measured, "--out", tmp_path / "without")
     assert code == 0
     assert "skipped: data: cannot read" in " ".join(out.split())
@@ -168,7 +175,7 @@ def test_a_loss_that_is_not_finite_ends_with_advice_and_the_last_student(capsys,
 
 
 def changed_weights(tmp_path, change):
-    state = load_file(BUILTIN_WEIGHTS)
+    state = load_file(EMBEDDED_WEIGHTS)
     change(state)
     save_file(state, tmp_path / "changed.safetensors")
     return tmp_path / "changed.safetensors"
@@ -208,14 +215,14 @@ OVERRIDES = {
     "momentum": (["--momentum", 1.5], "momentum: .* less than 1, got 1.5"),
     "batch of one": (["--batch-size", 1], "batch_size: .* greater than or equal to 2, got 1"),
     "warm-up": (["--warmup-epochs", 99], "warmup_epochs: must be <= training.epochs = 3, got 99"),
-    "image size": (["--image-size", 30], "image_size: .* multiple of 4, got 30"),
+    "image size": (["--image-size", 3], "image_size: .* greater than or equal to 4, got 3"),
     "class count": (
         ["--num-classes", 12],
-        "weights: .* does not fit resnet20: size mismatch for fc",
+        r"weights: .* does not fit gdfq:resnet20: 'fc.weight' has shape \(10, 64\), not \(12, 64\)",
     ),
     "channels": (
         ["--channels", 3, *["--mean", 0] * 3, *["--std", 1] * 3],
-        "size mismatch for conv1",
+        "'conv1.weight' has shape",
     ),
     "normalization": (["--mean", 0, "--mean", 1], r"mean: needs one entry .* 1 channels, got \[0"),
     "std of zero": (["--std", 0], "std.0: .* greater than 0, got 0"),
@@ -223,14 +230,14 @@ OVERRIDES = {
     "nan weights": (["--weights", nan_weights], "teacher: 'layer1.0.conv1.weight' holds NaN"),
     "missing weights": (
         ["--weights", missing_weights],
-        "does not fit resnet20: Missing key.*fc.bias",
+        "does not fit gdfq:resnet20: missing key 'fc.bias'",
     ),
-    "garbage weights": (["--weights", garbage], "weights: cannot read"),
+    "garbage weights": (["--weights", garbage], "weights: .*garbage cannot be read: "),
     "used folder": (["--out", used_folder], "out: .*used exists and is not empty"),
     "unwritable folder": (["--out", below_a_file], "out: cannot write to .*: Not a directory"),
     "seed": (["--seed", 2**64], "seed: .* less than 9223372036854775808"),
     "mean nan": (["--mean", "nan"], "mean.0: .* finite number, got nan"),
-    "architecture": (["--arch", "vgg"], "arch: .* 'resnet20', got 'vgg'"),
+    "network": (["--model", "gdfq:vgg"], "model: gdfq has no network 'vgg'"),
 }
 
 
@@ -263,7 +270,7 @@ CHANGES = {
         "weight_bits: .* valid integer, got '4'",
     ),
     "fraction": ("batch_size = 64", "batch_size = 6.5", "batch_size: .* valid integer, got 6.5"),
-    "missing key": ("num_classes = 10\n", "", "teacher.num_classes: missing"),
+    "missing key": ('model = "gdfq:resnet20"\n', "", "teacher.model: missing"),
     "not TOML": ("[training]", "[training", "is not TOML"),
 }
 
@@ -282,11 +289,11 @@ def test_bad_recipes(capsys, tmp_path, recipe_file, case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quantize", "--recipe", "resnet"], "recipe: 'resnet' is none of fashion-mnist-resnet20"),
+        (["quantize", "--recipe", "resnet"], "recipe: 'resnet' is none of cifar10-resnet20, "),
         (["quantize", "--recipe", "none.toml"], "recipe: cannot read none.toml: No such file"),
         (["recipes", "resnet"], "recipe: 'resnet' is none of"),
         (["evaluate", "nowhere"], "run: nowhere is no run folder"),
-        (["quantize"], "Missing option '--recipe'"),
+        (["quantize"], "recipe: name a recipe (see `gdfq recipes`), or a model to quantize"),
         (["quantize", "--recipe", RECIPE, "--bits", "4"], "No such option: --bits"),
         (["quantize", "--recipe", RECIPE, "--seed", "x"], "Invalid value for '--seed'"),
     ],
@@ -334,7 +341,7 @@ def test_bench_prints_times_phases_and_what_is_fused(capsys):
         ),
         (["--rival-precision", "fp4"], "rival_precision: must be one of .* got 'fp4'"),
         (["--device", "tpu"], "device: must be auto, cpu, or cuda where there is a GPU, got 'tpu'"),
-        (["--image-size", "7"], "image_size: must be a multiple of 4, got 7"),
+        (["--image-size", "3"], "image_size: must be >= 4, got 3"),
         (["--batch-size", "1"], "batch_size: must be an int >= 2, got 1"),
         (["--weight-bits", "9"], "weight_bits: must be .* got 9"),
         (["--precision", "fp4"], "gdfq: precision: must be one of"),

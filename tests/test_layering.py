@@ -14,7 +14,7 @@ LAYERS = [
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],
-    ["coverage"],
+    ["coverage", "sources"],
     ["convert"],
     ["fusion"],
     ["training"],

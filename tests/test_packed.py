@@ -87,13 +87,13 @@ def test_an_input_quantizer_and_shared_modules_come_back(tmp_path):
 def test_the_recipe_in_the_file_names_the_architecture(tmp_path, monkeypatch):
     recipe = load_recipe("fashion-mnist-resnet20").with_options({"weight_bits": 3})
     images = torch.randn(4, 1, 28, 28)
-    teacher = build_teacher(recipe.teacher)
-    student = build_student(recipe, teacher).to(memory_format=torch.channels_last)
+    recipe, teacher = build_teacher(recipe)
+    student = build_student(recipe, teacher.network).to(memory_format=torch.channels_last)
     observed = observing_copy(student)
     observed(images)
     student.load_state_dict(observed.state_dict())
     gdfq.save(student, tmp_path / "s.safetensors", recipe)
-    monkeypatch.setattr("gdfq.run.BUILTIN_WEIGHTS", tmp_path / "nowhere")
+    monkeypatch.setattr("gdfq.sources.registries.EMBEDDED_WEIGHTS", tmp_path / "nowhere")
     assert torch.equal(gdfq.load(tmp_path / "s.safetensors")(images), student(images))
     header, _ = gdfq.packed.read(tmp_path / "s.safetensors")
     assert header.parsed_recipe() == recipe

@@ -20,8 +20,9 @@ from gdfq import session
 from gdfq.files import locked
 from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.recipes import load_recipe
-from gdfq.run import BUILTIN_WEIGHTS, load_run
+from gdfq.run import load_run
 from gdfq.session import Options
+from gdfq.sources.registries import EMBEDDED_WEIGHTS
 from gdfq.training.checkpoint import checkpoint_path, checkpoints, read_checkpoint
 from tests.test_cli import RECIPE, SHORT, gdfq_command
 
@@ -466,7 +467,7 @@ def test_another_process_is_at_it(stopped):
 
 def test_another_teacher(recipe, tmp_path):
     weights = tmp_path / "weights.safetensors"
-    shutil.copy(BUILTIN_WEIGHTS, weights)
+    shutil.copy(EMBEDDED_WEIGHTS, weights)
     changed = recipe.with_options({"weights": str(weights)})
     with pytest.raises(Killed):
         session.quantize(changed, tmp_path / "run", Show(4, kill), EVERY_STEP)

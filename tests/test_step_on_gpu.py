@@ -21,7 +21,7 @@ DEVICE = os.environ.get("GDFQ_TEST_DEVICE")
 pytestmark = pytest.mark.skipif(DEVICE is None, reason="needs GDFQ_TEST_DEVICE")
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs GDFQ_TEST_DEVICE=cuda")
 PRECISIONS = ("fp32", "tf32", "bf16") if DEVICE == "cuda" else ("fp32", "bf16")
-SMALL = Workload("resnet8", 16, 16, 10, False)
+SMALL = Workload("gdfq:resnet8", 16, 16, 10, False)
 
 
 def networks():

@@ -117,14 +117,14 @@ class PlainGenerator(Generator):
         """Images of the classes ``labels``."""
         if not self.conditional_bn:
             z = z * self.label_embedding(labels)
-        size = self.image_size // 4
-        x = self.linear(z).view(-1, self.width, size, size)
+        x = self.linear(z).view(-1, self.width, self.first_size, self.first_size)
         x = self._norm(self.bn0, x, labels)
         x = F.interpolate(x, scale_factor=2)
         x = F.leaky_relu(self._norm(self.bn1, self.conv1(x), labels), 0.2)
         x = F.interpolate(x, scale_factor=2)
         x = F.leaky_relu(self._norm(self.bn2, self.conv2(x), labels), 0.2)
-        return self.bn3(torch.tanh(self.conv3(x)))
+        images = self.conv3(x)[:, :, : self.image_size, : self.image_size]
+        return self.bn3(torch.tanh(images))
 
     def _norm(self, norm: nn.BatchNorm2d, x: Tensor, labels: Tensor) -> Tensor:
         y = nn.BatchNorm2d.forward(norm, x)
@@ -186,10 +186,11 @@ class PlainTrainer:
         self.batch_size = batch_size
         self.warm_up = warm_up
         self.random = torch.Generator(self.device).manual_seed(seed)
-        self.statistics: list[tuple[Tensor, Tensor]] = []
-        self.norms: list[Any] = [m for m in self.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in self.norms:
-            norm.register_forward_hook(self._take_statistics)
+        # In order of execution, which is not always that of the modules.
+        self.statistics: list[tuple[Any, Tensor, Tensor]] = []
+        for module in self.teacher.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_hook(self._take_statistics)
         options: dict[str, Any] = {"fused": True} if captured else {}
         self.generator_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=1e-3, betas=(0.5, 0.999), capturable=captured, **options
@@ -239,17 +240,17 @@ class PlainTrainer:
 
     def _take_statistics(self, norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         x = inputs[0]
-        self.statistics.append((x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)))
+        self.statistics.append((norm, x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)))
 
     def _generator_loss(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.statistics.clear()
         images = self.generator(z, labels)
         logits = self.teacher(images)
         mismatch = torch.zeros((), device=z.device)
-        for norm, (mean, var) in zip(self.norms, self.statistics, strict=True):
+        for norm, mean, var in self.statistics:
             mismatch = mismatch + F.mse_loss(mean, norm.running_mean)
             mismatch = mismatch + F.mse_loss(var, norm.running_var)
-        loss = F.cross_entropy(logits, labels) + 0.1 * mismatch / len(self.norms)
+        loss = F.cross_entropy(logits, labels) + 0.1 * mismatch / len(self.statistics)
         return loss, images, logits
 
     def _student_loss(self, images: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import typer
 from rich.console import Console
 
 from gdfq.errors import InputError
@@ -13,6 +14,12 @@ errors = Console(stderr=True)
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+DEVICE = typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
+WORKERS = typer.Option(
+    min=0, help="processes that decode test images; by default one a core, at most 8",
+    show_default=False,
+)  # fmt: skip
 
 
 def print_error(message: str) -> None:

@@ -12,7 +12,7 @@ from gdfq.bench.formulations import Settings, check_rivals
 from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.bench.report import details, table
-from gdfq.cli._common import console, resolve_device
+from gdfq.cli._common import DEVICE, console, resolve_device
 from gdfq.errors import InputError
 from gdfq.training.precision import check_precision
 
@@ -51,9 +51,7 @@ def bench(
         bool, typer.Option(help="let the others keep freed memory too, as ours does")
     ] = False,
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
-    device: Annotated[
-        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
-    ] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Time a training step on random images: by phase, and beside other formulations."""
     if network not in WORKLOADS:

@@ -8,24 +8,33 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gdfq.cli._common import console, percent, student_name
-from gdfq.data import load_test_images, top1
-from gdfq.errors import InputError
-from gdfq.run import load_run
+from gdfq.cli._common import DEVICE, WORKERS, console, percent, resolve_device, student_name
+from gdfq.data import top1
+from gdfq.memory import keep_freed_memory
+from gdfq.run import load_run, open_batches
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder, written by `gdfq quantize`")],
+    data: Annotated[
+        str | None, typer.Option(help="another data set than the recipe's", show_default=False)
+    ] = None,
+    data_path: Annotated[
+        str | None, typer.Option(help="where the data set is", show_default=False)
+    ] = None,
+    workers: Annotated[int | None, WORKERS] = None,
+    device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Measure a run's student and its teacher on the recipe's test images."""
+    device = resolve_device(device)
     recipe, teacher, student = load_run(run)
-    spec = recipe.teacher
-    if spec.data == "none":
-        raise InputError(f"data: the recipe of {run} names no data set to measure on")
-    images, labels = load_test_images(spec.data, spec.mean, spec.std)
-    table = Table("", f"top-1 on {len(labels):,} test images of {spec.data}")
-    table.add_row("teacher", percent(top1(teacher, images, labels)))
+    given = {"data": data, "data_path": data_path}
+    recipe = recipe.with_options({k: v for k, v in given.items() if v is not None})
+    keep_freed_memory()
+    batches = open_batches(recipe, teacher.preprocessing, workers)
+    table = Table("", f"top-1 on {batches.pictures:,} test images of {batches.name}")
+    table.add_row("teacher", percent(top1(teacher.network.to(device), batches)))
     bits = recipe.quantization
     student_row = student_name(bits.weight_bits, bits.act_bits)
-    table.add_row(student_row, percent(top1(student, images, labels)))
+    table.add_row(student_row, percent(top1(student.to(device), batches)))
     console.print(table)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import inspect
 import shlex
 import signal
+import types
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from rich.table import Table
 
 from gdfq import session
 from gdfq.cli._common import (
+    DEVICE,
     EXIT_FAILED,
+    WORKERS,
     console,
     percent,
     print_error,
@@ -25,7 +28,7 @@ from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
-from gdfq.recipes import load_recipe
+from gdfq.recipes import load_recipe, recipe_for_model
 from gdfq.recipes.schema import fields
 from gdfq.run import Result
 from gdfq.session import Options, device_of
@@ -39,6 +42,8 @@ def _option_type(annotation: Any) -> Any:
         return str
     if get_origin(annotation) is list:
         return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
+    if get_origin(annotation) in (Union, types.UnionType):  # of a type and None
+        return _option_type(get_args(annotation)[0])
     return annotation
 
 
@@ -65,7 +70,11 @@ def _recipe_options() -> list[inspect.Parameter]:
 def quantize(
     recipe: Annotated[
         str | None,
-        typer.Option(help="name (see `gdfq recipes`) or path of a .toml file", show_default=False),
+        typer.Option(
+            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
+            "the paper's constants for its size of image",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
@@ -74,9 +83,8 @@ def quantize(
         Path | None,
         typer.Option(help="go on with the run in this folder, with its recipe", show_default=False),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
-    ] = "auto",
+    device: Annotated[str, DEVICE] = "auto",
+    workers: Annotated[int | None, WORKERS] = None,
     checkpoint_every: Annotated[
         float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
     ] = 60.0,
@@ -85,7 +93,7 @@ def quantize(
     ] = False,
     **options: Any,
 ) -> None:
-    """Quantize a recipe's teacher; any field of the recipe can be overridden."""
+    """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
     given = {key: value for key, value in options.items() if value is not None}
     progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
     interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
@@ -95,15 +103,16 @@ def quantize(
         folder = resume
         device = device_of(folder) if device == "auto" else device
         tensorboard = tensorboard or (folder / "tensorboard").is_dir()
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard)
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
         run = partial(session.resume, folder, progress, settings, interrupts)
     else:
+        resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
+        resolved = resolved.with_options(given)
         if recipe is None:
-            raise InputError("Missing option '--recipe' (or '--resume')")
-        resolved = load_recipe(recipe).with_options(given)
+            progress.phase(resolved.description)
         bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
         folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard)
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
         run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
     again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,39 +34,59 @@ class Parity:
     file_top1: float | None
 
 
-@torch.inference_mode()
-def logits_of(student: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """``(N, classes)`` float32."""
-    return torch.cat([student(batch) for batch in images.split(batch_size)]).float()
-
-
 def compare(
-    runtime: str,
+    student: nn.Module,
     path: str | Path,
-    images: Tensor,
-    expected: Tensor,
-    labels: Tensor | None = None,
-    batch_size: int = 250,
-) -> Parity:
-    """Run the ONNX file at ``path`` on ``images`` and compare with the student's logits.
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    names: Sequence[str] | None = None,
+) -> list[Parity]:
+    """Run the ONNX file at ``path`` and its student on the same batches, in each runtime.
 
     Args:
-        runtime: ``"onnxruntime"`` or ``"openvino"``.
+        student: what the file was made of.
         path: of the file.
-        images: ``(N, C, H, W)`` float32.
-        expected: the student's logits, see :func:`logits_of`, made with the same ``batch_size``.
-        labels: ``(N,)``, for top-1.
-        batch_size: images per run.
+        batches: images ``(N, C, H, W)`` float32 and labels ``(N,)`` or None, for top-1.
+        names: of the runtimes, ``"onnxruntime"`` or ``"openvino"``; None is all installed.
 
     Raises:
         InputError: see :func:`gdfq.export.runtimes.open_model`.
     """
-    found = runtimes.run(runtimes.open_model(runtime, path), images, batch_size)
+    names = runtimes.installed() if names is None else names
+    runners = {name: runtimes.open_model(name, path) for name in names}
+    labels: list[Tensor] = []
+    expected: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for images, given in batches:
+        with torch.inference_mode():
+            expected.append(student(images).float())
+        for name, runner in runners.items():
+            found[name].append(torch.from_numpy(runner(images.numpy()).copy()))
+        if given is not None:
+            labels.append(given)
+    wanted = torch.cat(expected)
+    answers = torch.cat(labels) if labels else None
+    return [_parity(name, torch.cat(found[name]), wanted, answers) for name in names]
+
+
+@torch.inference_mode()
+def difference(
+    student: nn.Module, other: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> float:
+    """The largest difference between two networks' logits; 0 is bit for bit."""
+    largest = 0.0
+    for images, _ in batches:
+        expected, found = student(images), other(images)
+        if not torch.equal(expected, found):
+            largest = max(largest, float((found - expected).abs().max()))
+    return largest
+
+
+def _parity(runtime: str, found: Tensor, expected: Tensor, labels: Tensor | None) -> Parity:
     difference = (found - expected).abs()
     answers, wanted = found.argmax(1), expected.argmax(1)
     return Parity(
         runtime=runtimes.NAMES[runtime],
-        images=len(images),
+        images=len(found),
         agreement=_percent(answers == wanted),
         median_difference=float(difference.median()),
         noticeable=_percent((difference > NOTICEABLE).any(1)),
@@ -75,4 +96,4 @@ def compare(
 
 
 def _percent(hits: Tensor) -> float:
-    return 100.0 * float(hits.float().mean())
+    return 100.0 * int(hits.sum()) / len(hits)

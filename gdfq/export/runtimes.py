@@ -79,12 +79,6 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def run(runner: Runner, images: Tensor, batch_size: int) -> Tensor:
-    """Logits ``(N, classes)`` of all ``images``, by batches."""
-    batches = [np.array(runner(batch.numpy())) for batch in images.split(batch_size)]
-    return torch.from_numpy(np.concatenate(batches))
-
-
 # ---- what ran how ----
 
 

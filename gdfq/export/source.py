@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from gdfq import models, packed
 from gdfq.convert import QuantizedModel
-from gdfq.data import load_test_images
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
-from gdfq.run import load_run
+from gdfq.run import load_run, open_batches
+from gdfq.sources import Preprocessing
 from gdfq.training.checkpoint import newest_sound
 
 GENERATED = 256  # images, where there is no data set and nobody says how many
@@ -21,15 +22,20 @@ GENERATED = 256  # images, where there is no data set and nobody says how many
 
 @dataclass
 class Images:
-    """Normalized images ``(N, C, H, W)``, their labels if known, what they are, and their range.
+    """Batches of normalized images ``(N, C, H, W)`` with their labels, or None.
 
     ``range``: smallest and largest value of any image with pixels in [0, 1].
     """
 
-    images: Tensor
-    labels: Tensor | None
+    batches: Iterable[tuple[Tensor, Tensor | None]]
     name: str
+    shape: tuple[int, int, int]
     range: tuple[float, float]
+
+    @property
+    def example(self) -> Tensor:
+        """A batch as the network takes it, of zeros."""
+        return torch.zeros(2, *self.shape)
 
 
 def open_student(path: Path) -> tuple[Recipe, QuantizedModel]:
@@ -62,12 +68,15 @@ def open_images(path: Path, recipe: Recipe, limit: int | None = None) -> Images:
         InputError: the data set cannot be read; or there is none, and no checkpoint of a
             generator in the run folder either.
     """
-    spec = recipe.teacher
-    ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(spec.mean, spec.std, strict=True)]
+    facts = _preprocessing(path, recipe)
+    ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(facts.mean, facts.std, strict=True)]
     limits = min(low for low, _ in ends), max(high for _, high in ends)
-    if spec.data != "none":
-        images, labels = load_test_images(spec.data, spec.mean, spec.std)
-        return Images(images[:limit], labels[:limit], f"test images of {spec.data}", limits)
+    shape = facts.channels, facts.image_size, facts.image_size
+    if recipe.teacher.data != "none":
+        batches = open_batches(recipe, facts)
+        count = min(limit or batches.pictures, batches.pictures)
+        name = f"{count:,} test images of {batches.name}"
+        return Images(_first(batches, count), name, shape, limits)
     sound = newest_sound(path, lambda problem: None) if path.is_dir() else None
     if sound is None:
         raise InputError(
@@ -75,21 +84,39 @@ def open_images(path: Path, recipe: Recipe, limit: int | None = None) -> Images:
             "generator: no images to compare on"
         )
     generator = models.Generator(
-        spec.num_classes, spec.image_size, spec.channels, **recipe.generator.model_dump()
+        facts.num_classes, facts.image_size, facts.channels, **recipe.generator.model_dump()
     )
     generator.load_state_dict(sound[1]["trainer"]["generator"])
-    images = _generate(generator, limit or GENERATED, recipe)
-    return Images(images, None, "generated images", limits)
+    count = limit or GENERATED
+    generated = _generated(generator, facts.num_classes, count, recipe)
+    return Images(generated, f"{count:,} generated images", shape, limits)
+
+
+def _preprocessing(path: Path, recipe: Recipe) -> Preprocessing:
+    """What the network takes, as a finished run's recipe says it."""
+    given = recipe.teacher.model_dump(include={f.name for f in fields(Preprocessing)})
+    for key, value in given.items():
+        if value is None:
+            raise InputError(f"run: the recipe of {path} does not say teacher.{key}")
+    return Preprocessing(**given)
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in batches:
+        yield images[:count], labels[:count]
+        count -= len(images)
+        if count <= 0:
+            return
 
 
 @torch.no_grad()
-def _generate(generator: models.Generator, count: int, recipe: Recipe) -> Tensor:
-    """Images of all classes, made as in training: with the batch norms of training mode."""
+def _generated(
+    generator: models.Generator, classes: int, count: int, recipe: Recipe
+) -> Iterator[tuple[Tensor, None]]:
+    """Images of all classes in turn, made as in training, in its batches."""
     random = torch.Generator().manual_seed(recipe.training.seed)
-    batches = []
-    for start in range(0, count, GENERATED):
-        size = max(2, min(GENERATED, count - start))
+    size = recipe.training.batch_size
+    for start in range(0, count, size):
         z = torch.randn((size, recipe.generator.latent_dim), generator=random)
-        labels = torch.arange(size) % recipe.teacher.num_classes
-        batches.append(generator(z, labels))
-    return torch.cat(batches)[:count]
+        labels = torch.arange(start, start + size) % classes
+        yield generator(z, labels)[: count - start], None

@@ -64,7 +64,8 @@ class Generator(nn.Module):
 
     Args:
         num_classes: number of classes, >= 1.
-        image_size: height and width in pixels, a multiple of 4.
+        image_size: height and width in pixels, >= 4. The stages double twice; where that is not a
+            multiple of 4, the next one is made and its last rows and columns are cut off.
         channels: of the images.
         latent_dim: size of the noise vector.
         conditional_bn: False is the paper's generator for small images, where the label's
@@ -88,8 +89,8 @@ class Generator(nn.Module):
         width: int = 128,
     ) -> None:
         super().__init__()
-        if image_size < 4 or image_size % 4:
-            raise InputError(f"image_size: must be a multiple of 4, got {image_size!r}")
+        if image_size < 4:
+            raise InputError(f"image_size: must be >= 4, got {image_size!r}")
         for name, value in (
             ("num_classes", num_classes),
             ("channels", channels),
@@ -104,6 +105,7 @@ class Generator(nn.Module):
         self.latent_dim = latent_dim
         self.conditional_bn = conditional_bn
         self.width = width
+        self.first_size = -(-image_size // 4)
 
         def norm(features: int, eps: float) -> nn.BatchNorm2d:
             if conditional_bn:
@@ -112,7 +114,7 @@ class Generator(nn.Module):
 
         if not conditional_bn:
             self.label_embedding = nn.Embedding(num_classes, latent_dim)
-        self.linear = nn.Linear(latent_dim, width * (image_size // 4) ** 2)
+        self.linear = nn.Linear(latent_dim, width * self.first_size**2)
         self.bn0 = norm(width, eps=1e-5)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.bn1 = norm(width, eps=0.8)
@@ -131,8 +133,7 @@ class Generator(nn.Module):
         if not self.conditional_bn:
             z = z * self.label_embedding(labels)
         x = self.linear(z)
-        size = self.image_size // 4
-        x = x.view(-1, self.width, size, size)
+        x = x.view(-1, self.width, self.first_size, self.first_size)
         if self.conv1.weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         x = _normalize(self.bn0, x, labels)
@@ -140,4 +141,5 @@ class Generator(nn.Module):
         x = _normalize(self.bn1, x, labels, 0.2)
         x = upsample_conv2d(x, self.conv2.weight, self.conv2.bias)
         x = _normalize(self.bn2, x, labels, 0.2)
-        return _normalize(self.bn3, torch.tanh(self.conv3(x)), None)
+        images = self.conv3(x)[:, :, : self.image_size, : self.image_size]
+        return _normalize(self.bn3, torch.tanh(images), None)

@@ -33,18 +33,42 @@ class Section(BaseModel):
 class Teacher(Section):
     """The network to quantize, and the images it takes."""
 
-    arch: Literal["resnet20"] = Field(description="architecture of the teacher")
-    weights: str = Field(
-        description="safetensors file of its weights, or 'builtin' for those of the package"
+    model: str = Field(
+        description="torchvision:NAME, timm:NAME, pytorchcv:NAME, gdfq:NAME or "
+        "package.module:factory of your own"
     )
-    data: Literal["fashion-mnist", "none"] = Field(
+    weights: str | None = Field(
+        None,
+        description="a safetensors or state-dict file, 'pretrained' or a tag of the source, "
+        "'builtin', or 'random' to try out; where not given, what the source has",
+    )
+    data: Literal["fashion-mnist", "cifar10", "cifar100", "imagenet", "none"] = Field(
         "none", description="data set that the result is measured on; training never reads it"
     )
-    num_classes: int = Field(ge=2, description="classes of the teacher")
-    image_size: int = Field(ge=4, multiple_of=4, description="height and width of an image")
-    channels: int = Field(ge=1, description="channels of an image")
-    mean: list[Finite] = Field(description="per channel, what the teacher's input was shifted by")
-    std: list[Positive] = Field(description="per channel, what it was divided by")
+    data_path: str | None = Field(
+        None, description="where it is; otherwise it is looked for in the folder GDFQ_DATA"
+    )
+    # What the source of the network knows about its input is written into a run's recipe.
+    num_classes: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="classes of the teacher"
+    )
+    image_size: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="height and width of an image; otherwise the source's"
+    )
+    channels: Annotated[int, Field(ge=1)] | None = Field(None, description="channels of an image")
+    mean: list[Finite] | None = Field(
+        None, description="per channel, what the teacher's input was shifted by"
+    )
+    std: list[Positive] | None = Field(None, description="per channel, what it was divided by")
+    resize: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="of a picture's shorter edge, before the crop to image_size"
+    )
+    crop: Literal["center", "squash"] | None = Field(
+        None, description="'squash' resizes both edges"
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = Field(
+        None, description="of the resizing"
+    )
 
 
 class Quantization(Section):
@@ -186,14 +210,7 @@ def validate(tables: dict[str, Any], source: str) -> Recipe:
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
         raise InputError("; ".join(_explain(e, source) for e in error.errors())) from error
-    teacher, training = recipe.teacher, recipe.training
-    for key in ("mean", "std"):
-        given = getattr(teacher, key)
-        if len(given) != teacher.channels:
-            raise InputError(
-                f"{source}: teacher.{key}: needs one entry for each of the {teacher.channels} "
-                f"channels, got {given}"
-            )
+    training = recipe.training
     if training.warmup_epochs > training.epochs:
         raise InputError(
             f"{source}: training.warmup_epochs: must be <= training.epochs = {training.epochs}, "

@@ -1,0 +1,38 @@
+"""A test set whose images are small enough to be in memory together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from gdfq.errors import InputError
+
+
+class ArraySet:
+    """Images ``(N, H, W, C)`` of unsigned bytes, C = 1 or 3, and N labels.
+
+    Raises:
+        InputError: they do not fit each other.
+    """
+
+    decodes = False
+
+    def __init__(self, name: str, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
+        if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
+            raise InputError(
+                f"data: {name} has images of shape {images.shape}, {images.dtype}, and "
+                f"{len(labels)} labels"
+            )
+        self.name = name
+        self.images = images
+        self.labels = np.asarray(labels, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        pixels = self.images[index]
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return picture, int(self.labels[index])

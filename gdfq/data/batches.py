@@ -1,0 +1,145 @@
+"""Pictures to normalized batches, decoded by several processes; and what is measured on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from gdfq.data.sets import LabelledPictures
+from gdfq.errors import InputError
+from gdfq.sources import Preprocessing
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+MODES = {1: "L", 3: "RGB"}
+
+
+class Batches:
+    """Batches of a test set, normalized: ``(N, C, H, W)`` float32 and labels ``(N,)`` int64.
+
+    Args:
+        test_set: from :func:`gdfq.data.open_test_set`.
+        preprocessing: how a picture becomes the network's input.
+        batch_size: pictures in a batch, the last may have fewer; None is 250, or 64 of those larger
+            than 64 pixels, of which workers hold several batches in shared memory.
+        workers: processes that decode; None is one a core, at most 8, where there is something to
+            decode, and 0 is this process.
+        rank, ranks: with several processes, each has the pictures ``rank, rank + ranks, ...``.
+
+    ``len()`` is the number of batches, ``pictures`` that of pictures in them, both of this rank.
+
+    Raises:
+        InputError: the network takes neither gray nor RGB images.
+    """
+
+    def __init__(
+        self,
+        test_set: LabelledPictures,
+        preprocessing: Preprocessing,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if preprocessing.channels not in MODES:
+            raise InputError(
+                f"data: {test_set.name} can be gray or RGB, the network takes "
+                f"{preprocessing.channels} channels"
+            )
+        if workers is None:
+            workers = min(8, os.cpu_count() or 1) if test_set.decodes else 0
+        if batch_size is None:
+            batch_size = 250 if preprocessing.image_size <= 64 else 64
+        self.name = test_set.name
+        decoded = _Decoded(test_set, preprocessing, range(rank, len(test_set), ranks))
+        self.pictures = len(decoded)
+        shape = (1, -1, 1, 1)
+        self.mean = torch.tensor(preprocessing.mean).view(shape)
+        self.std = torch.tensor(preprocessing.std).view(shape)
+        self.loader: DataLoader[Any] = DataLoader(
+            decoded, batch_size, num_workers=workers, worker_init_fn=_one_thread
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            for pixels, labels in self.loader:
+                yield (pixels.float() / 255 - self.mean) / self.std, labels
+        except InputError as error:
+            # From a worker it comes with a traceback, the error itself at its end.
+            *_, line = str(error).strip().splitlines()
+            raise InputError(line.split("InputError: ", 1)[-1]) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"workers: a process that decodes pictures died ({str(error).splitlines()[0]}); "
+                "with workers = 0 there is none"
+            ) from error
+
+
+class _Decoded(Dataset[tuple[Tensor, int]]):
+    """Some of a test set's pictures, resized and cropped: ``(C, H, W)`` bytes, and the class."""
+
+    def __init__(
+        self, test_set: LabelledPictures, preprocessing: Preprocessing, indices: range
+    ) -> None:
+        self.test_set = test_set
+        self.preprocessing = preprocessing
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture, label = self.test_set[self.indices[index]]
+        picture = resize_and_crop(picture, self.preprocessing)
+        pixels = np.array(picture, np.uint8).reshape(*picture.size[::-1], -1)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), label
+
+
+def resize_and_crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """``picture`` in the mode and size of the network's input.
+
+    The shorter edge becomes ``resize`` (for ``"squash"`` both), the longer one in proportion,
+    rounded down; then the middle is cut out. As torchvision's ``Resize`` and ``CenterCrop``.
+    """
+    picture = picture.convert(MODES[preprocessing.channels])
+    width, height = picture.size
+    short, target = min(width, height), preprocessing.resize
+    if preprocessing.crop == "squash":
+        size = (target, target)
+    else:
+        size = (target * width // short, target * height // short)
+    if size != picture.size:
+        picture = picture.resize(size, FILTERS[preprocessing.interpolation])
+    side = preprocessing.image_size
+    left, top = (round((length - side) / 2) for length in size)
+    return picture.crop((left, top, left + side, top + side))
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+@torch.inference_mode()
+def top1(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of the images in ``batches`` that ``model`` classifies as their labels, in percent."""
+    device = next(model.parameters()).device
+    hits = total = 0
+    for images, labels in batches:
+        hits += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+        total += len(labels)
+    return 100.0 * hits / total

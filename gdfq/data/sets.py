@@ -1,0 +1,74 @@
+"""Test sets by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from gdfq.data import cifar, fashion_mnist
+from gdfq.data.cifar import open_cifar
+from gdfq.data.fashion_mnist import open_fashion_mnist
+from gdfq.data.imagenet import open_imagenet
+from gdfq.errors import InputError
+
+ROOT = "GDFQ_DATA"
+
+
+class LabelledPictures(Protocol):
+    """Pictures with labels, by index.
+
+    Attributes:
+        name: of the data set.
+        decodes: whether pictures are decoded from files, which other processes can do.
+    """
+
+    name: str
+    decodes: bool
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """A picture and its class."""
+
+
+def open_test_set(name: str, path: str | None, num_classes: int) -> LabelledPictures:
+    """The test set ``name``, opened but not read.
+
+    Args:
+        name: ``"fashion-mnist"`` (in the package), ``"cifar10"``, ``"cifar100"`` or ``"imagenet"``.
+        path: where it is; see :func:`gdfq.data.cifar.open_cifar` and
+            :func:`gdfq.data.imagenet.open_imagenet`. None looks in the folder that the
+            environment variable GDFQ_DATA names (for ImageNet in ``imagenet`` there).
+        num_classes: of the network.
+
+    Raises:
+        InputError: it is not there, or has another number of classes; the message has the path.
+    """
+    if name == "fashion-mnist":
+        return open_fashion_mnist()
+    if path is None and not os.environ.get(ROOT):
+        raise InputError(f"data: no place to look for {name}; set data_path or {ROOT}")
+    root = Path(path) if path is not None else Path(os.environ[ROOT])
+    if name in ("cifar10", "cifar100"):
+        return open_cifar(name, root)  # type: ignore[arg-type]
+    if name != "imagenet":
+        raise InputError(
+            f"data: must be fashion-mnist, cifar10, cifar100 or imagenet, got {name!r}"
+        )
+    pictures = open_imagenet(root if path is not None else root / "imagenet")
+    if pictures.classes != num_classes:
+        raise InputError(
+            f"data: {root} has {pictures.classes} classes, the network {num_classes}; all class "
+            "folders must be there, because they are counted in the order of their names"
+        )
+    return pictures
+
+
+def class_names(data: str, num_classes: int) -> tuple[str, ...]:
+    """What to call the classes in a picture."""
+    known = {"fashion-mnist": fashion_mnist.CLASS_NAMES, "cifar10": cifar.CLASS_NAMES}
+    return known.get(data) or tuple(f"class {label}" for label in range(num_classes))

@@ -1,0 +1,116 @@
+"""What images a network takes: what the recipe, its source and the data set say, together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from gdfq.errors import InputError
+
+Crop = Literal["center", "squash"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+# What networks trained on a data set expect of its images.
+DATA_SETS: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {
+        "num_classes": 10, "image_size": 28, "channels": 1, "mean": [0.2860], "std": [0.3530],
+    },
+    "cifar10": {
+        "num_classes": 10, "image_size": 32, "channels": 3,
+        "mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616],
+    },
+    "cifar100": {
+        "num_classes": 100, "image_size": 32, "channels": 3,
+        "mean": [0.5071, 0.4867, 0.4408], "std": [0.2675, 0.2565, 0.2761],
+    },
+    "imagenet": {
+        "num_classes": 1000, "image_size": 224, "channels": 3,
+        "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": 256,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a network's input: resized, cropped, scaled to [0, 1], normalized.
+
+    Attributes:
+        num_classes: of the network's logits.
+        image_size: height and width of the input, >= 4.
+        channels: of the input; 1 is gray, 3 is RGB.
+        mean, std: per channel, what the input was shifted by and divided by.
+        resize: length of the picture's shorter edge before the crop (both edges for ``"squash"``).
+        crop: ``"center"`` keeps the picture's shape, ``"squash"`` resizes both edges.
+        interpolation: of the resizing.
+    """
+
+    num_classes: int
+    image_size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    resize: int
+    crop: Crop = "center"
+    interpolation: Interpolation = "bilinear"
+
+    def fields(self) -> dict[str, Any]:
+        """As keys and values of a recipe's [teacher]."""
+        return asdict(self)
+
+
+def image_size(model: str, given: dict[str, Any], facts: dict[str, Any], data: str) -> int:
+    """Height and width of the input: as given, else the source's, else the data set's."""
+    for known in (given, facts, DATA_SETS.get(data, {})):
+        if "image_size" in known:
+            return known["image_size"]
+    raise InputError(
+        f"image_size: {model} does not say which images it takes; give their height and width"
+    )
+
+
+def resolve(
+    model: str, num_classes: int, given: dict[str, Any], facts: dict[str, Any], data: str
+) -> tuple[Preprocessing, list[str]]:
+    """Everything about the input, and a line for each thing that nobody said.
+
+    Args:
+        model: the network, for messages.
+        num_classes: of its logits, as tried.
+        given: what the recipe says; comes first.
+        facts: what the source says.
+        data: the data set of the evaluation, whose usual values come last.
+
+    Raises:
+        InputError: nothing says what the image size is, or entries of ``mean`` or ``std`` are
+            not one a channel.
+    """
+    usual = DATA_SETS.get(data, {})
+    size = image_size(model, given, facts, data)
+    known = {**usual, **facts, **given, "image_size": size, "num_classes": num_classes}
+    notes = []
+    channels = known.setdefault("channels", 3)
+    if "mean" not in known or "std" not in known:
+        name = "ImageNet's" if channels == 3 else "0.5 and 0.25"
+        known.setdefault("mean", IMAGENET_MEAN if channels == 3 else [0.5] * channels)
+        known.setdefault("std", IMAGENET_STD if channels == 3 else [0.25] * channels)
+        notes.append(f"mean and std: {name}, because {model} does not say")
+    for key in ("mean", "std"):
+        if len(known[key]) != channels:
+            raise InputError(
+                f"{key}: needs one entry for each of the {channels} channels, got {known[key]}"
+            )
+    if "resize" not in given:
+        origin = facts if "resize" in facts else usual
+        if "resize" in origin:  # in proportion, where another size of image was given
+            known["resize"] = math.ceil(size * origin["resize"] / origin["image_size"])
+        else:
+            known["resize"] = size
+    if known["resize"] < size:
+        raise InputError(f"resize: must be >= image_size = {size}, got {known['resize']}")
+    fields = Preprocessing.__dataclass_fields__
+    values = {key: known[key] for key in fields if key in known}
+    values["mean"], values["std"] = list(known["mean"]), list(known["std"])
+    return Preprocessing(**values), notes

@@ -1,0 +1,380 @@
+"""Where networks come from, each with what it knows about their input and weights."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from gdfq import models
+from gdfq.errors import InputError
+from gdfq.sources.preprocessing import DATA_SETS, IMAGENET_MEAN, IMAGENET_STD
+from gdfq.sources.state import load_state, only_weights, refusal
+
+EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "assets" / "fashion_mnist" / "resnet20.safetensors"
+FORMS = "torchvision:NAME, timm:NAME, pytorchcv:NAME, gdfq:NAME or package.module:factory"
+
+
+class Source:
+    """A place that networks come from, and one network of it.
+
+    Args:
+        name: of the network, there.
+
+    Raises:
+        InputError: it has no such network, or its package is not installed.
+    """
+
+    prefix: ClassVar[str]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def model(self) -> str:
+        """As it is named in a recipe."""
+        return f"{self.prefix}:{self.name}"
+
+    def tags(self) -> list[str]:
+        """The weights that the source has for this network, the usual ones first."""
+        return []
+
+    def facts(self, tag: str | None) -> dict[str, Any]:
+        """What the source knows about the input, under the names of a recipe's [teacher]."""
+        return {}
+
+    def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
+        """The network, with the weights ``tag`` or, without one, freshly initialized."""
+        raise NotImplementedError
+
+
+class Torchvision(Source):
+    """torchvision's networks for classification."""
+
+    prefix = "torchvision"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.package = _package("torchvision", self.model).models
+        _check_name(self.model, name, self.package.list_models(self.package))
+
+    def tags(self) -> list[str]:
+        """Names of the network's weights, the default ones first."""
+        weights = self.package.get_model_weights(self.name)
+        default = [weights.DEFAULT.name] if len(weights) else []
+        return default + [name for name in weights.__members__ if name not in ("DEFAULT", *default)]
+
+    def facts(self, tag: str | None) -> dict[str, Any]:
+        """From the transforms that belong to the weights, or to the default ones."""
+        tag = tag or next(iter(self.tags()), None)
+        if tag is None:
+            return {}
+        weights = self.package.get_model_weights(self.name)[tag]
+        transforms = weights.transforms()
+        return {
+            "image_size": transforms.crop_size[0],
+            "resize": transforms.resize_size[0],
+            "channels": len(transforms.mean),
+            "mean": transforms.mean,
+            "std": transforms.std,
+            "interpolation": transforms.interpolation.value,
+        }
+
+    def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
+        """``torchvision.models.get_model``."""
+        if given.get("channels", 3) != 3:
+            raise InputError(
+                f"channels: torchvision's networks take 3, got {given['channels']}; a factory of "
+                "your own can change the first layer"
+            )
+        options = _chosen(given, num_classes="num_classes")
+        if self.name in ("googlenet", "inception_v3"):
+            options["init_weights"] = tag is None  # they warn where nobody says
+        return self.package.get_model(self.name, weights=tag, **options)
+
+
+class Timm(Source):
+    """timm's networks; a name may end in the tag of its weights, ``resnet18.a1_in1k``."""
+
+    prefix = "timm"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.package = _package("timm", self.model)
+        self.architecture, _, self.tag = name.partition(".")
+        _check_name(self.model, self.architecture, self.package.list_models())
+        if self.tag and self.tag not in self._all_tags():
+            raise InputError(
+                f"model: timm's {self.architecture} has no weights {self.tag!r}"
+                f"{_nearest(self.tag, self._all_tags())}"
+            )
+
+    def _all_tags(self) -> list[str]:
+        names = self.package.list_pretrained(f"{self.architecture}.*")
+        return [name.partition(".")[2] for name in names]
+
+    def tags(self) -> list[str]:
+        """Tags of the network's weights; one in the name is the only one."""
+        if self.tag:
+            return [self.tag]
+        tags = self._all_tags()
+        usual = self.package.get_pretrained_cfg(self.architecture)
+        return sorted(tags, key=lambda tag: usual is None or tag != usual.tag)
+
+    def facts(self, tag: str | None) -> dict[str, Any]:
+        """timm's data config for the weights, or for the default ones."""
+        from timm.data import resolve_data_config
+
+        tag = tag or self.tag
+        name = f"{self.architecture}.{tag}" if tag else self.architecture
+        settings = self.package.get_pretrained_cfg(name)
+        config = resolve_data_config(pretrained_cfg=settings.to_dict() if settings else {})
+        channels, height, width = config["input_size"]
+        if height != width:
+            raise InputError(f"model: {self.model} takes {height}x{width} images, not square ones")
+        facts = {
+            "image_size": height,
+            "channels": channels,
+            "mean": config["mean"],
+            "std": config["std"],
+            "resize": math.floor(height / config["crop_pct"]),
+        }
+        if config["crop_mode"] in ("center", "squash"):
+            facts["crop"] = config["crop_mode"]
+        if config["interpolation"] in ("nearest", "bilinear", "bicubic"):
+            facts["interpolation"] = config["interpolation"]
+        return facts
+
+    def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
+        """``timm.create_model``."""
+        name = f"{self.architecture}.{tag}" if tag else self.name
+        options = _chosen(given, num_classes="num_classes", channels="in_chans")
+        return self.package.create_model(name, pretrained=tag is not None, **options)
+
+
+class Pytorchcv(Source):
+    """pytorchcv's networks, of which there is one set of weights each, ``pretrained``."""
+
+    prefix = "pytorchcv"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        _package("pytorchcv", self.model)
+        self.provider = importlib.import_module("pytorchcv.model_provider")
+        _check_name(self.model, name, self.provider._models)
+
+    def tags(self) -> list[str]:
+        """One."""
+        return ["pretrained"]
+
+    def facts(self, tag: str | None) -> dict[str, Any]:
+        """The network's attributes, with the normalization of the data set in its name."""
+        with torch.device("meta"):
+            network = self.provider.get_model(self.name)
+        size = getattr(network, "in_size", None)
+        if size is None or size[0] != size[1]:
+            return {}
+        for data in ("cifar100", "cifar10"):
+            if self.name.endswith(data):
+                return {**DATA_SETS[data], "num_classes": network.num_classes}
+        facts = {"image_size": size[0]}
+        if self.name.endswith("_svhn"):
+            return facts
+        # As pytorchcv measures its networks for ImageNet: 0.875 of the shorter edge.
+        resize = math.ceil(size[0] / 0.875)
+        return {
+            **facts, "channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": resize,
+        }  # fmt: skip
+
+    def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
+        """``pytorchcv.model_provider.get_model``."""
+        options = _chosen(given, num_classes="num_classes", channels="in_channels")
+        return self.provider.get_model(self.name, pretrained=tag is not None, **options)
+
+
+class Embedded(Source):
+    """This package's residual networks for small images; the weights of one are embedded."""
+
+    prefix = "gdfq"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        depths = [f"resnet{6 * n + 2}" for n in (3, 5, 7, 9, 18)]
+        if not re.fullmatch(r"resnet\d+", name):
+            _check_name(self.model, name, depths)
+        self.depth = int(name.removeprefix("resnet"))
+
+    def tags(self) -> list[str]:
+        """``builtin``, for ResNet-20."""
+        return ["builtin"] if self.name == "resnet20" else []
+
+    def facts(self, tag: str | None) -> dict[str, Any]:
+        """Those of the embedded weights, which were trained on Fashion-MNIST."""
+        return DATA_SETS["fashion-mnist"] if tag else {}
+
+    def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
+        """:func:`gdfq.models.cifar_resnet`."""
+        facts = {**self.facts(tag), **given}
+        if "num_classes" not in facts:
+            raise InputError(f"num_classes: must be given for {self.model}")
+        network = models.cifar_resnet(self.depth, facts["num_classes"], facts.get("channels", 3))
+        if tag:
+            load_state(network, EMBEDDED_WEIGHTS, self.model)
+        return network
+
+
+class Factory(Source):
+    """A callable that returns a network, or a network, in any module that can be imported.
+
+    The working directory is looked in too, as by ``python -m``. ``num_classes`` and ``channels``
+    are passed to it where they are given and it has such a parameter.
+    """
+
+    prefix = ""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        module, _, path = name.partition(":")
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise InputError(f"model: importing {module} failed: {error}") from error
+            raise InputError(
+                f"model: there is no module {error.name!r} to import, for {name!r}; must be {FORMS}"
+            ) from error
+        except Exception as error:
+            raise InputError(f"model: importing {module} failed: {_told(error)}") from error
+        for part in path.split("."):
+            if not hasattr(found, part):
+                names = [key for key, value in vars(found).items() if callable(value)]
+                raise InputError(f"model: {module} has no {part!r}{_nearest(part, names)}")
+            found = getattr(found, part)
+        if not callable(found):
+            raise InputError(f"model: {name} is no factory but a {type(found).__name__}")
+        self.factory = found
+
+    @property
+    def model(self) -> str:
+        """As it is named in a recipe."""
+        return self.name
+
+    def tags(self) -> list[str]:
+        """``builtin``: the network as the factory makes it."""
+        return ["builtin"]
+
+    def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
+        """What the factory returns."""
+        network = self.factory
+        if not isinstance(network, nn.Module):
+            try:
+                accepted = inspect.signature(self.factory).parameters
+                passed = {k: given[k] for k in ("num_classes", "channels") if k in given}
+                network = self.factory(**{k: v for k, v in passed.items() if k in accepted})
+            except Exception as error:
+                raise InputError(f"model: {self.name} failed: {_told(error)}") from error
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"model: {self.name} returned a {type(network).__name__}, not an nn.Module"
+            )
+        return network
+
+
+REGISTRIES: dict[str, type[Source]] = {
+    source.prefix: source for source in (Torchvision, Timm, Pytorchcv, Embedded)
+}
+
+
+def find_source(model: str) -> Source:
+    """The source and network that ``model`` names.
+
+    Raises:
+        InputError: there is none; near matches are listed.
+    """
+    prefix, _, name = model.partition(":")
+    if not name:
+        raise InputError(f"model: must be {FORMS}, got {model!r}")
+    if prefix in REGISTRIES:
+        return REGISTRIES[prefix](name)
+    return Factory(model)
+
+
+def build_pretrained(source: Source, tag: str, given: dict[str, Any]) -> nn.Module:
+    """``source.build`` with weights that its library may have to download.
+
+    Raises:
+        InputError: they cannot be had; one line says why.
+    """
+    try:
+        with only_weights(), _fewer_messages():
+            return source.build(tag, given)
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and "num_classes" in str(error):
+            raise InputError(f"num_classes: {error}") from error
+        raise InputError(
+            f"weights: {tag} of {source.model} {refusal(error) or f'failed: {_told(error)}'}"
+        ) from error
+
+
+@contextmanager
+def _fewer_messages() -> Any:
+    """Without the warnings of every attempt to download; the last one's error is what counts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _package(name: str, model: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"model: {model} needs {name}: pip install {name} ({error})") from error
+
+
+def _chosen(given: dict[str, Any], **names: str) -> dict[str, Any]:
+    """Arguments of a library for what was given; ``names`` are the library's."""
+    return {theirs: given[ours] for ours, theirs in names.items() if ours in given}
+
+
+def _check_name(model: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        prefix = model.partition(":")[0]
+        raise InputError(f"model: {prefix} has no network {name!r}{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message: names that look like ``name``."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    if near:
+        return f"; near matches: {', '.join(near)}"
+    return f"; it has {', '.join(known)}" if 0 < len(known) <= 8 else ""
+
+
+def _told(error: Exception) -> str:
+    """An error of other people's code in one line, with where it was raised."""
+    lines = str(error).splitlines()
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f" ({Path(frame.filename).name}:{frame.lineno})"
+    return f"{type(error).__name__}: {lines[0] if lines else ''}{where}"

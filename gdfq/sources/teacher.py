@@ -1,0 +1,175 @@
+"""A teacher, ready: its network with weights, and what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gdfq.errors import InputError
+from gdfq.sources import preprocessing
+from gdfq.sources.preprocessing import DATA_SETS, Preprocessing
+from gdfq.sources.registries import Embedded, Factory, Source, build_pretrained, find_source
+from gdfq.sources.state import load_state
+
+FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """What :func:`load_teacher` returns.
+
+    Attributes:
+        network: in evaluation mode, on the CPU.
+        weights: where its weights come from, exactly: a file's full path, or a tag of the source.
+        preprocessing: what it takes.
+        notes: a line for each thing that was decided because nobody said.
+    """
+
+    network: nn.Module
+    weights: str
+    preprocessing: Preprocessing
+    notes: list[str] = field(default_factory=list)
+
+
+def load_teacher(
+    model: str, weights: str | None = None, data: str = "none", seed: int = 0, **given: Any
+) -> LoadedTeacher:
+    """The network that ``model`` names, with weights, tried on an image.
+
+    Args:
+        model: ``torchvision:NAME``, ``timm:NAME``, ``pytorchcv:NAME``, ``gdfq:NAME`` or
+            ``package.module:factory``.
+        weights: a file (safetensors or a state dict of ``torch.save``, of which nothing is
+            executed), ``"pretrained"`` or a tag of the source (downloaded by its library),
+            ``"builtin"`` (embedded in this package, or as the factory makes them) or
+            ``"random"``. None is what the source has, except for a factory.
+        data: data set of the evaluation, see ``DATA_SETS``; its usual values are the last resort.
+        seed: of what a network without weights is initialized with.
+        given: fields of :class:`Preprocessing`, which come before what the source says.
+
+    Raises:
+        InputError: there is no such network or file, the weights do not fit or cannot be had, the
+            network does not take such images, or does not return logits of such a shape.
+    """
+    given = {key: value for key, value in given.items() if value is not None}
+    source = find_source(model)
+    kind, weights = _which_weights(source, weights)
+    tag = weights if kind == "tag" else None
+    facts = source.facts(tag)
+    size = preprocessing.image_size(model, given, facts, data)
+    asked = dict(given)
+    if isinstance(source, Embedded) and data in DATA_SETS:
+        # These networks are made for a number of classes; there is no usual one but the data's.
+        asked = {k: DATA_SETS[data][k] for k in ("num_classes", "channels")} | asked
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        network = build_pretrained(source, tag, asked) if tag else source.build(None, asked)
+        if kind == "file":
+            load_state(network, Path(weights), model)
+        shape = (asked.get("channels", facts.get("channels", 3)), size, size)
+        if kind == "random":
+            _settle_batch_norms(network, shape, model)
+    network.eval()
+    classes = _try(network, shape, model)
+    if given.get("num_classes", classes) != classes:
+        raise InputError(
+            f"num_classes: {given['num_classes']} given, but {model} with these weights has "
+            f"{classes} classes"
+        )
+    found, notes = preprocessing.resolve(
+        model, classes, {**given, "channels": shape[0]}, facts, data
+    )
+    if data in DATA_SETS and data != "imagenet" and DATA_SETS[data]["num_classes"] != classes:
+        raise InputError(
+            f"data: {data} has {DATA_SETS[data]['num_classes']} classes, {model} has {classes}"
+        )
+    if kind == "random":
+        notes.append("weights: random ones; good for trying out, the accuracy means nothing")
+    return LoadedTeacher(network, weights, found, notes)
+
+
+def expected_image_size(model: str, weights: str | None, data: str, given: int | None) -> int:
+    """Height and width of the images that the network takes, without making it."""
+    source = find_source(model)
+    kind, weights = _which_weights(source, weights)
+    facts = source.facts(weights if kind == "tag" else None)
+    asked = {} if given is None else {"image_size": given}
+    return preprocessing.image_size(model, asked, facts, data)
+
+
+def _which_weights(source: Source, weights: str | None) -> tuple[str, str]:
+    """``"random"``, ``"tag"`` or ``"file"``, and the weights' exact name."""
+    tags = source.tags()
+    if weights == "random":
+        return "random", weights
+    if weights is None and tags and not isinstance(source, Factory):
+        return "tag", tags[0]
+    if weights == "pretrained" and tags and tags[0] != "builtin":
+        return "tag", tags[0]
+    if weights == "DEFAULT" and source.prefix == "torchvision" and tags:
+        return "tag", tags[0]
+    if weights in tags:
+        return "tag", weights
+    allowed = ", ".join(["a file", *tags, "random"])
+    if weights is None:
+        raise InputError(f"weights: must be given for {source.model}: {allowed}")
+    path = Path(weights)
+    if path.is_file():
+        return "file", str(path.resolve())
+    if len(path.parts) > 1 or weights.endswith(FILE_ENDINGS):
+        raise InputError(f"weights: there is no file {weights}")
+    raise InputError(f"weights: for {source.model} must be {allowed}; got {weights!r}")
+
+
+@torch.no_grad()
+def _try(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
+    """The number of classes, by a forward pass of noise."""
+    size = "x".join(map(str, shape))
+    try:
+        logits = network(torch.zeros(2, *shape))
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"model: {model} does not take images of {size} (channels, height, width): {lines[0]}"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"model: {model} returns a {type(logits).__name__} in evaluation mode, not one tensor "
+            "of logits; switch its auxiliary outputs off or wrap it in a module that returns the "
+            "logits alone"
+        )
+    if logits.dim() != 2:
+        raise InputError(
+            f"model: {model} returns a tensor of shape {tuple(logits.shape)} for two images, not "
+            "logits (2, num_classes)"
+        )
+    if logits.shape[1] < 2:
+        raise InputError(f"model: {model} has {logits.shape[1]} classes, needs 2 or more")
+    return logits.shape[1]
+
+
+@torch.no_grad()
+def _settle_batch_norms(network: nn.Module, shape: tuple[int, int, int], model: str) -> None:
+    """Give fresh batch norms the statistics of noise, without which deep networks overflow."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # this batch's, and nothing of what was there
+    try:
+        network.train()(torch.randn(8, *shape))
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        size = "x".join(map(str, shape))
+        raise InputError(
+            f"model: {model} does not take images of {size} (channels, height, width): {lines[0]}"
+        ) from error
+    finally:
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,136 @@
+"""The recipes of the package: the paper's constants, and networks that can be built."""
+
+import re
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import gdfq
+from gdfq.errors import InputError
+from gdfq.models import Generator
+from gdfq.nn.qact import observing_copy
+from gdfq.recipes import load_recipe, recipe_for_model, recipe_names
+from gdfq.recipes.schema import FOLDER
+from gdfq.run import build_student, build_teacher
+
+PAPERS = {
+    "cifar10-resnet20": (10, 32),
+    "cifar100-resnet20": (100, 32),
+    "imagenet-resnet18": (1000, 224),
+    "imagenet-resnet50": (1000, 224),
+    "imagenet-vgg16-bn": (1000, 224),
+    "imagenet-inception-v3": (1000, 299),
+    "imagenet-mobilenet-v2": (1000, 224),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_paper_s_constants(name):
+    recipe = load_recipe(name)
+    large = name.startswith("imagenet")
+    training = recipe.training
+    assert (training.epochs, training.steps_per_epoch) == (400, 200)
+    assert (training.batch_size, training.warmup_epochs) == ((16, 50) if large else (200, 4))
+    assert (training.student_lr, training.generator_lr) == (1e-6 if large else 1e-4, 1e-3)
+    assert (training.momentum, training.weight_decay) == (0.9, 1e-4)
+    assert (training.schedule, training.milestones) == ("step", [100, 200, 300])
+    assert (training.temperature, training.alpha, training.bns_weight) == (20, 1, 0.1)
+    assert (recipe.generator.latent_dim, recipe.generator.width) == (100, 128)
+    assert recipe.generator.conditional_bn == large
+    assert recipe.quantization.ste == "identity"
+    assert recipe.teacher.weights == "pretrained"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_quick_is_the_same_in_fewer_epochs(name):
+    whole, quick = load_recipe(name), load_recipe(f"{name}-quick")
+    assert quick.teacher == whole.teacher
+    assert quick.generator == whole.generator
+    share = quick.training.epochs / whole.training.epochs
+    assert quick.training.milestones == [m * share for m in whole.training.milestones]
+    assert quick.training.warmup_epochs == int(whole.training.warmup_epochs * share)
+    same = whole.training.model_dump(exclude={"epochs", "warmup_epochs", "milestones"})
+    assert quick.training.model_dump(exclude={"epochs", "warmup_epochs", "milestones"}) == same
+
+
+def test_there_are_no_others():
+    names = {*PAPERS, *(f"{name}-quick" for name in PAPERS), "fashion-mnist-resnet20"}
+    assert set(recipe_names()) == names
+    assert all(load_recipe(name).name == name for name in names)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_teacher_and_student_can_be_built(name):
+    """Without memory or arithmetic: shapes alone."""
+    pytest.importorskip("pytorchcv")
+    classes, size = PAPERS[name]
+    with torch.device("meta"):
+        recipe, loaded = build_teacher(load_recipe(name).with_options({"weights": "random"}))
+        student = build_student(recipe, loaded.network)
+        logits = observing_copy(student)(torch.zeros(2, 3, size, size))
+    assert logits.shape == (2, classes)
+    assert recipe.teacher.num_classes == classes
+    assert recipe.teacher.image_size == size
+    assert len(recipe.teacher.mean) == len(recipe.teacher.std) == 3
+    assert recipe.teacher.resize == (size if size == 32 else -(-size * 8 // 7))
+    counts = student.coverage.counts()
+    assert counts["quantized"] > 30
+    # The comment of the short recipe reckons with the operations of a step.
+    comment = (FOLDER / f"{name}-quick.toml").read_text()
+    tuning, warm_up = operations(loaded.network, size, recipe.training.batch_size)
+    told = re.search(r"([\d,]+) steps of (\d+) GFLOP and ([\d,]+) of (\d+)", comment)
+    assert (int(told[2]), int(told[4])) == (round(tuning / 1e9), round(warm_up / 1e9))
+    steps, training = [int(told[n].replace(",", "")) for n in (1, 3)], recipe.training
+    quick = load_recipe(f"{name}-quick").training
+    assert sum(steps) == quick.epochs * training.steps_per_epoch
+    assert steps[1] == quick.warmup_epochs * training.steps_per_epoch
+    petaflop = (steps[0] * int(told[2]) + steps[1] * int(told[4])) / 1e6
+    assert float(re.search(r"([\d.]+) PFLOP", comment)[1]) == round(petaflop, 1)
+    minutes = petaflop / 8e-3 / 60 * (3 if "times" in comment.replace("\n# ", " ") else 1)
+    assert int(re.search(r"(\d+) minutes", comment)[1]) == round(minutes)
+    assert 2 * minutes <= 60
+
+
+def operations(network, size, batch_size):
+    """Of a step and of one in the warm-up: multiplications and additions of the convolutions."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, size, size))
+    forward, first = counter.get_total_flops(), Generator(1, size).first_size
+    # Upsampling and convolution in one have 16 multiplications a position of their small input.
+    generator = 2 * (
+        100 * 128 * first**2
+        + 16 * 128 * 128 * first**2
+        + 16 * 128 * 64 * (2 * first) ** 2
+        + 9 * 64 * 3 * (4 * first) ** 2
+    )
+    # Generator and student: forward, and gradients to input and weights. Teacher: to input only.
+    return (
+        batch_size * (3 * generator + 2 * forward + 3 * forward),
+        batch_size * (3 * generator + 2 * forward),
+    )
+
+
+def test_a_model_without_a_recipe_gets_the_constants_for_its_images():
+    small = recipe_for_model({"model": "gdfq:resnet20"})
+    assert small.training == load_recipe("cifar10-resnet20").training
+    assert small.generator == load_recipe("cifar10-resnet20").generator
+    assert small.name == "gdfq-resnet20"
+    assert "28x28, with the constants of cifar10-resnet20" in small.description
+    options = {"model": "torchvision:resnet18", "weights": "random", "weight_bits": 3}
+    large = recipe_for_model(options)
+    assert large.training == load_recipe("imagenet-resnet18").training
+    assert large.generator.conditional_bn
+    assert large.teacher.model == "torchvision:resnet18"
+    assert not recipe_for_model({**options, "image_size": 32}).generator.conditional_bn
+    with pytest.raises(InputError, match="recipe: name a recipe"):
+        recipe_for_model({"weights": "random"})
+
+
+def test_images_of_any_size():
+    generator = gdfq.models.Generator(3, 29, width=8, conditional_bn=True)
+    images = generator(torch.randn(4, 100), torch.tensor([0, 1, 2, 0]))
+    assert images.shape == (4, 3, 29, 29)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5  # the last batch norm sees what is returned
+    images.square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in generator.parameters())
