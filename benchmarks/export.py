@@ -3,7 +3,8 @@
 For the embedded network at each of ``BITS``: a short run of the recipe (``--runs`` takes finished
 ones), exported in both modes; answers on all test images in ONNX Runtime and OpenVINO, which nodes
 ran in integers, and latency beside the same runtime's float model, in turns in one process.
-Writes ``results/export-cpu.json`` and ``.md``.
+Writes ``results/export-cpu.json`` and ``.md``, and the table in ``docs/export.md``. Students can be
+measured again one at a time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import readme
 from benchmarks.table import where
 from gdfq import packed
 from gdfq.environment import environment
@@ -35,8 +37,15 @@ from gdfq.export.source import Images, open_images
 from gdfq.run import load_run
 
 RESULTS = Path(__file__).parent / "results"
-BITS = ((4, 4), (3, 3), (2, 4))
+DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
+BITS = {"W4A4": (4, 4), "W3A3": (3, 3), "W2A4": (2, 4)}
 BATCHES = (1, 32)
+FILES: dict[str, dict[str, Any]] = {
+    "exact": {"mode": "exact"},
+    "exact, int4": {"mode": "exact", "weights": "int4"},
+    "integer": {"mode": "integer"},
+}
+RUNTIMES = list(runtimes.NAMES.values())
 # A short run: what is compared is a student with its file, not the method's accuracy.
 SHORT = ["--epochs", "13", "--warmup-epochs", "6"]
 INTEGER_TYPES = ("uint8", "int8", "u8", "i8")
@@ -87,22 +96,19 @@ def measure(run: Path, folder: Path, rounds: int) -> dict[str, Any]:
     images = open_images(run, recipe)
     files = {"float": folder / "float.onnx"}
     export_float(teacher.network, images, files["float"])
-    result: dict[str, Any] = {"steps": json.loads((run / "result.json").read_text())["steps"]}
+    steps = json.loads((run / "result.json").read_text())["steps"]
+    result: dict[str, Any] = {"date": date.today().isoformat(), "steps": steps}
     result["bytes"] = {"student.safetensors": (run / "student.safetensors").stat().st_size}
-    for name, options in (
-        ("exact", {"mode": "exact"}),
-        ("exact, int4", {"mode": "exact", "weights": "int4"}),
-        ("integer", {"mode": "integer", "input_range": images.range}),
-    ):
+    for name, options in FILES.items():
         files[name] = folder / f"{name}.onnx"
-        export_onnx(student, files[name], images.example, **options)  # type: ignore[arg-type]
+        export_onnx(student, files[name], images.example, input_range=images.range, **options)
         parities = compare(student, files[name], open_images(run, recipe).batches)
         result[name] = {p.runtime: asdict(p) for p in parities}
         print(run.name, name, result[name], flush=True)
     packed.save(student, folder / "packed", recipe)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     result["bytes"] |= sizes | {"packed": (folder / "packed").stat().st_size}
-    for runtime in runtimes.installed():
+    for runtime in runtimes.NAMES:
         models = {name: runtimes.open_model(runtime, path) for name, path in files.items()}
         facts: dict[str, Any] = {"executed": {}}
         for name, path in files.items():
@@ -130,24 +136,15 @@ def integers(executed: dict[str, int]) -> str:
     return ", ".join(parts)
 
 
-def markdown(kept: dict[str, Any]) -> str:
-    machine = kept["machine"]
-    lines = [
-        f"# Exported students on {where('cpu', machine)}",
-        "",
-        f"The embedded ResNet-20, {kept['threads']} threads; "
-        + ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
-        + f"; {kept['date']}. Students of short runs. Answers on all 10,000 test images. "
-        "Milliseconds are medians, models taken in turns; in brackets, the float model's time "
-        "divided by ours. `python -m benchmarks.export` writes this.",
-        "",
-    ]
+def table(kept: dict[str, Any]) -> str:
+    """A row per student, file and runtime."""
     head = ["student", "file", "runtime", "same answer", "median difference", "top-1 student",
             "top-1 file", *(f"batch {size}, ms" for size in BATCHES)]  # fmt: skip
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for bits, result in kept["students"].items():
-        for name in ("exact", "exact, int4", "integer"):
-            for runtime, p in result[name].items():
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for bits in BITS:
+        result = kept["students"].get(bits, {})
+        for name in FILES:
+            for runtime, p in result.get(name, {}).items():
                 times = []
                 for size in BATCHES:
                     taken = result[runtime][f"batch {size}"]
@@ -158,54 +155,70 @@ def markdown(kept: dict[str, Any]) -> str:
                     f"{p['median_difference']:.1e} | {p['student_top1']:.2f}% | "
                     f"{p['file_top1']:.2f}% | " + " | ".join(times) + " |"
                 )
-    lines += ["", "The runtime's own float model of the teacher:", ""]
+    return "\n".join(lines)
+
+
+def introduction(kept: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    images = {p["images"] for r in kept["students"].values() for p in r["exact"].values()}
+    return (
+        f"The embedded ResNet-20 on {where('cpu', kept['machine'])}, {versions}. Students of short "
+        f"runs (`benchmarks/export.py`); answers on {min(images):,} test images. Milliseconds are "
+        "medians, the files of a student taken in turns; in brackets, the time of the same "
+        "runtime's float model of the teacher divided by it: above 1 is faster than float."
+    )
+
+
+def markdown(kept: dict[str, Any]) -> str:
+    lines = ["# Exported students", "", introduction(kept), "", table(kept), ""]
+    lines += ["The float model:", ""]
     for bits, result in kept["students"].items():
-        for runtime in kept["runtimes"]:
+        for runtime in RUNTIMES:
             times = ", ".join(
                 f"batch {size} {result[runtime][f'batch {size}']['float']['median_ms']:.2f} ms"
                 for size in BATCHES
             )
-            lines.append(f"* beside {bits}, {runtime}: {times}")
+            lines.append(f"* measured with {bits} ({result['date']}), {runtime}: {times}")
     lines += ["", "What ran in integers, by the runtime's own profile:", ""]
-    result = next(iter(kept["students"].values()))
-    for runtime in kept["runtimes"]:
-        for name, executed in result[runtime]["executed"].items():
-            lines.append(f"* {runtime}, {name}: {integers(executed)}")
-    lines += ["", "| student | " + " | ".join(result["bytes"]) + " |",
-              "|---" * (len(result["bytes"]) + 1) + "|"]  # fmt: skip
+    for bits, result in kept["students"].items():
+        for runtime in RUNTIMES:
+            for name, executed in result[runtime]["executed"].items():
+                lines.append(f"* {bits}, {runtime}, {name}: {integers(executed)}")
+    names = list(next(iter(kept["students"].values()))["bytes"])
+    lines += ["", "Bytes:", "", "| student | " + " | ".join(names) + " |",
+              "|---" * (len(names) + 1) + "|"]  # fmt: skip
     for bits, result in kept["students"].items():
         lines.append(f"| {bits} | " + " | ".join(f"{n:,}" for n in result["bytes"].values()) + " |")
-    return "\n".join([*lines, "", "Bytes."]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, help="folder with w4a4, w3a3, w2a4; made if missing")
+    parser.add_argument("--student", action="append", choices=list(BITS),
+                        help="only these; default: all")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=40, help="runs to take the median of")
     arguments = parser.parse_args()
     import onnxruntime
     import openvino
 
-    kept: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": environment(),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "ONNX Runtime": onnxruntime.__version__,
-            "OpenVINO": openvino.__version__.split("-")[0],
-        },
-        "runtimes": [runtimes.NAMES[name] for name in runtimes.installed()],
-        "students": {},
+    stem = RESULTS / "export-cpu"
+    path = stem.with_suffix(".json")
+    kept = json.loads(path.read_text()) if path.exists() else {"students": {}}
+    kept["machine"] = environment()
+    kept["versions"] = {
+        "ONNX Runtime": onnxruntime.__version__,
+        "OpenVINO": openvino.__version__.split("-")[0],
     }
     with tempfile.TemporaryDirectory() as folder:
-        for weight_bits, act_bits in BITS:
-            run = make_run(arguments.runs or Path(folder), weight_bits, act_bits)
-            files = Path(folder) / f"files-{run.name}"
+        for name in arguments.student or BITS:
+            run = make_run(arguments.runs or Path(folder), *BITS[name])
+            files = Path(folder) / f"files-{name}"
             files.mkdir()
-            kept["students"][f"W{weight_bits}A{act_bits}"] = measure(run, files, arguments.rounds)
-    stem = RESULTS / "export-cpu"
-    stem.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            kept["students"][name] = measure(run, files, arguments.rounds)
+            path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(markdown(kept), encoding="utf-8")
+    readme.write("export", f"{introduction(kept)}\n\n{table(kept)}", DOCUMENT)
     print(markdown(kept))
 
 
