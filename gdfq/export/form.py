@@ -176,7 +176,8 @@ class _Forming:
             call = self.graph.call_module(path, (_input(node),))
         node.args, node.kwargs = (call,), {}
 
-    def note(self, name: str, kind: str, bits: int, stored: str, *notes: str) -> None:
+    def note(self, node: fx.Node, kind: str, bits: int, stored: str, *notes: str) -> None:
+        name = str(node.target) if node.op == "call_module" else node.name
         self.parts.append(Part(name, kind, bits, stored, "; ".join(n for n in notes if n)))
 
     # ---- layers ----
@@ -212,7 +213,7 @@ class _Forming:
                 self.quantize(call)
             else:
                 problem = "output in float: no batch norm tells its range"
-        self.note(name, "Conv", layer.weight_bits, _describe(stored), stored.note, problem)
+        self.note(call, "Conv", layer.weight_bits, _describe(stored), stored.note, problem)
 
     def linear(self, node: fx.Node) -> None:
         layer, name = self.module(node), str(node.target)
@@ -223,8 +224,8 @@ class _Forming:
         # Of a product of floats and integers around 0, OpenVINO rounds the floats to 8 bits; with
         # zero points it does not.
         stored = store(folded, layer.weight_bits, self.weights, zero_points=not on_grid)
-        self.replace(node, Linear(stored, folded.bias), norm or node, name)
-        self.note(name, "Linear", layer.weight_bits, _describe(stored), stored.note)
+        call = self.replace(node, Linear(stored, folded.bias), norm or node, name)
+        self.note(call, "Linear", layer.weight_bits, _describe(stored), stored.note)
 
     def activation(self, node: fx.Node) -> None:
         act, name = self.module(node), str(node.target)
@@ -235,7 +236,7 @@ class _Forming:
         if grid.zero_point is not None:
             self.quantized[call] = call
             stored += f", {grid.low + grid.zero_point} to {grid.high + grid.zero_point}"
-        self.note(name, "activation", grid.bits, stored, grid.note)
+        self.note(call, "activation", grid.bits, stored, grid.note)
 
     # ---- integer mode: what is known of values, and 8 bits where the student has none ----
 
@@ -257,7 +258,7 @@ class _Forming:
         terms: Any = node.args
         known = [self.known.get(term) if isinstance(term, fx.Node) else None for term in terms]
         if any(term is None for term in known):
-            self.note(node.name, "sum", 8, "float", "float: the range of a term is not known")
+            self.note(node, "sum", 8, "float", "float: the range of a term is not known")
             return
         for i, term in enumerate(terms):
             node.update_arg(i, self.quantize(term))

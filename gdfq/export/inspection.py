@@ -186,7 +186,7 @@ def _onnx_rows(onnx: Any, model: Any, parts: dict[str, Any]) -> list[Row]:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
             tensor = constants[node.input[0]]
             codes = torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype("int32"))
-            name = tensor.name.removesuffix(".weight")
+            name = tensor.name.removesuffix(".int4").removesuffix(".weight")
             kind = readers.get(node.output[0], "?")
             rows.append(_stored_row(onnx, node, constants, codes, name, kind, parts.get(name)))
         elif node.op_type == "QuantizeLinear":

@@ -92,7 +92,7 @@ def export_onnx(
     model = _to_proto(form, images)
     _tidy(model)
     if weights == "int4":
-        _narrow(model, form)
+        _narrow(model)
     facts = {"mode": mode, "parts": [asdict(part) for part in form.parts]}
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
     try:
@@ -137,18 +137,26 @@ def _tidy(model: Any) -> None:
         del part.metadata_props[:]
 
 
-def _narrow(model: Any, form: Form) -> None:
+def _narrow(model: Any) -> None:
     """Store the weights that fit as int4, two in a byte, with their zero points."""
-    import numpy as np
     from onnx import helper, numpy_helper
 
     int4 = helper.tensor_dtype_to_np_dtype(helper.TensorProto.INT4)
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    for part in form.parts:
-        if not part.stored.startswith("int4"):
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        # Codes, and zero points if there are any; the exporter shares equal ones between layers.
+        at = [i for i in (0, 2) if i < len(node.input)]
+        if node.op_type != "DequantizeLinear" or any(node.input[i] not in constants for i in at):
             continue
-        for name in (f"{part.name}.weight", f"{part.name}.zero_points"):
-            if name in initializers:
-                codes = numpy_helper.to_array(initializers[name])
-                narrow = numpy_helper.from_array(np.asarray(codes).astype(int4), name)
-                initializers[name].CopyFrom(narrow)
+        arrays = [numpy_helper.to_array(constants[node.input[i]]) for i in at]
+        if any(a.dtype != "int8" or a.min() < -8 or a.max() > 7 for a in arrays):
+            continue
+        for i, array in zip(at, arrays, strict=True):
+            name = f"{node.input[i]}.int4"
+            if name not in constants:
+                constants[name] = numpy_helper.from_array(array.astype(int4), name)
+            node.input[i] = name
+    used = {name for node in graph.node for name in node.input}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
