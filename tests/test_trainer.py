@@ -311,7 +311,7 @@ def test_the_memory_format_is_measured_and_used(monkeypatch):
     def watched(make_step, uncounted):
         def make_watched_step(name):
             gc.collect()  # what earlier tests left
-            alive.append(sum(isinstance(o, StatisticsTeacher) for o in gc.get_objects()))
+            alive.append(sum(type(o) is StatisticsTeacher for o in gc.get_objects()))
             return make_step(name)
 
         return fastest_memory_format(make_watched_step, uncounted)

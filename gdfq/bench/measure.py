@@ -24,7 +24,8 @@ from gdfq.training import GDFQTrainer
 from gdfq.training.capture import WARM_UP_STEPS
 
 PHASES = ("generator", "teacher", "student", "optimizers")
-CONVOLUTIONS = re.compile(r"^aten::.*conv.*")
+# The generator's last convolution is a batched matrix product (gdfq/nn/narrow_conv.py).
+CONVOLUTIONS = re.compile(r"^aten::(.*conv.*|bmm|im2col|col2im)$")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gdfq.errors import InputError
 from gdfq.functional import bn_leaky_relu, upsample_conv2d
+from gdfq.nn.narrow_conv import narrow_conv2d
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
@@ -141,5 +142,6 @@ class Generator(nn.Module):
         x = _normalize(self.bn1, x, labels, 0.2)
         x = upsample_conv2d(x, self.conv2.weight, self.conv2.bias)
         x = _normalize(self.bn2, x, labels, 0.2)
-        images = self.conv3(x)[:, :, : self.image_size, : self.image_size]
+        images = narrow_conv2d(x, self.conv3.weight, self.conv3.bias)
+        images = images[:, :, : self.image_size, : self.image_size]
         return _normalize(self.bn3, torch.tanh(images), None)
