@@ -12,11 +12,13 @@ from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import UserError
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.export.emit import OPSET
 from gdfq.export.form import Form, Mode, export_form
+from gdfq.export.formulas import FORMULAS
 from gdfq.export.stored import Weights
 from gdfq.files import write_file
 from gdfq.packed import check_student
@@ -108,18 +110,22 @@ def _to_proto(form: Form, images: Tensor) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
+            # Our operators that are left, in a layer that is called as a function, as formulas.
+            traced = torch.export.export(
                 form.network.float(),
                 (example,),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            ).run_decompositions(FORMULAS)
+            program = torch.onnx.export(
+                traced,
                 dynamo=True,
                 opset_version=OPSET,
                 external_data=False,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
                 input_names=["images"],
                 output_names=["logits"],
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, UserError) as error:
         cause = error.__cause__ or error
         raise InputError(
             f"student: torch.onnx cannot export it: {str(cause).splitlines()[0]}"

@@ -6,16 +6,16 @@ import copy
 import io
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
+from gdfq.export.formulas import FORMULAS
 from gdfq.files import write_file
 from gdfq.nn import QConv2d, QLinear
-from gdfq.ops.fake_quantize import fake_quantize_reference
 from gdfq.packed import check_student, packed_copy
 
 
@@ -49,8 +49,10 @@ def export_pt2(
             dynamic = ({0: torch.export.Dim("batch")},)
             program = torch.export.export(network, (example,), dynamic_shapes=dynamic)
             if decompose:
-                program = program.run_decompositions(_formulas())
-    except (RuntimeError, torch._dynamo.exc.UserError) as error:
+                program = program.run_decompositions(
+                    torch.export.default_decompositions() | FORMULAS
+                )
+    except (RuntimeError, UserError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"student: torch.export cannot export it: {first}") from error
     try:
@@ -59,14 +61,6 @@ def export_pt2(
         write_file(Path(path), content.getvalue())
     except OSError as error:
         raise InputError(f"path: cannot write {path}: {error.strerror}") from error
-
-
-def _formulas() -> dict[Any, Any]:
-    """PyTorch's own operators in place of ours, after whatever PyTorch decomposes itself."""
-    return {
-        **torch.export.default_decompositions(),
-        torch.ops.gdfq.fake_quantize.default: fake_quantize_reference,
-    }
 
 
 @torch.no_grad()
