@@ -100,13 +100,20 @@ def test_the_recipe_in_the_file_names_the_architecture(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("bits", "times"), [(4, 7), (3, 9)])
-def test_resnet18_is_small(tmp_path, bits, times):
+def test_resnet18_is_small_and_loads_by_its_recipe_alone(tmp_path, bits, times):
     torchvision = pytest.importorskip("torchvision")
+    options = {"model": "torchvision:resnet18", "weights": "random", "data": "none", "channels": 3,
+               "num_classes": 1000, "image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3,
+               "weight_bits": bits}  # fmt: skip
+    recipe = load_recipe("fashion-mnist-resnet20").with_options(options)
     network = torchvision.models.resnet18().eval()
+    images = torch.randn(2, 3, 64, 64)
+    student = student_of(network, images, bits, 4)
     save_file(network.state_dict(), tmp_path / "float")
-    gdfq.save(student_of(network, torch.randn(2, 3, 64, 64), bits, 4), tmp_path / "packed")
+    gdfq.save(student, tmp_path / "packed", recipe)
     small, large = ((tmp_path / name).stat().st_size for name in ("packed", "float"))
     assert small <= large / times
+    assert torch.equal(gdfq.load(tmp_path / "packed")(images), student(images))
 
 
 @pytest.fixture(scope="module")
