@@ -69,7 +69,7 @@ class Form:
 
 @dataclass
 class _Known:
-    """What is known of a value in integer mode: its grid, or its mean and deviation, or ends."""
+    """What is known of a value: its ends; perhaps its grid, or mean and deviation per channel."""
 
     low: float
     high: float
@@ -108,7 +108,7 @@ class _Forming:
         weights: Weights,
         input_range: tuple[float, float] | None,
     ) -> None:
-        model = copy.deepcopy(student).eval()
+        model = copy.deepcopy(student).cpu().eval()
         self.root = model._tree()
         self.graph = model.graph
         self.mode: Mode = mode
@@ -241,7 +241,7 @@ class _Forming:
     # ---- integer mode: what is known of values, and 8 bits where the student has none ----
 
     def other(self, node: fx.Node) -> None:
-        if node.op == "call_function" and node.target in SUMS and len(node.args) == 2:
+        if node.target in SUMS and len(node.args) == 2 and not node.kwargs:
             self.sum(node)
             return
         kind: Any = node.target
