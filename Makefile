@@ -18,8 +18,8 @@ demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 3 --act-bits 3 --out $(RUNS)/w3a3
 	@echo "The pictures: $(RUNS)/w4a4/images.png and $(RUNS)/w3a3/images.png"
 
-test: $(VENV)/.test-tools ## Run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.test-tools ## Run the tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/.bench-tools ## Time the operators; writes benchmarks/results/operators-cpu.*
 	$(BIN)/python -m benchmarks.table

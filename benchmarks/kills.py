@@ -28,7 +28,7 @@ from gdfq.training.checkpoint import checkpoints, read_checkpoint
 
 RECIPE = [
     "--recipe", "fashion-mnist-resnet20", "--data", "none", "--width", "8", "--batch-size", "8",
-    "--epochs", "20", "--steps-per-epoch", "10", "--warmup-epochs", "8",
+    "--epochs", "10", "--steps-per-epoch", "8", "--warmup-epochs", "4",
     "--calibration-batches", "4", "--memory-format", "contiguous", "--seed", "1",
 ]  # fmt: skip
 SAME = ("student.safetensors", "metrics.jsonl", "images.png", "recipe.toml")
@@ -84,14 +84,20 @@ def check_readable(folder: Path) -> None:
 
 
 def kill_once(
-    folder: Path, process: subprocess.Popen, processes: int, window: float, choose: random.Random
+    folder: Path,
+    process: subprocess.Popen,
+    processes: int,
+    window: float,
+    starting: bool,
+    choose: random.Random,
 ) -> Kill | None:
-    """Wait for a random moment, and kill; None if the run ended before."""
+    """Wait for a random moment of the run or, if ``starting``, of what is before; and kill.
+
+    None if the run ended before.
+    """
     metrics = folder / "metrics.jsonl"
     before = stamp(metrics)
     started = time.monotonic()
-    # One kill in five meets the start, which is most of the time and little of the danger.
-    starting = choose.random() < 0.2
     while not starting and stamp(metrics) == before and process.poll() is None:
         time.sleep(0.01)
     time.sleep(choose.uniform(0, 3.0 if starting else window))
@@ -138,7 +144,9 @@ def main() -> None:
             else:
                 arguments = (*RECIPE, "--out", str(killed), *always)
             process = launch(given.processes, log, "quantize", *arguments)
-            kill = kill_once(killed, process, given.processes, window, choose)
+            # One kill in five meets the start, which is most of the time and little of the danger.
+            starting = len(kills) % 5 == 2
+            kill = kill_once(killed, process, given.processes, window, starting, choose)
             if kill is None:
                 break
             if killed.exists():

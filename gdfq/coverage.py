@@ -13,13 +13,17 @@ class Operation:
     """One operation of the traced network.
 
     ``status`` is ``"quantized"``, ``"float"`` (needs no quantizer, or keeps to float by the
-    method) or ``"uncovered"`` (a quantized network would want one, and there is none).
+    method) or ``"uncovered"`` (a quantized network would want one, and there is none). ``name`` is
+    the path in the student of what is quantized, ``bits`` the width that it got.
+    ``float_input``: of a layer that reads float values, the name of the operation that made them.
     """
 
     name: str
     kind: str
     status: Status
     reason: str
+    bits: int | None = None
+    float_input: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class CoverageReport:
         """The operations that should be quantized and are not."""
         return [op for op in self.operations if op.status == "uncovered"]
 
+    @property
+    def float_inputs(self) -> list[Operation]:
+        """The layers with a quantized weight that read values which are not quantized."""
+        return [op for op in self.operations if op.float_input]
+
     def counts(self) -> dict[str, int]:
         """Number of operations by status."""
         counts = {"quantized": 0, "float": 0, "uncovered": 0}
@@ -42,7 +51,9 @@ class CoverageReport:
 
     def __str__(self) -> str:
         rows = [("operation", "kind", "status", "why")]
-        rows += [(op.name, op.kind, op.status, op.reason) for op in self.operations]
+        for op in self.operations:
+            reads = f"; reads float values, from {op.float_input}" if op.float_input else ""
+            rows.append((op.name, op.kind, op.status, op.reason + reads))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
@@ -50,4 +61,5 @@ class CoverageReport:
             for row in rows
         ]
         counts = ", ".join(f"{number} {status}" for status, number in self.counts().items())
-        return "\n".join([*lines, counts])
+        reading = f"{len(self.float_inputs)} layers read float values"
+        return "\n".join([*lines, f"{counts}; {reading}"])

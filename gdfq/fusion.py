@@ -92,6 +92,7 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
     root._parameters = student._parameters
     root._buffers = student._buffers
     fusing = _Fusing(root, graph, trial)
+    fusing.drop_identities()
     fusing.weights()
     places = [fusing.activation(node) for node in list(graph.nodes) if fusing.calls(node, QAct)]
     places += [
@@ -127,6 +128,13 @@ class _Fusing:
             name += "_"
         self.root.add_module(name, module)
         return name
+
+    def drop_identities(self) -> None:
+        """Leave out ``nn.Identity``, which stands between a batch norm and its activation."""
+        for node in list(self.graph.nodes):
+            if self.calls(node, nn.Identity) and type(self.module(node)) is nn.Identity:
+                node.replace_all_uses_with(node.args[0])
+                self.graph.erase_node(node)
 
     def weights(self) -> None:
         """Quantize all weights by one call per estimator and device."""

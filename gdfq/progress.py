@@ -106,6 +106,15 @@ class LiveProgress:
     def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """Nothing: the bar has it."""
 
+    def start_layers(self, count: int) -> None:
+        """Show the bar of what is measured layer by layer."""
+        self.task = self.progress.add_task("measuring", total=count, losses="", rate="")
+        self.progress.start()
+
+    def layer(self, name: str) -> None:
+        """Move that bar."""
+        self.progress.update(self.task, advance=1, rate=name)
+
     def stop(self) -> None:
         """Leave the bar where it is."""
         self.progress.stop()
@@ -146,6 +155,15 @@ class PlainProgress:
             highlight=False,
             soft_wrap=True,
         )
+
+    def start_layers(self, count: int) -> None:
+        """Count from here what is measured layer by layer."""
+        self.layers_left = count
+
+    def layer(self, name: str) -> None:
+        """Print the line."""
+        self.layers_left -= 1
+        self.console.print(f"measured {name}  {self.layers_left} layers left", highlight=False)
 
     def stop(self) -> None:
         """Nothing to clean up."""

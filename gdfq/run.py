@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import Batches, class_names, open_test_set, top1
 from gdfq.errors import InputError
@@ -31,6 +32,7 @@ class Result:
     name: str
     weight_bits: int
     act_bits: int
+    average_weight_bits: float
     seed: int
     steps: int
     finished: bool
@@ -89,9 +91,23 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         teacher,
         spec.weight_bits,
         spec.act_bits,
+        bits=recipe.exceptions(),
+        first_last_bits=spec.first_last_bits,
         ste=spec.ste,
         momentum=spec.range_momentum,
     )
+
+
+def build_generator(recipe: Recipe, images: Preprocessing) -> models.Generator:
+    """The recipe's generator of such images, its first weights drawn from the recipe's seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.training.seed)
+        return models.Generator(
+            images.num_classes,
+            images.image_size,
+            images.channels,
+            **recipe.generator.model_dump(),
+        )
 
 
 def _use_format(recipe: Recipe, *networks: nn.Module) -> None:

@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from gdfq import models
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
 from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.metrics import Metrics
+from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.run import (
     Measure,
     Result,
+    build_generator,
     build_student,
     build_teacher,
     create_folder,
@@ -176,14 +176,7 @@ def _build(recipe: Recipe, device: str) -> tuple[Recipe, LoadedTeacher, GDFQTrai
     recipe, loaded = build_teacher(recipe)
     teacher, images = loaded.network.to(device), loaded.preprocessing
     student = build_student(recipe, teacher)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        generator = models.Generator(
-            images.num_classes,
-            images.image_size,
-            images.channels,
-            **recipe.generator.model_dump(),
-        ).to(device)
+    generator = build_generator(recipe, images).to(device)
     trainer = GDFQTrainer(
         teacher, student, generator, images.num_classes, **recipe.training.model_dump()
     )
@@ -216,6 +209,7 @@ class _Session(TrainerCallback):
             name=recipe.name,
             weight_bits=recipe.quantization.weight_bits,
             act_bits=recipe.quantization.act_bits,
+            average_weight_bits=average_weight_bits(trainer.student),
             seed=recipe.training.seed,
             steps=0,
             finished=False,

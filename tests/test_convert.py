@@ -152,12 +152,13 @@ def test_resnet_has_one_range_per_use():
 
 
 def test_uncovered_operations_are_listed_and_strict_refuses_them():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    norm = nn.LocalResponseNorm(2)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 1), nn.ReLU())
     report = gdfq.quantize_model(model).coverage
-    assert [(op.name, op.kind) for op in report.uncovered] == [("1", "SiLU")]
+    assert [(op.name, op.kind) for op in report.uncovered] == [("1", "LocalResponseNorm")]
     assert report.counts() == {"quantized": 3, "float": 0, "uncovered": 1}
-    assert "SiLU" in str(report)
-    with pytest.raises(gdfq.InputError, match=r"strict=True.*1 \(SiLU\)"):
+    assert "LocalResponseNorm" in str(report)
+    with pytest.raises(gdfq.InputError, match=r"strict=True.*1 \(LocalResponseNorm\)"):
         gdfq.quantize_model(model, strict=True)
 
 
@@ -234,7 +235,7 @@ def test_subclasses_with_their_own_forward_are_not_replaced():
         (lambda: gdfq.quantize_model(Everything(), 1), "weight_bits: .* got 1"),
         (lambda: gdfq.quantize_model(Everything(), 4, 9), "act_bits: .* got 9"),
         (lambda: gdfq.quantize_model("resnet18"), "model: must be an nn.Module, got str"),
-        (lambda: gdfq.quantize_model(nn.Sequential(nn.Tanh())), "model: has no Conv2d"),
+        (lambda: gdfq.quantize_model(nn.Sequential(nn.Softmax(1))), "model: has no Conv2d"),
         (lambda: gdfq.quantize_model(Everything(), ste="soft"), "ste: .* got 'soft'"),
         (lambda: gdfq.quantize_model(Everything(), leaf_modules=["nope"]), "no module 'nope'"),
         (lambda: gdfq.quantize_model(Everything(), leaf_modules="fc"), "must be a sequence"),

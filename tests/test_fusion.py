@@ -181,7 +181,7 @@ VIEWS = {
     "slice": lambda r: r[:, 1:3].add_(1),
     "view of a view": lambda r: r.transpose(1, 2)[:, :, ::2].zero_(),
     "detached": lambda r: r.detach().add_(1),
-    "module": lambda r: F.silu(r, inplace=True),
+    "function": lambda r: torch.neg_(r),
     "out": lambda r: torch.neg(r, out=r),
 }
 

@@ -17,6 +17,7 @@ from gdfq.cli.info import info
 from gdfq.cli.inspect import inspect
 from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
+from gdfq.cli.suggest_bits import suggest_bits
 from gdfq.errors import InputError
 
 app = typer.Typer(
@@ -25,7 +26,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quantize, evaluate, export, inspect, recipes, bench, info):
+for command in (
+    quantize, suggest_bits, evaluate, export, inspect, recipes, bench, info,
+):  # fmt: skip
     app.command()(command)
 
 

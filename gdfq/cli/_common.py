@@ -40,6 +40,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}%"
 
 
-def student_name(weight_bits: int, act_bits: int) -> str:
+def student_name(average_weight_bits: float, act_bits: int) -> str:
     """What a table calls the student."""
-    return f"student, W{weight_bits}A{act_bits}"
+    return f"student, W{round(average_weight_bits, 2):g}A{act_bits}"

@@ -11,6 +11,7 @@ from rich.table import Table
 from gdfq.cli._common import DEVICE, WORKERS, console, percent, resolve_device, student_name
 from gdfq.data import top1
 from gdfq.memory import keep_freed_memory
+from gdfq.nn import average_weight_bits
 from gdfq.run import load_run, open_batches
 
 
@@ -34,7 +35,6 @@ def evaluate(
     batches = open_batches(recipe, teacher.preprocessing, workers)
     table = Table("", f"top-1 on {batches.pictures:,} test images of {batches.name}")
     table.add_row("teacher", percent(top1(teacher.network.to(device), batches)))
-    bits = recipe.quantization
-    student_row = student_name(bits.weight_bits, bits.act_bits)
+    student_row = student_name(average_weight_bits(student), recipe.quantization.act_bits)
     table.add_row(student_row, percent(top1(student.to(device), batches)))
     console.print(table)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import signal
-import types
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -24,47 +22,15 @@ from gdfq.cli._common import (
     resolve_device,
     student_name,
 )
+from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.memory import keep_freed_memory
 from gdfq.progress import LiveProgress, PlainProgress
-from gdfq.recipes import load_recipe, recipe_for_model
-from gdfq.recipes.schema import fields
+from gdfq.recipes import Recipe, load_recipe, recipe_for_model
+from gdfq.recipes.bits import parse_bits
 from gdfq.run import Result
 from gdfq.session import Options, device_of
-
-
-def _option_type(annotation: Any) -> Any:
-    """The command line's type of a recipe field's annotation."""
-    if get_origin(annotation) is Annotated:
-        return _option_type(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return str
-    if get_origin(annotation) is list:
-        return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
-    if get_origin(annotation) in (Union, types.UnionType):  # of a type and None
-        return _option_type(get_args(annotation)[0])
-    return annotation
-
-
-def _recipe_options() -> list[inspect.Parameter]:
-    """One option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
-    parameters = []
-    for section, key, definition in fields():
-        flag = f"--{key.replace('_', '-')}"
-        if definition.annotation is bool:
-            flag += f"/--no-{flag[2:]}"
-        option = typer.Option(
-            flag,
-            help=definition.description,
-            rich_help_panel=f"Recipe: {section}" if section else "Recipe",
-            show_default=False,
-        )
-        kind: Any = Annotated[_option_type(definition.annotation) | None, option]
-        parameters.append(
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        )
-    return parameters
 
 
 def quantize(
@@ -85,6 +51,14 @@ def quantize(
     ] = None,
     device: Annotated[str, DEVICE] = "auto",
     workers: Annotated[int | None, WORKERS] = None,
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="exception for layers by glob pattern, as 'layer1.*=w8a6', 'fc=w8' or "
+            "'*.relu=a6'; may be given several times, the last that matches wins",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
     ] = 60.0,
@@ -99,7 +73,7 @@ def quantize(
     interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
     keep_freed_memory()
     if resume is not None:
-        _refuse_others({"recipe": recipe, "out": out, **given})
+        _refuse_others({"recipe": recipe, "out": out, "bits": bits, **given})
         folder = resume
         device = device_of(folder) if device == "auto" else device
         tensorboard = tensorboard or (folder / "tensorboard").is_dir()
@@ -107,11 +81,10 @@ def quantize(
         run = partial(session.resume, folder, progress, settings, interrupts)
     else:
         resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
-        resolved = resolved.with_options(given)
+        resolved = resolved.with_options({**given, "bits": parse_bits(bits or [])})
         if recipe is None:
             progress.phase(resolved.description)
-        bits = f"w{resolved.quantization.weight_bits}a{resolved.quantization.act_bits}"
-        folder = out or Path("runs") / f"{resolved.name}-{bits}-seed{resolved.training.seed}"
+        folder = out or _default_folder(resolved)
         settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
         run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
     again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
@@ -145,17 +118,18 @@ def _notice() -> None:
     print_error("stopping after this step and saving; a second signal ends at once")
 
 
-_signature = inspect.signature(quantize, eval_str=True)
-quantize.__signature__ = _signature.replace(  # type: ignore[attr-defined]
-    parameters=[
-        *(p for p in _signature.parameters.values() if p.kind is not p.VAR_KEYWORD),
-        *_recipe_options(),
-    ]
-)
+def _default_folder(recipe: Recipe) -> Path:
+    spec = recipe.quantization
+    mixed = "-mixed" if recipe.bits or spec.first_last_bits is not None else ""
+    bits = f"w{spec.weight_bits}a{spec.act_bits}{mixed}"
+    return Path("runs") / f"{recipe.name}-{bits}-seed{recipe.training.seed}"
+
+
+takes_recipe_fields(quantize)
 
 
 def _print_result(result: Result, folder: Path) -> None:
-    student = student_name(result.weight_bits, result.act_bits)
+    student = student_name(result.average_weight_bits, result.act_bits)
     table = Table(
         "",
         "top-1",

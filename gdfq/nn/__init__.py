@@ -4,5 +4,6 @@ from gdfq.nn.conv import QConv2d
 from gdfq.nn.linear import QLinear
 from gdfq.nn.qact import QAct
 from gdfq.nn.statistics import StatisticsTeacher
+from gdfq.nn.weight import average_weight_bits
 
-__all__ = ["QAct", "QConv2d", "QLinear", "StatisticsTeacher"]
+__all__ = ["QAct", "QConv2d", "QLinear", "StatisticsTeacher", "average_weight_bits"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from gdfq.errors import InputError
 from gdfq.ops.batch_norm_stats import batch_norm_stats
@@ -21,6 +24,12 @@ class Statistics(NamedTuple):
     vars: list[Tensor]
     running_means: list[Tensor]
     running_vars: list[Tensor]
+
+    def add(self, mean: Tensor, var: Tensor, norm: nn.Module) -> None:
+        """Append the statistics of the input of ``norm``."""
+        stored = (norm.running_mean, norm.running_var)
+        for values, value in zip(self, (mean, var, *stored), strict=True):
+            values.append(value)  # type: ignore[arg-type]
 
 
 class RecordingBatchNorm(nn.Module):
@@ -41,10 +50,71 @@ class RecordingBatchNorm(nn.Module):
         y, mean, var = batch_norm_stats(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
         )
-        self.record.means.append(mean)
-        self.record.vars.append(var)
-        self.record.running_means.append(self.running_mean)
-        self.record.running_vars.append(self.running_var)
+        self.record.add(mean, var, self)
+        return y
+
+
+class RecordingCall(nn.Module):
+    """A subclass of batch norm: its own forward, whose ``F.batch_norm`` reports its input."""
+
+    def __init__(self, norm: _BatchNorm, path: str, record: Statistics) -> None:
+        super().__init__()
+        self.norm = norm
+        self.path = path
+        self.record = record
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the subclass makes of its input."""
+        before = len(self.record.means)
+        with _Intercept(self.norm, self.record):
+            y = self.norm(*args, **kwargs)
+        if len(self.record.means) == before:
+            raise InputError(
+                f"teacher: {self.path!r} is a {type(self.norm).__name__}, a kind of batch norm "
+                "whose statistics cannot be recorded: its forward does not call F.batch_norm with "
+                "its running statistics; replace it by nn.BatchNorm2d"
+            )
+        return y
+
+
+class _Intercept(TorchFunctionMode):
+    """Within, a call of batch norm with the statistics that ``norm`` keeps is recorded."""
+
+    def __init__(self, norm: _BatchNorm, record: Statistics) -> None:
+        super().__init__()
+        self.norm = norm
+        self.record = record
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return self.batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if running_mean is None or running_mean is not self.norm.running_mean or training:
+            return F.batch_norm(
+                input, running_mean, running_var, weight, bias, training, momentum, eps
+            )
+        assert running_var is not None
+        y, mean, var = batch_norm_stats(input, running_mean, running_var, weight, bias, eps)
+        self.record.add(mean, var, self.norm)
         return y
 
 
@@ -55,15 +125,15 @@ class StatisticsTeacher(nn.Module):
         model: the trained network; it is copied, never modified.
 
     Raises:
-        InputError: it has no batch-norm layer with running statistics, or one of a kind whose
-            statistics cannot be recorded.
+        InputError: it has no batch-norm layer with running statistics; when it runs, a subclass
+            of batch norm does not call ``F.batch_norm``, so that nothing can be recorded.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
-        replaced: dict[nn.Module, RecordingBatchNorm] = {}
+        replaced: dict[nn.Module, nn.Module] = {}
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
             if not isinstance(module, _BatchNorm):
                 continue
@@ -72,18 +142,18 @@ class StatisticsTeacher(nn.Module):
                     f"teacher: batch norm {path!r} keeps no running statistics "
                     "(track_running_stats=False); the generator learns from them"
                 )
-            if type(module) not in BATCH_NORMS:
-                raise InputError(
-                    f"teacher: {path!r} is a {type(module).__name__}, a kind of batch norm whose "
-                    "statistics cannot be recorded; replace it by nn.BatchNorm2d"
-                )
             if module not in replaced:
-                replaced[module] = RecordingBatchNorm(module, self.record)
+                replaced[module] = (
+                    RecordingBatchNorm(module, self.record)
+                    if type(module) in BATCH_NORMS
+                    else RecordingCall(module, path, self.record)
+                )
             self.model.set_submodule(path, replaced[module])
         if not replaced:
             raise InputError(
                 "teacher: has no batch-norm layer; the generator learns what images look like "
-                "from the statistics stored there, so the method cannot be used"
+                "from the statistics stored there, and without data there is nothing else to "
+                "learn it from, so the method cannot be used. Layer norm and group norm store none"
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Statistics]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gdfq.errors import InputError
 from gdfq.nn.qact import QAct
 from gdfq.ops._checks import Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
@@ -52,3 +53,43 @@ class QuantizedWeight(nn.Module):
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}, act_bits={self.act_bits}"
+
+
+class WeightQuantizer(nn.Module):
+    """Quantizes a weight that a function is called with, as the layers do their own.
+
+    Args:
+        weight_bits: 2 to 8.
+        ste: straight-through estimator, ``"identity"`` or ``"clip"``.
+
+    Raises:
+        InputError: an argument is not one of the above.
+    """
+
+    def __init__(self, weight_bits: int = 4, ste: Ste = "identity") -> None:
+        super().__init__()
+        check_bits(weight_bits, "weight_bits")
+        check_ste(ste)
+        self.weight_bits = weight_bits
+        self.ste = ste
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight``, outputs along dimension 0, quantized per output."""
+        return fake_quantize_minmax(weight, self.weight_bits, axis=0, ste=self.ste)
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
+        return f"weight_bits={self.weight_bits}, ste={self.ste!r}"
+
+
+def average_weight_bits(model: nn.Module) -> float:
+    """Bits of the quantized weights in ``model``, each counted once, averaged over their elements.
+
+    Raises:
+        InputError: ``model`` has no quantized weight.
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    elements = sum(layer.weight.numel() for layer in layers)
+    if not elements:
+        raise InputError("model: has no layer with a quantized weight")
+    return sum(layer.weight_bits * layer.weight.numel() for layer in layers) / elements

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from gdfq.errors import InputError
+from gdfq.recipes.bits import Width, with_exceptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,12 +77,22 @@ class Quantization(Section):
 
     weight_bits: int = Field(4, ge=2, le=8, description="bits of weights, per output channel")
     act_bits: int = Field(4, ge=2, le=8, description="bits of activations, per tensor")
+    first_last_bits: Width | None = Field(
+        None, description="bits of the first and the last layer's weights, where not weight_bits"
+    )
     ste: Literal["identity", "clip"] = Field(
         "identity", description="straight-through estimator of the quantizers"
     )
     range_momentum: float = Field(
         0.9, ge=0, lt=1, description="weight of the past in the activation ranges' average"
     )
+
+
+class LayerBits(Section):
+    """Bits of what a pattern matches; at least one of the two."""
+
+    weight: Width | None = None
+    act: Width | None = None
 
 
 class GeneratorSection(Section):
@@ -135,17 +146,31 @@ class Recipe(Section):
     quantization: Quantization = Quantization()
     generator: GeneratorSection = GeneratorSection()
     training: Training = Training()
+    bits: dict[str, LayerBits] = Field(
+        {}, description="exceptions by glob pattern of layers' names; the last that matches wins"
+    )
 
     def with_options(self, options: dict[str, Any]) -> Recipe:
-        """A copy with fields replaced, by their names alone (``{"weight_bits": 3}``)."""
+        """A copy with fields replaced, by their names alone (``{"weight_bits": 3}``).
+
+        What ``bits`` holds is put behind the recipe's own exceptions.
+        """
         tables = self.model_dump()
+        tables["bits"] = self.exceptions()
         sections = {key: section for section, key, _ in fields()}
         for key, value in options.items():
+            if key == "bits":
+                tables[key] = with_exceptions(tables[key], value)
+                continue
             if key not in sections:
                 raise InputError(f"{key}: no recipe has such a key")
             table = tables[sections[key]] if sections[key] else tables
             table[key] = value
         return validate(tables, "command line")
+
+    def exceptions(self) -> dict[str, dict[str, int]]:
+        """``bits`` as :func:`gdfq.quantize_model` takes it."""
+        return {p: widths.model_dump(exclude_none=True) for p, widths in self.bits.items()}
 
     def to_toml(self) -> str:
         """The recipe as a TOML file that gives this recipe again."""
@@ -216,6 +241,9 @@ def validate(tables: dict[str, Any], source: str) -> Recipe:
             f"{source}: training.warmup_epochs: must be <= training.epochs = {training.epochs}, "
             f"got {training.warmup_epochs}"
         )
+    for pattern, widths in recipe.exceptions().items():
+        if not widths:
+            raise InputError(f"{source}: bits.{pattern}: must have weight or act or both, got {{}}")
     return recipe
 
 
@@ -224,9 +252,16 @@ def _explain(error: Any, source: str) -> str:
     if error["type"] == "extra_forbidden":
         parent: Any = Recipe
         for part in error["loc"][:-1]:
-            parent = parent.model_fields[part].annotation
+            parent = _type_of(parent, part)
         return f"{source}: {key}: unknown key; allowed are {', '.join(parent.model_fields)}"
     if error["type"] == "missing":
         return f"{source}: {key}: missing"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{source}: {key}: {message}, got {error['input']!r}"
+
+
+def _type_of(parent: Any, part: str | int) -> Any:
+    """The type of the entry ``part`` of a table of type ``parent``."""
+    if get_origin(parent) is dict:
+        return get_args(parent)[1]
+    return parent.model_fields[part].annotation

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -61,6 +62,11 @@ def missing_tools() -> str | None:
 def build() -> None:
     """Compile the three libraries; an unchanged tree compiles nothing."""
     BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / ".lock"):  # another worker of pytest-xdist waits for the first
+        _compile()
+
+
+def _compile() -> None:
     for command in (
         [
             tool("cmake"),

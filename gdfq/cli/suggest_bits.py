@@ -1,0 +1,118 @@
+"""``gdfq suggest-bits``: a recipe and a budget in, a recipe with bits for each layer out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from gdfq.cli._common import DEVICE, EXIT_INTERRUPTED, console, print_error, resolve_device
+from gdfq.cli._recipe_options import takes_recipe_fields
+from gdfq.errors import InputError
+from gdfq.memory import keep_freed_memory
+from gdfq.progress import LiveProgress, PlainProgress
+from gdfq.recipes import load_recipe, recipe_for_model
+from gdfq.sensitivity import WIDTHS
+from gdfq.suggest import Suggestion, check_budget
+from gdfq.suggest import suggest_bits as suggest
+
+
+def suggest_bits(
+    budget: Annotated[float, typer.Option(help="bits of weights, 2 to 8, averaged over them all")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
+            "the paper's constants for its size of image",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="recipe to write, a .toml file; must not exist", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="training steps of the generator")] = 200,
+    batches: Annotated[int, typer.Option(help="generated batches to measure on")] = 4,
+    device: Annotated[str, DEVICE] = "auto",
+    **options: Any,
+) -> None:
+    """Choose each layer's bits: the least sensitive choice within a budget, as a recipe.
+
+    Each layer's weights alone are quantized to each width, and the network's predictions on
+    generated images compared with the teacher's.
+    """
+    check_budget(budget)
+    device = resolve_device(device)
+    given = {key: value for key, value in options.items() if value is not None}
+    resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
+    resolved = resolved.with_options(given)
+    path = out or Path(f"{resolved.name}-{budget:g}bits.toml")
+    _check_path(path)
+    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    keep_freed_memory()
+    try:
+        suggestion = suggest(resolved, budget, progress, steps, batches, device)
+    except KeyboardInterrupt:
+        print_error("gdfq: interrupted; no recipe was written")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _print_suggestion(suggestion, budget)
+    _write(path, suggestion.recipe.to_toml())
+    console.print(
+        f"Recipe: {path}  Run it: gdfq quantize --recipe {path}",
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+takes_recipe_fields(suggest_bits, without=("weight_bits", "first_last_bits"))
+
+
+def _check_path(path: Path) -> None:
+    if path.suffix != ".toml":
+        raise InputError(f"out: must be a .toml file, got {path}")
+    if path.exists():
+        raise InputError(f"out: {path} exists; nothing is overwritten")
+    if not path.parent.is_dir():
+        raise InputError(f"out: there is no folder {path.parent}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"out: cannot write {path}: {error.strerror}") from error
+
+
+def _print_suggestion(suggestion: Suggestion, budget: float) -> None:
+    average = f"{round(suggestion.average_weight_bits, 3):g}"
+    table = Table(
+        title=f"bits by layer, {average} on average, budget {budget:g}",
+        caption="by width: how far predictions are from the teacher's with this layer alone "
+        "quantized, KL divergence in 1/1000 nat",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    names = [layer.name for layer in suggestion.layers]
+    table.add_column("layer", min_width=max(map(len, names)))
+    for column in ("weights", *map(str, WIDTHS), "bits"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in suggestion.layers:
+        chosen = suggestion.bits[layer.name]
+        cells = [
+            f"{'[bold]' if width == chosen else ''}{_short(1000 * layer.sensitivity[width])}"
+            for width in WIDTHS
+        ]
+        table.add_row(layer.name, f"{layer.parameters:,}", *cells, str(chosen))
+    console.print(table)
+    console.print(
+        f"All layers quantized: {_short(1000 * suggestion.divergence)} at these bits, "
+        f"{_short(1000 * suggestion.uniform_divergence)} at {suggestion.uniform_bits} everywhere.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,87 @@
+"""Which quantizer gets how many bits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from gdfq.errors import InputError
+from gdfq.ops._checks import check_bits
+
+KEYS = ("weight", "act")
+
+
+class BitWidths:
+    """Bits by the name of a quantizer: a default, and patterns of which later ones win.
+
+    Args:
+        weight_bits, act_bits: the defaults.
+        patterns: glob patterns of paths in the student, each with ``"weight"`` bits, ``"act"``
+            bits or both.
+
+    Raises:
+        InputError: a width is not 2 to 8, or ``patterns`` is not of this form.
+    """
+
+    def __init__(
+        self, weight_bits: int, act_bits: int, patterns: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        check_bits(weight_bits, "weight_bits")
+        check_bits(act_bits, "act_bits")
+        if not isinstance(patterns, Mapping):
+            raise InputError(f"bits: must be a mapping of patterns, got {patterns!r}")
+        for pattern, widths in patterns.items():
+            allowed = f"bits: {pattern!r} must have 'weight' or 'act' bits or both"
+            if not isinstance(widths, Mapping) or not widths:
+                raise InputError(f"{allowed}, got {widths!r}")
+            for key, width in widths.items():
+                if key not in KEYS:
+                    raise InputError(f"{allowed}, got {key!r}")
+                check_bits(width, f"bits: {pattern!r}: {key}")
+        self.defaults = {"weight": weight_bits, "act": act_bits}
+        self.patterns = patterns
+        self.fixed: dict[Any, int] = {}
+        self.names: dict[str, list[str]] = {key: [] for key in KEYS}
+        self.unused = {(pattern, key) for pattern, widths in patterns.items() for key in widths}
+
+    def fix_weights(self, layers: Iterable[Any], bits: int) -> None:
+        """Give these layers' weights ``bits`` where no pattern says otherwise."""
+        self.fixed.update(dict.fromkeys(layers, bits))
+
+    def weight(self, name: str, aliases: Iterable[str] = (), *, key: Any) -> int:
+        """Of the weight of the layer ``key``, whose name is ``name``, or has others too."""
+        return self._of("weight", [name, *aliases], self.fixed.get(key))
+
+    def act(self, name: str) -> int:
+        """Of the activation quantizer ``name``."""
+        return self._of("act", [name], None)
+
+    def _of(self, key: str, names: list[str], fixed: int | None) -> int:
+        self.names[key].append(names[0])
+        bits = self.defaults[key] if fixed is None else fixed
+        for pattern, widths in self.patterns.items():
+            if key in widths and any(fnmatchcase(name, pattern) for name in names):
+                self.unused.discard((pattern, key))
+                bits = widths[key]
+        return bits
+
+    def require_matches(self) -> None:
+        """Raise an InputError for the first pattern that has matched nothing so far."""
+        for pattern, widths in self.patterns.items():
+            for key in widths:
+                if (pattern, key) in self.unused:
+                    raise InputError(self._unmatched(pattern, key))
+
+    def _unmatched(self, pattern: str, key: str) -> str:
+        what = {"weight": "layer with a quantized weight", "act": "quantized activation"}
+        names: list[Any] = self.names[key]
+        # The letters of a pattern without its wildcards are what a name can be near to.
+        plain = "".join(letter for letter in pattern if letter not in "*?[]!")
+        near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4)
+        return (
+            f"bits: {pattern!r} matches no {what[key]}; "
+            f"{'near to it' if near else 'there are'}: {', '.join(near or names[:3])}"
+            + ("" if near or len(names) <= 3 else ", ...")
+        )

@@ -1,0 +1,306 @@
+"""The quantized counterparts of a graph's operations, put in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from gdfq.convert.bits import BitWidths
+from gdfq.convert.flow import float_sources, shapes_only
+from gdfq.convert.tables import (
+    ACTIVATION_CALLS,
+    ACTIVATION_MODULES,
+    ARITHMETIC,
+    CLAMP_BOUNDS,
+    CLAMPS,
+    FLOAT_ACTIVATION_CALLS,
+    IN_PLACE,
+    LAYER_CALLS,
+    LAYERS,
+    OUT_OF_PLACE,
+    float_reason,
+    is_float_activation,
+)
+from gdfq.coverage import Operation
+from gdfq.functional import Activation
+from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.weight import WeightQuantizer
+from gdfq.ops._checks import Ste
+
+
+class Converter:
+    """Replaces layers and activations one by one, and notes every operation."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        bits: BitWidths,
+        make_act: Callable[[int, Activation], QAct],
+        ste: Ste,
+    ) -> None:
+        self.root = root
+        self.graph = graph
+        self.bits = bits
+        self.make_act = make_act
+        self.ste = ste
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.taken = set(self.modules) | root.state_dict().keys()
+        self.replaced: dict[nn.Module, nn.Module] = {}
+        self.shapes = shapes_only(graph)
+        self.operations: list[Operation] = []
+        # Notes that depend on the finished graph: the operation's place, and its node.
+        self.arithmetic: dict[int, fx.Node] = {}
+        self.readers: dict[int, fx.Node] = {}
+
+    # ---- names and notes ----
+
+    def paths_of(self, module: nn.Module) -> list[str]:
+        """Every path of ``module``."""
+        return [path for path, other in self.modules.items() if other is module]
+
+    def free_name(self, path: str) -> str:
+        """``path``, or with a number behind it where that is taken."""
+        name, suffix = path, 0
+        while name in self.taken:
+            suffix += 1
+            name = f"{path}_{suffix}"
+        self.taken.add(name)
+        return name
+
+    def scoped_name(self, node: fx.Node, name: str) -> str:
+        """A free name in the module whose forward called ``node``."""
+        stack = node.meta.get("nn_module_stack") or {}
+        scope = list(stack.values())[-1][0] if stack else ""
+        return self.free_name(f"{scope}.{name}" if scope else name)
+
+    def note_act(self, name: str, kind: str, bits: int) -> None:
+        """Note a quantized output."""
+        reason = f"output, {bits} bits per tensor"
+        self.operations.append(Operation(name, kind, "quantized", reason, bits))
+
+    def note_layer(self, node: fx.Node, name: str, kind: str, bits: int) -> None:
+        """Note a quantized weight of what ``node`` calls."""
+        reason = f"weight, {bits} bits per output channel"
+        self.readers[len(self.operations)] = node
+        self.operations.append(Operation(name, kind, "quantized", reason, bits))
+
+    def note_float(self, name: str, kind: str, reason: str | None) -> None:
+        """``reason``: None is none, an operation that a quantized network would want quantized."""
+        self.operations.append(
+            Operation(name, kind, "float", reason)
+            if reason
+            else Operation(name, kind, "uncovered", "no quantized counterpart; stays in float")
+        )
+
+    # ---- changes ----
+
+    def swap(self, module: nn.Module, quantized: nn.Module) -> None:
+        """Put ``quantized`` where ``module`` is."""
+        for path in self.paths_of(module):
+            self.root.set_submodule(path, quantized)
+        self.replaced[module] = quantized
+
+    def redirect(self, node: fx.Node) -> None:
+        """Have what reads ``node``'s input after it read its output: ``node`` works in place."""
+        source = _input(node)
+        position = {n: i for i, n in enumerate(self.graph.nodes)}
+        for user in list(source.users):
+            if position[user] > position[node]:
+                user.replace_input_with(source, node)
+
+    def use_act(self, node: fx.Node, name: str, bits: int, act: Activation) -> None:
+        """Make ``node`` call a new quantized activation called ``name``."""
+        self.root.set_submodule(name, self.make_act(bits, act))
+        with self.graph.inserting_before(node):
+            call = self.graph.call_module(name, (_input(node),))
+        call.meta = node.meta
+        node.replace_all_uses_with(call)
+        self.graph.erase_node(node)
+
+    def quantize_behind(self, node: fx.Node, name: str, kind: str) -> None:
+        """Quantize what ``node`` computes by a quantizer called ``name``."""
+        bits = self.bits.act(name)
+        self.root.set_submodule(name, self.make_act(bits, "none"))
+        with self.graph.inserting_after(node):
+            call = self.graph.call_module(name, (node,))
+        node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+        self.note_act(name, kind, bits)
+
+    # ---- operations ----
+
+    def convert_module(self, node: fx.Node) -> None:
+        """Convert and note the module that ``node`` calls."""
+        path = str(node.target)
+        module = self.modules[path]
+        kind = type(module).__name__
+        if type(module) in LAYERS:
+            bits = self.bits.weight(path, self.paths_of(module), key=module)
+            if module not in self.replaced:
+                layer = QConv2d if type(module) is nn.Conv2d else QLinear
+                self.swap(module, layer.from_float(module, bits, ste=self.ste))
+            self.note_layer(node, path, kind, bits)
+        elif type(module) in ACTIVATION_MODULES:
+            act = ACTIVATION_MODULES[type(module)]
+            if module.inplace:
+                self.redirect(node)
+            # A module used at several places gets a range of its own at each.
+            again = module in self.replaced
+            name = self.free_name(path) if again else path
+            bits = self.bits.act(name)
+            if again:
+                self.use_act(node, name, bits, act)
+            else:
+                self.swap(module, self.make_act(bits, act))
+            self.note_act(name, kind, bits)
+        elif is_float_activation(module):
+            if _works_in_place(module):
+                self.redirect(node)
+            self.quantize_behind(node, self.free_name(f"{path}.quantizer"), kind)
+        elif isinstance(module, (QConv2d, QLinear, QAct)):
+            if not isinstance(module, QAct):
+                self.readers[len(self.operations)] = node
+            reason = "already, by the model itself"
+            self.operations.append(Operation(path, kind, "quantized", reason))
+        else:
+            self.note_float(path, kind, float_reason(type(module)))
+
+    def convert_call(self, node: fx.Node) -> None:
+        """Convert and note the function or method that ``node`` calls."""
+        target: Any = node.target
+        kind = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        act = ACTIVATION_CALLS.get(target)
+        if target in CLAMPS:
+            act = CLAMP_BOUNDS.get(_bounds(node))
+        in_place = (
+            target in IN_PLACE
+            or target in OUT_OF_PLACE
+            or bool(node.kwargs.get("inplace"))
+            or any(value is True for value in node.args[1:])
+        )
+        if node in self.shapes:
+            self.note_float(node.name, kind, "computes with shapes, not with values")
+        elif act is not None:
+            if in_place:
+                self.redirect(node)
+            name = self.scoped_name(node, act)
+            bits = self.bits.act(name)
+            self.use_act(node, name, bits, act)
+            self.note_act(name, kind, bits)
+        elif OUT_OF_PLACE.get(target, target) in FLOAT_ACTIVATION_CALLS:
+            if in_place:
+                self.redirect(node)
+                _take_out_of_place(node)
+            self.quantize_behind(node, self.scoped_name(node, kind.rstrip("_")), kind)
+        elif target in LAYER_CALLS:
+            self.convert_layer_call(node, kind)
+        elif target in ARITHMETIC:
+            self.arithmetic[len(self.operations)] = node
+            self.note_float(node.name, kind, ARITHMETIC[target])
+        else:
+            self.note_float(node.name, kind, float_reason(target))
+
+    def convert_layer_call(self, node: fx.Node, kind: str) -> None:
+        """Quantize the weight of a layer called as a function."""
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+        assert isinstance(weight, fx.Node)
+        name = self.scoped_name(node, f"{kind}_weight")
+        bits = self.bits.weight(name, key=node)
+        self.root.set_submodule(name, WeightQuantizer(bits, self.ste).eval())
+        with self.graph.inserting_before(node):
+            quantized = self.graph.call_module(name, (weight,))
+        node.replace_input_with(weight, quantized)
+        self.note_layer(node, name, kind, bits)
+
+    def layers(self) -> list[nn.Module | fx.Node]:
+        """What has a quantized weight, in order of execution: modules, and calls of functions."""
+        found: list[nn.Module | fx.Node] = []
+        for node in self.graph.nodes:
+            if node.op == "call_module" and type(self.modules[str(node.target)]) in LAYERS:
+                found.append(self.modules[str(node.target)])
+            elif node.op == "call_function" and node.target in LAYER_CALLS:
+                found.append(node)
+        return found
+
+    # ---- what the finished graph says ----
+
+    def finish(self, quantize_inputs: bool) -> list[Operation]:
+        """The notes, completed; with quantizers for what layers read in float, if asked for."""
+        for place, node in self.arithmetic.items():
+            what = self.operations[place].reason
+            behind = any(
+                user.op == "call_module"
+                and isinstance(self.root.get_submodule(str(user.target)), QAct)
+                for user in node.users
+            )
+            why = (
+                "quantized by the activation behind it"
+                if behind
+                else "no activation behind it; the method quantizes activations only"
+            )
+            self.operations[place] = replace(self.operations[place], reason=f"{what}: {why}")
+        sources = float_sources(self.root, self.graph)
+        notes, self.operations = self.operations, []
+        for place, note in enumerate(notes):
+            reader = self.readers.get(place)
+            source = None if reader is None else _input(reader)
+            if reader is None or source not in sources:
+                self.operations.append(note)
+                continue
+            layer = self.root.get_submodule(note.name)
+            if getattr(layer, "input_quantizer", None) is not None:
+                self.operations.append(note)
+            elif quantize_inputs:
+                self.quantize_input(reader, self.free_name(f"{note.name}.input"), note.kind)
+                self.operations.append(note)
+            else:
+                self.operations.append(replace(note, float_input=sources[source]))
+        return self.operations
+
+    def quantize_input(self, node: fx.Node, name: str, kind: str) -> None:
+        """Quantize what ``node`` reads by a quantizer called ``name``."""
+        bits = self.bits.act(name)
+        self.root.set_submodule(name, self.make_act(bits, "none"))
+        source = _input(node)
+        with self.graph.inserting_before(node):
+            call = self.graph.call_module(name, (source,))
+        node.replace_input_with(source, call)
+        reason = f"what the {kind} reads, {bits} bits per tensor"
+        self.operations.append(Operation(name, "input", "quantized", reason, bits))
+
+
+def _input(node: fx.Node) -> fx.Node:
+    source = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    given = {**dict(zip(("input", "min", "max"), node.args, strict=False)), **node.kwargs}
+    return given.get("min"), given.get("max")
+
+
+@torch.no_grad()
+def _works_in_place(module: nn.Module) -> bool:
+    """Whether an activation module changes its input; it does not any more thereafter."""
+    if not getattr(module, "inplace", False):
+        return False
+    # Not every class's ``inplace`` speaks of its input.
+    parameter = next(module.parameters(), None)
+    values = torch.linspace(-4, 4, 8, device=None if parameter is None else parameter.device)
+    given = values.clone()
+    module(given)
+    module.inplace = False  # type: ignore[assignment]
+    return not torch.equal(given, values)
+
+
+def _take_out_of_place(node: fx.Node) -> None:
+    """Have the activation function that ``node`` calls leave its input as it is."""
+    node.target = OUT_OF_PLACE.get(node.target, node.target)
+    node.args = tuple(False if value is True else value for value in node.args)
+    if "inplace" in node.kwargs:
+        node.kwargs = {**node.kwargs, "inplace": False}

@@ -1,0 +1,111 @@
+"""From a float network to its student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from gdfq.convert.bits import BitWidths
+from gdfq.convert.canonical import use_modules
+from gdfq.convert.conversion import Converter
+from gdfq.convert.model import QuantizedModel
+from gdfq.convert.tracing import check_leaves, trace
+from gdfq.coverage import CoverageReport, Operation
+from gdfq.errors import InputError
+from gdfq.functional import Activation
+from gdfq.nn import QAct
+from gdfq.ops._checks import Ste, check_bits, check_ste
+
+
+def quantize_model(
+    model: nn.Module,
+    weight_bits: int = 4,
+    act_bits: int = 4,
+    *,
+    bits: Mapping[str, Mapping[str, int]] | None = None,
+    first_last_bits: int | None = None,
+    quantize_inputs: bool = False,
+    ste: Ste = "identity",
+    momentum: float = 0.9,
+    leaf_modules: Sequence[str | type] = (),
+    strict: bool = False,
+) -> QuantizedModel:
+    """Convert a trained network into its quantized student.
+
+    Every ``nn.Conv2d`` and ``nn.Linear``, subclasses and ``F.conv2d`` and ``F.linear`` too, gets a
+    fake-quantized weight (first and last layer as well, biases stay float); every activation,
+    module or function, a quantized output, over a signed range where its values have both signs.
+    ReLU and ReLU6 are one operator with their quantizer; any other activation function keeps its
+    place, with a quantizer behind it. A module used at several places gets one range per use.
+    Sums, products (squeeze and excitation) and batch norms without an activation behind them stay
+    in float, as in the paper; the coverage report names each layer that reads such values.
+
+    Args:
+        model: any network that ``torch.fx`` can trace; it is copied, never modified. A function
+            with control flow on tensors, called by a ``forward``, becomes one operation.
+        weight_bits: 2 to 8, per output channel.
+        act_bits: 2 to 8, per tensor.
+        bits: exceptions by name, ``{"layer1.*": {"weight": 8, "act": 6}, ...}``: glob patterns of
+            paths in the student, each with bits of weights, of activations or of both. Of several
+            patterns that match, the last wins. ``student.coverage`` lists the names; a functional
+            activation has that of its module and its function (``layer1.0.relu_1``).
+        first_last_bits: of the weights of the first and of the last layer, in order of execution,
+            where no pattern says otherwise; 8 is customary. Activations keep ``act_bits``.
+        quantize_inputs: quantize what a layer reads where that is in float still: the images,
+            linear bottlenecks, sums, scaled channels. The quantizer of the layer ``conv`` is
+            ``conv.input``. For engines that multiply integers everywhere.
+        ste: straight-through estimator, ``"identity"`` or ``"clip"``.
+        momentum: of the activation ranges' moving average, in [0, 1).
+        leaf_modules: classes or paths of modules not to trace into; they stay in float.
+        strict: raise if an operation that should be quantized cannot be.
+
+    Returns:
+        The student, in evaluation mode, its activation ranges not yet set. ``student.coverage``
+        says of each operation whether it is quantized, and why not.
+
+    Raises:
+        InputError: an argument is out of range, a pattern matches nothing, the network cannot be
+            traced, nothing in it can be quantized, or ``strict`` and something is uncovered.
+
+    Source: Xu et al., ECCV 2020, section 3.3.
+    """
+    widths = BitWidths(weight_bits, act_bits, {} if bits is None else bits)
+    if first_last_bits is not None:
+        check_bits(first_last_bits, "first_last_bits")
+    check_ste(ste)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: must be an nn.Module, got {type(model).__name__}")
+    root = copy.deepcopy(model).eval()
+    check_leaves(root, leaf_modules)
+    graph, tracer = trace(root, leaf_modules)
+    use_modules(root, graph)
+    device = next((p.device for p in root.parameters()), None)
+
+    def make_act(act_bits: int, act: Activation) -> QAct:
+        return QAct(act_bits, act, ste, momentum, device=device).eval()
+
+    converter = Converter(root, graph, widths, make_act, ste)
+    layers = converter.layers()
+    if first_last_bits is not None and layers:
+        widths.fix_weights((layers[0], layers[-1]), first_last_bits)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and tracer.is_named(
+            converter.modules[str(node.target)], str(node.target)
+        ):
+            kind = type(converter.modules[str(node.target)]).__name__
+            reason = "left in float by leaf_modules"
+            converter.operations.append(Operation(str(node.target), kind, "uncovered", reason))
+        elif node.op == "call_module":
+            converter.convert_module(node)
+        elif node.op in ("call_function", "call_method"):
+            converter.convert_call(node)
+    coverage = CoverageReport(converter.finish(quantize_inputs))
+    widths.require_matches()
+    if not coverage.counts()["quantized"]:
+        raise InputError("model: has no Conv2d, Linear or activation that could be quantized")
+    if strict and coverage.uncovered:
+        listed = "; ".join(f"{op.name} ({op.kind}): {op.reason}" for op in coverage.uncovered)
+        raise InputError(f"model: strict=True, and not everything can be quantized: {listed}")
+    return QuantizedModel(root, graph, coverage)

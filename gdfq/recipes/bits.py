@@ -1,0 +1,48 @@
+"""Exceptions to a recipe's bits, by pattern of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gdfq.errors import InputError
+
+Width = Annotated[int, Field(ge=2, le=8)]
+# "layer1.*=w8a6", with either part alone too; the pattern may hold a "=" itself.
+_OPTION = re.compile(r"(?P<pattern>.+)=(?=[wa])(?:w(?P<weight>\d+))?(?:a(?P<act>\d+))?")
+
+
+def parse_bits(options: Iterable[str]) -> dict[str, dict[str, int]]:
+    """The table of ``["layer1.*=w8a6", "fc=w8"]``: ``{"layer1.*": {"weight": 8, "act": 6}, ...}``.
+
+    Raises:
+        InputError: an entry is not of this form. Widths and patterns are checked where the recipe
+            is, and where the network is known.
+    """
+    table: dict[str, dict[str, int]] = {}
+    for option in options:
+        match = _OPTION.fullmatch(option)
+        if match is None:
+            raise InputError(
+                f"bits: must be PATTERN=wN, PATTERN=aN or PATTERN=wNaN, as in 'layer1.*=w8a6', "
+                f"got {option!r}"
+            )
+        widths = {key: int(match[key]) for key in ("weight", "act") if match[key]}
+        table = with_exceptions(table, {match["pattern"]: widths})
+    return table
+
+
+def with_exceptions(
+    table: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """``table`` with ``more`` behind it: of patterns that match, the last wins.
+
+    A pattern that is in both moves to the end, and keeps the width that only ``table`` gives it.
+    """
+    merged = {pattern: dict(widths) for pattern, widths in table.items()}
+    for pattern, widths in more.items():
+        merged[pattern] = {**merged.pop(pattern, {}), **widths}
+    return merged

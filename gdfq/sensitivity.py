@@ -1,0 +1,104 @@
+"""How much worse a network gets when the weights of one layer alone are quantized."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gdfq.allocation import Layer
+from gdfq.convert import quantize_model
+from gdfq.errors import InputError
+from gdfq.nn.weight import QuantizedWeight
+from gdfq.ops._checks import check_bits
+from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
+
+WIDTHS = tuple(range(2, 9))
+
+
+@torch.no_grad()
+def measure_sensitivities(
+    teacher: nn.Module,
+    batches: Sequence[Tensor],
+    widths: Iterable[int] = WIDTHS,
+    on_layer: Callable[[Layer], None] = lambda layer: None,
+) -> list[Layer]:
+    """The sensitivity of each layer that :func:`gdfq.quantize_model` would quantize, by width.
+
+    A layer's sensitivity at ``k`` bits is the divergence of the teacher's predictions and of those
+    of the same network in which this layer's weight, and nothing else, is quantized per output
+    channel::
+
+        mean over images of KL(softmax(teacher(x)) || softmax(quantized(x)))
+
+    Args:
+        teacher: the trained network; it is copied, never modified.
+        batches: of images ``(N, C, H, W)``, at least one.
+        widths: bits to try, each 2 to 8.
+        on_layer: called with each layer as soon as it is measured.
+
+    Returns:
+        The layers in the order of the network's modules, under their first names.
+
+    Raises:
+        InputError: ``batches`` is empty, a width is out of range, or the network cannot be
+            converted.
+    """
+    widths = tuple(widths)
+    for width in widths:
+        check_bits(width, "widths")
+    measure = _Divergence(teacher, batches)
+    names = [
+        name
+        for name, module in quantize_model(teacher).named_modules()
+        if isinstance(module, QuantizedWeight)
+    ]
+    layers = []
+    for name in names:
+        sensitivity = {width: measure({name: width}) for width in widths}
+        layers.append(Layer(name, measure.weight(name).numel(), sensitivity))
+        on_layer(layers[-1])
+    return layers
+
+
+@torch.no_grad()
+def divergence(teacher: nn.Module, batches: Sequence[Tensor], bits: Mapping[str, int]) -> float:
+    """That of the network in which each layer that ``bits`` names has a weight of so many bits.
+
+    Arguments and errors are those of :func:`measure_sensitivities`.
+    """
+    return _Divergence(teacher, batches)(bits)
+
+
+class _Divergence:
+    def __init__(self, teacher: nn.Module, batches: Sequence[Tensor]) -> None:
+        if not batches:
+            raise InputError("batches: must hold at least one batch of images, got none")
+        self.network = copy.deepcopy(teacher).eval()
+        self.batches = batches
+        self.images = sum(len(images) for images in batches)
+        self.expected = [self._predict(images) for images in batches]
+
+    def _predict(self, images: Tensor) -> Tensor:
+        return F.log_softmax(self.network(images).float(), dim=1)
+
+    def weight(self, name: str) -> Tensor:
+        """The weight of the layer ``name``."""
+        weight = self.network.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def __call__(self, bits: Mapping[str, int]) -> float:
+        trained = {name: self.weight(name).clone() for name in bits}
+        for name, width in bits.items():
+            self.weight(name).copy_(fake_quantize_minmax(trained[name], width, axis=0))
+        total = sum(
+            F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)
+            for images, expected in zip(self.batches, self.expected, strict=True)
+        )
+        for name, weight in trained.items():
+            self.weight(name).copy_(weight)
+        return float(total) / self.images

@@ -1,0 +1,179 @@
+"""Bits for each layer: from a recipe to one with the least sensitive choice under a budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gdfq import run, session
+from gdfq.allocation import Layer, allocate
+from gdfq.errors import InputError
+from gdfq.recipes import Recipe
+from gdfq.recipes.bits import with_exceptions
+from gdfq.recipes.schema import validate
+from gdfq.sensitivity import divergence, measure_sensitivities
+from gdfq.sources import LoadedTeacher
+from gdfq.training import GDFQTrainer, TrainerCallback
+
+STEPS_PER_LINE = 20
+
+
+class Progress(session.Progress, Protocol):
+    """What is told while it goes on; of a run, and of the layers."""
+
+    def start_layers(self, count: int) -> None:
+        """Measuring of ``count`` layers begins."""
+
+    def layer(self, name: str) -> None:
+        """The layer ``name`` is measured."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Bits by layer, and what they were decided by.
+
+    Attributes:
+        layers: each with its sensitivities.
+        bits: of each layer's weights.
+        average_weight_bits: what of the budget they take.
+        divergence: measured with all layers at these bits.
+        uniform_bits: the widest equal width within the budget.
+        uniform_divergence: measured with all layers at that.
+        recipe: the recipe with these bits.
+    """
+
+    layers: list[Layer]
+    bits: dict[str, int]
+    average_weight_bits: float
+    divergence: float
+    uniform_bits: int
+    uniform_divergence: float
+    recipe: Recipe
+
+
+def check_budget(budget: float) -> None:
+    """Raise an InputError unless ``budget`` is an average of possible widths."""
+    if not 2 <= budget <= 8:
+        raise InputError(f"budget: must be average bits from 2 to 8, got {budget!r}")
+
+
+def suggest_bits(
+    recipe: Recipe,
+    budget: float,
+    progress: Progress,
+    steps: int = 200,
+    batches: int = 4,
+    device: str = "cpu",
+) -> Suggestion:
+    """The bits of each layer's weights that cost the recipe's teacher least, ``budget`` on average.
+
+    The recipe's generator learns for ``steps`` steps of its warm-up; then each layer's sensitivity
+    is measured on ``batches`` batches of its images (:func:`gdfq.sensitivity
+    .measure_sensitivities`), and the bits are allocated (:func:`gdfq.allocation.allocate`). What
+    the recipe itself says about bits of weights is replaced, bits of activations stay. The same
+    recipe on the same machine gives the same suggestion.
+
+    Raises:
+        InputError: ``budget`` is not from 2 to 8, ``steps`` or ``batches`` is too small, or the
+            recipe does not fit its teacher.
+        NonFiniteLossError: the generator's loss became NaN.
+    """
+    check_budget(budget)
+    for name, value, least in (("steps", steps, 0), ("batches", batches, 1)):
+        if value < least:
+            raise InputError(f"{name}: must be >= {least}, got {value}")
+    recipe, loaded = run.build_teacher(recipe)
+    for note in loaded.notes:
+        progress.phase(note)
+    teacher = loaded.network.to(device)
+    images = _generate(recipe, loaded, steps, batches, progress, device)
+    progress.start_layers(
+        sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in teacher.modules())
+    )
+    try:
+        layers = measure_sensitivities(
+            teacher, images, on_layer=lambda layer: progress.layer(layer.name)
+        )
+    finally:
+        progress.stop()
+    bits = allocate(layers, budget)
+    parameters = sum(layer.parameters for layer in layers)
+    uniform = dict.fromkeys(bits, int(budget))
+    return Suggestion(
+        layers,
+        bits,
+        sum(bits[layer.name] * layer.parameters for layer in layers) / parameters,
+        divergence(teacher, images, bits),
+        int(budget),
+        divergence(teacher, images, uniform),
+        with_weight_bits(recipe, f"{recipe.name}-{budget:g}bits", bits, layers),
+    )
+
+
+def _generate(
+    recipe: Recipe,
+    teacher: LoadedTeacher,
+    steps: int,
+    batches: int,
+    progress: Progress,
+    device: str,
+) -> list[Tensor]:
+    """Images of the recipe's generator, after ``steps`` steps of the warm-up."""
+    training = recipe.training.model_dump()
+    lines = -(-steps // STEPS_PER_LINE)
+    training.update(
+        epochs=lines, warmup_epochs=lines, steps_per_epoch=STEPS_PER_LINE, schedule="constant"
+    )
+    # Timing decides about "auto", and rounding depends on the format.
+    if training["memory_format"] == "auto":
+        training["memory_format"] = "channels_last"
+    trainer = GDFQTrainer(
+        teacher.network,
+        run.build_student(recipe, teacher.network),
+        run.build_generator(recipe, teacher.preprocessing).to(device),
+        teacher.preprocessing.num_classes,
+        **training,
+    )
+
+    class _Steps(TrainerCallback):
+        def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+            progress.step(trainer, losses)
+
+        def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+            progress.epoch(trainer, losses)
+
+        def should_stop(self) -> bool:
+            return trainer.steps_done >= steps
+
+    progress.start(trainer)
+    try:
+        trainer.train(_Steps())
+    finally:
+        progress.stop()
+    with torch.no_grad():
+        return [trainer.generator(*trainer.sample()) for _ in range(batches)]
+
+
+def with_weight_bits(
+    recipe: Recipe, name: str, bits: Mapping[str, int], layers: list[Layer]
+) -> Recipe:
+    """``recipe`` called ``name``, each layer's weights with ``bits``.
+
+    ``weight_bits`` is the width that most weights have; the other layers are exceptions.
+    """
+    elements: Counter[int] = Counter()
+    for layer in layers:
+        elements[bits[layer.name]] += layer.parameters
+    usual = elements.most_common(1)[0][0]
+    tables = recipe.model_dump()
+    tables["name"] = name
+    tables["quantization"].update(weight_bits=usual, first_last_bits=None)
+    acts = {p: {"act": w["act"]} for p, w in recipe.exceptions().items() if "act" in w}
+    weights = {layer: {"weight": width} for layer, width in bits.items() if width != usual}
+    tables["bits"] = with_exceptions(acts, weights)
+    return validate(tables, "suggestion")
