@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gdfq import models, packed
+from gdfq import packed
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
+from gdfq.models import Generator
 from gdfq.recipes import Recipe
-from gdfq.run import load_run, open_batches
+from gdfq.run import build_generator, load_run, open_batches
 from gdfq.sources import Preprocessing
 from gdfq.training.checkpoint import newest_sound
 
@@ -83,9 +84,7 @@ def open_images(path: Path, recipe: Recipe, limit: int | None = None) -> Images:
             f"run: the recipe of {path} names no data set, and there is no checkpoint with a "
             "generator: no images to compare on"
         )
-    generator = models.Generator(
-        facts.num_classes, facts.image_size, facts.channels, **recipe.generator.model_dump()
-    )
+    generator = build_generator(recipe, facts)
     generator.load_state_dict(sound[1]["trainer"]["generator"])
     count = limit or GENERATED
     generated = _generated(generator, facts.num_classes, count, recipe)
@@ -111,7 +110,7 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tup
 
 @torch.no_grad()
 def _generated(
-    generator: models.Generator, classes: int, count: int, recipe: Recipe
+    generator: Generator, classes: int, count: int, recipe: Recipe
 ) -> Iterator[tuple[Tensor, None]]:
     """Images of all classes in turn, made as in training, in its batches."""
     random = torch.Generator().manual_seed(recipe.training.seed)
