@@ -1,4 +1,4 @@
-"""The parts of the README that commands write, between ``<!-- name: begin -->`` and ``end``."""
+"""The parts of documents that commands write, between ``<!-- name: begin -->`` and ``end``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def write(name: str, text: str) -> None:
+def write(name: str, text: str, document: Path = README) -> None:
     """Put ``text`` between the markers called ``name``."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, rest = README.read_text(encoding="utf-8").split(begin)
-    README.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    before, rest = document.read_text(encoding="utf-8").split(begin)
+    document.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")

@@ -10,6 +10,7 @@ from gdfq import distributed, functional, losses, models, nn
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.ops import backend
+from gdfq.packed import load, save
 from gdfq.training import GDFQTrainer
 
 __version__ = "0.1.0"
@@ -21,8 +22,10 @@ __all__ = [
     "backend",
     "distributed",
     "functional",
+    "load",
     "losses",
     "models",
     "nn",
     "quantize_model",
+    "save",
 ]

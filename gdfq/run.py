@@ -21,7 +21,7 @@ from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
 from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.sources import LoadedTeacher, Preprocessing, load_teacher
+from gdfq.sources import LoadedTeacher, Preprocessing, find_source, load_teacher
 from gdfq.training import GDFQTrainer
 from gdfq.training.memory_format import TORCH_FORMATS
 
@@ -71,6 +71,18 @@ def build_teacher(recipe: Recipe) -> tuple[Recipe, LoadedTeacher]:
     if recipe.teacher.data_path is not None:
         found["data_path"] = str(Path(recipe.teacher.data_path).resolve())
     return recipe.with_options(found), teacher
+
+
+def build_network(recipe: Recipe) -> nn.Module:
+    """The recipe's network, in evaluation mode; no weights are looked for.
+
+    Raises:
+        InputError: its source has no such network.
+    """
+    given = recipe.teacher.model_dump(include={"num_classes", "image_size", "channels"})
+    with torch.random.fork_rng():
+        source = find_source(recipe.teacher.model)
+        return source.build(None, {k: v for k, v in given.items() if v is not None}).eval()
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:

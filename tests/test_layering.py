@@ -21,8 +21,9 @@ LAYERS = [
     ["bench"],
     ["recipes", "data", "picture"],
     ["run", "progress", "interrupts", "metrics", "tensorboard"],
-    ["session"],
+    ["session", "packed"],
     ["suggest"],
+    ["export"],
     ["cli"],
     ["__main__"],
 ]

@@ -11,7 +11,9 @@ from gdfq import __version__, distributed
 from gdfq.cli._common import console, errors, explain, leave, print_error
 from gdfq.cli.bench import bench
 from gdfq.cli.evaluate import evaluate
+from gdfq.cli.export import export
 from gdfq.cli.info import info
+from gdfq.cli.inspect import inspect
 from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
 from gdfq.cli.suggest_bits import suggest_bits
@@ -23,7 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quantize, suggest_bits, evaluate, recipes, bench, info):
+for command in (
+    quantize, suggest_bits, evaluate, export, inspect, recipes, bench, info,
+):  # fmt: skip
     app.command()(command)
 
 

@@ -8,6 +8,7 @@ from gdfq.errors import InputError
 from gdfq.nn.qact import QAct
 from gdfq.ops._checks import Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
+from gdfq.ops.quantize_codes import quantize_codes
 
 
 class QuantizedWeight(nn.Module):
@@ -38,6 +39,16 @@ class QuantizedWeight(nn.Module):
 
     def _quantized_weight(self) -> Tensor:
         return fake_quantize_minmax(self.weight, self.weight_bits, axis=0, ste=self.ste)
+
+    def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes ``(weight's shape)``, scale and zero point ``(outputs,)`` of the weight.
+
+        ``(codes + zero) / scale`` is the quantized weight, see
+        :func:`gdfq.ops.quantize_codes.quantize_codes`.
+        """
+        weight = self.weight.detach()
+        rows = weight.float().flatten(1)
+        return quantize_codes(weight, rows.amin(1), rows.amax(1), self.weight_bits, axis=0)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""

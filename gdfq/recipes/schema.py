@@ -208,12 +208,25 @@ def load_recipe(name_or_path: str) -> Recipe:
                 "and not a path to a .toml file"
             )
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"recipe: cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"recipe: {path} is not TOML: {error}") from error
-    return validate(tables, str(name_or_path))
+    return parse_recipe(text, str(name_or_path))
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """The recipe that the TOML file ``text`` is; ``source`` is named in errors.
+
+    Raises:
+        InputError: see :func:`load_recipe`.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe: {source} is not TOML: {error}") from error
+    return validate(tables, source)
 
 
 def validate(tables: dict[str, Any], source: str) -> Recipe:

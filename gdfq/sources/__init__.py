@@ -1,6 +1,7 @@
 """Teachers from where people have them: other packages, their own code, this package."""
 
 from gdfq.sources.preprocessing import DATA_SETS, Preprocessing
+from gdfq.sources.registries import find_source
 from gdfq.sources.teacher import LoadedTeacher, expected_image_size, load_teacher
 
 __all__ = [
@@ -8,5 +9,6 @@ __all__ = [
     "LoadedTeacher",
     "Preprocessing",
     "expected_image_size",
+    "find_source",
     "load_teacher",
 ]

@@ -1,0 +1,327 @@
+"""A student's graph in the form that is exported: batch norms folded, Q/DQ at their places."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gdfq.convert import SUMS, QuantizedModel
+from gdfq.export.emit import Convolution, Linear, Quantize
+from gdfq.export.stored import (
+    Grid,
+    StoredWeight,
+    Weights,
+    act_grid,
+    fold,
+    range_grid,
+    store,
+    store_symmetric,
+)
+from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.statistics import BATCH_NORMS
+
+Mode = Literal["exact", "integer"]
+
+# Of a batch norm's output: what lies further from its mean is clipped in integer mode.
+DEVIATIONS = 4
+# Values pass through these as they are, or as the larger or the mean of several.
+_KEEP_RANGE = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity,
+    nn.Dropout, nn.Dropout2d, nn.ChannelShuffle, nn.Flatten, torch.flatten, "flatten", "view",
+    "reshape", nn.functional.max_pool2d, nn.functional.avg_pool2d,
+    nn.functional.adaptive_avg_pool2d, nn.functional.dropout, nn.functional.dropout2d,
+)  # fmt: skip
+_KEEP_GRID = (
+    nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ChannelShuffle,
+    nn.Flatten, torch.flatten, "flatten", "view", "reshape",
+    nn.functional.max_pool2d, nn.functional.dropout, nn.functional.dropout2d,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer of the exported network: its bits, how it is stored, what was done instead."""
+
+    name: str
+    kind: str
+    bits: int
+    stored: str
+    note: str = ""
+
+
+@dataclass
+class Form:
+    """The network to export, and a line about each of its quantized layers."""
+
+    network: fx.GraphModule
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def instead(self) -> list[Part]:
+        """The layers where something else than the plain form was written."""
+        return [part for part in self.parts if part.note]
+
+
+@dataclass
+class _Known:
+    """What is known of a value: its ends; perhaps its grid, or mean and deviation per channel."""
+
+    low: float
+    high: float
+    grid: Grid | None = None
+    mean: Tensor | None = None
+    spread: Tensor | None = None
+
+
+def export_form(
+    student: QuantizedModel,
+    mode: Mode = "exact",
+    weights: Weights = "int8",
+    input_range: tuple[float, float] | None = None,
+) -> Form:
+    """The graph of ``student`` with every quantized layer replaced by one that emits Q/DQ.
+
+    In exact mode, the values of the student, rounding of float32 aside. In integer mode every
+    convolution and sum gets 8-bit inputs and outputs where the student has none: over ``mean ± 4
+    sqrt(var)`` of the batch norm in front, which needs no images, and over ``input_range`` at the
+    network's input.
+
+    Args:
+        student: its ranges set; not modified.
+        mode: ``"exact"`` or ``"integer"``.
+        weights: type of the codes in the file.
+        input_range: of the images, for integer mode; None leaves the first convolution in float.
+    """
+    return _Forming(student, mode, weights, input_range).run()
+
+
+class _Forming:
+    def __init__(
+        self,
+        student: QuantizedModel,
+        mode: Mode,
+        weights: Weights,
+        input_range: tuple[float, float] | None,
+    ) -> None:
+        model = copy.deepcopy(student).cpu().eval()
+        self.root = model._tree()
+        self.graph = model.graph
+        self.mode: Mode = mode
+        self.weights: Weights = weights
+        self.input_range = input_range
+        self.parts: list[Part] = []
+        self.known: dict[fx.Node, _Known] = {}
+        self.quantized: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> Form:
+        for node in list(self.graph.nodes):
+            if self.calls(node, (QConv2d, QLinear)) and self.module(node).input_quantizer:
+                self.move_input_quantizer(node)
+        for node in list(self.graph.nodes):
+            if node.op == "placeholder" and self.input_range is not None:
+                low, high = self.input_range
+                self.known[node] = _Known(low, high)
+            elif self.calls(node, QConv2d):
+                self.convolution(node)
+            elif self.calls(node, QLinear):
+                self.linear(node)
+            elif self.calls(node, QAct):
+                self.activation(node)
+            else:
+                self.other(node)
+        return Form(fx.GraphModule(self.root, self.graph).eval(), self.parts)
+
+    # ---- the graph ----
+
+    def module(self, node: fx.Node) -> Any:
+        return self.root.get_submodule(str(node.target))
+
+    def calls(self, node: Any, kind: Any) -> bool:
+        return (
+            isinstance(node, fx.Node)
+            and node.op == "call_module"
+            and isinstance(self.module(node), kind)
+        )
+
+    def replace(self, node: fx.Node, module: nn.Module, last: fx.Node, name: str) -> fx.Node:
+        """Call ``module`` on the input of ``node`` in place of all from ``node`` to ``last``."""
+        others = [n for n in self.graph.nodes if n.op == "call_module" and n is not node]
+        path = self.free_path(name) if any(n.target == name for n in others) else name
+        self.root.set_submodule(path, module)
+        with self.graph.inserting_after(last):
+            call = self.graph.call_module(path, (_input(node),))
+        last.replace_all_uses_with(call)
+        for dead in dict.fromkeys((last, node)):
+            self.graph.erase_node(dead)
+        return call
+
+    def free_path(self, name: str) -> str:
+        paths = {path for path, _ in self.root.named_modules(remove_duplicate=False)}
+        path, suffix = name, 0
+        while path in paths:
+            suffix += 1
+            path = f"{name}_{suffix}"
+        return path
+
+    def move_input_quantizer(self, node: fx.Node) -> None:
+        """Make the quantizer of a layer's input a call of its own in front of the layer."""
+        path = self.free_path(f"{node.target}_input")
+        self.root.set_submodule(path, self.module(node).input_quantizer)
+        with self.graph.inserting_before(node):
+            call = self.graph.call_module(path, (_input(node),))
+        node.args, node.kwargs = (call,), {}
+
+    def note(self, node: fx.Node, kind: str, bits: int, stored: str, *notes: str) -> None:
+        name = str(node.target) if node.op == "call_module" else node.name
+        self.parts.append(Part(name, kind, bits, stored, "; ".join(n for n in notes if n)))
+
+    # ---- layers ----
+
+    def norm_behind(self, node: fx.Node) -> fx.Node | None:
+        """The batch norm that alone reads ``node`` and can be folded into it."""
+        if len(node.users) != 1:
+            return None
+        (user,) = node.users
+        if not self.calls(user, _BatchNorm):
+            return None
+        norm = self.module(user)
+        plain = type(norm) in BATCH_NORMS and not (norm._forward_hooks or norm._forward_pre_hooks)
+        return user if plain and norm.running_mean is not None else None
+
+    def convolution(self, node: fx.Node) -> None:
+        layer, name = self.module(node), str(node.target)
+        norm = self.norm_behind(node)
+        folded = fold(layer, None if norm is None else self.module(norm))
+        step, problem = None, ""
+        if self.mode == "integer":
+            step, problem = self.integer_input(node)
+        if step is None:
+            stored = store(folded, layer.weight_bits, self.weights)
+        else:
+            stored = store_symmetric(folded)
+        module = Convolution(layer, stored, folded.bias, step)
+        call = self.replace(node, module, norm or node, name)
+        if folded.mean is not None and folded.spread is not None:
+            self.known[call] = _from_moments(folded.mean, folded.spread)
+        if step is not None and not self.is_quantized_behind(call):
+            if call in self.known:
+                self.quantize(call)
+            else:
+                problem = "output in float: no batch norm tells its range"
+        self.note(call, "Conv", layer.weight_bits, _describe(stored), stored.note, problem)
+
+    def linear(self, node: fx.Node) -> None:
+        layer, name = self.module(node), str(node.target)
+        norm = self.norm_behind(node)
+        folded = fold(layer, None if norm is None else self.module(norm))
+        known = self.known.get(_input(node))
+        on_grid = known is not None and known.grid is not None and known.grid.zero_point is not None
+        # Of a product of floats and integers around 0, OpenVINO rounds the floats to 8 bits; with
+        # zero points it does not.
+        stored = store(folded, layer.weight_bits, self.weights, zero_points=not on_grid)
+        call = self.replace(node, Linear(stored, folded.bias), norm or node, name)
+        self.note(call, "Linear", layer.weight_bits, _describe(stored), stored.note)
+
+    def activation(self, node: fx.Node) -> None:
+        act, name = self.module(node), str(node.target)
+        grid = act_grid(act)
+        call = self.replace(node, Quantize(grid, self.mode == "integer"), node, name)
+        self.known[call] = _Known(grid.low / grid.scale, grid.high / grid.scale, grid)
+        stored = "float" if grid.zero_point is None else "uint8"
+        if grid.zero_point is not None:
+            self.quantized[call] = call
+            stored += f", {grid.low + grid.zero_point} to {grid.high + grid.zero_point}"
+        self.note(call, "activation", grid.bits, stored, grid.note)
+
+    # ---- integer mode: what is known of values, and 8 bits where the student has none ----
+
+    def other(self, node: fx.Node) -> None:
+        if node.target in SUMS and len(node.args) == 2 and not node.kwargs:
+            self.sum(node)
+            return
+        kind: Any = node.target
+        if node.op == "call_module":
+            kind = type(self.module(node))
+        known = self.known.get(_input(node)) if node.args else None
+        if known is not None and kind in _KEEP_RANGE:
+            grid = known.grid if kind in _KEEP_GRID else None
+            self.known[node] = _Known(known.low, known.high, grid)
+
+    def sum(self, node: fx.Node) -> None:
+        if self.mode == "exact":
+            return
+        terms: Any = node.args
+        known = [self.known.get(term) if isinstance(term, fx.Node) else None for term in terms]
+        if any(term is None for term in known):
+            self.note(node, "sum", 8, "float", "float: the range of a term is not known")
+            return
+        for i, term in enumerate(terms):
+            node.update_arg(i, self.quantize(term))
+        first, second = known
+        assert first is not None
+        assert second is not None
+        if first.mean is not None and second.mean is not None:
+            assert first.spread is not None
+            assert second.spread is not None
+            spread = torch.hypot(first.spread, second.spread)
+            self.known[node] = _from_moments(first.mean + second.mean, spread)
+        else:
+            self.known[node] = _Known(first.low + second.low, first.high + second.high)
+        if not self.is_quantized_behind(node):
+            self.quantize(node)
+
+    def is_quantized_behind(self, node: fx.Node) -> bool:
+        """Whether all that reads ``node`` quantizes it first."""
+        return all(self.calls(user, (QAct, Quantize)) for user in node.users)
+
+    def integer_input(self, node: fx.Node) -> tuple[float | None, str]:
+        """Have ``node`` read a quantized input: that one's step, or why there is none."""
+        source = _input(node)
+        if source not in self.known:
+            return None, "float: the range of its input is not known"
+        quantized = self.quantize(source)
+        node.args, node.kwargs = (quantized,), {}
+        grid = self.known[quantized].grid
+        assert grid is not None
+        return grid.step, ""
+
+    def quantize(self, node: fx.Node) -> fx.Node:
+        """``node``'s value behind Q/DQ: of the grid it is on, or of 8 bits over what is known."""
+        if node in self.quantized:
+            return self.quantized[node]
+        known = self.known[node]
+        grid = known.grid
+        if grid is None or grid.zero_point is None:
+            grid = range_grid(known.low, known.high)
+        path = self.free_path(f"quantize_{node.name}")
+        self.root.set_submodule(path, Quantize(grid, True))
+        readers = list(node.users)
+        with self.graph.inserting_after(node):
+            call = self.graph.call_module(path, (node,))
+        for user in readers:
+            user.replace_input_with(node, call)
+        self.quantized[node] = self.quantized[call] = call
+        self.known[call] = _Known(known.low, known.high, grid, known.mean, known.spread)
+        return call
+
+
+def _from_moments(mean: Tensor, spread: Tensor) -> _Known:
+    low = float((mean - DEVIATIONS * spread).min())
+    high = float((mean + DEVIATIONS * spread).max())
+    return _Known(low, high, None, mean, spread)
+
+
+def _input(node: fx.Node) -> Any:
+    return node.args[0] if node.args else next(iter(node.kwargs.values()))
+
+
+def _describe(stored: StoredWeight) -> str:
+    if stored.kind == "float":
+        return "float32"
+    points = "0" if stored.zero_points is None else "per output"
+    return f"{stored.kind}, zero point {points}"

@@ -1,0 +1,241 @@
+"""What is in a run folder, a packed file or an ONNX file: layers, bits, ranges, sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdfq import packed
+from gdfq.errors import InputError
+from gdfq.export.onnx_file import METADATA_KEY, require
+from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.ops.pack_codes import unpack_codes
+from gdfq.run import load_run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer or an activation: its bits, the shape of its weight, its range, and its bytes.
+
+    ``low`` and ``high``: ends of the range, of a weight over all its channels. ``stored`` is the
+    bytes of codes, scales and zero points in the file, or that they would take when packed.
+    """
+
+    name: str
+    kind: str
+    bits: int | None
+    shape: tuple[int, ...] | None
+    low: float | None
+    high: float | None
+    stored: int
+    note: str = ""
+
+
+@dataclass
+class Inspection:
+    """A file or folder: facts about the whole, and a row per layer."""
+
+    facts: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+
+
+def inspect(path: str | Path) -> Inspection:
+    """What is in ``path``: a run folder, a packed safetensors file or an ONNX file.
+
+    Raises:
+        InputError: it is none of these, or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _inspect_run(path)
+    if not path.is_file():
+        raise InputError(f"file: there is no file or folder {path}")
+    if path.suffix == ".onnx":
+        return _inspect_onnx(path)
+    return _inspect_packed(path)
+
+
+def _inspect_run(path: Path) -> Inspection:
+    recipe, _, student = load_run(path)
+    result = path / "result.json"
+    facts = {"run": recipe.name, "seed": str(recipe.training.seed)}
+    if result.is_file():
+        facts |= _accuracy(json.loads(result.read_text(encoding="utf-8")))
+    for file in sorted(path.iterdir()):
+        if file.is_file():
+            facts[file.name] = _bytes(file.stat().st_size)
+    rows = [row for name, module in student.named_modules() for row in _module_rows(name, module)]
+    facts["packed, its tensors"] = _bytes(_packed_size(student, rows))
+    return Inspection(facts, rows)
+
+
+def _accuracy(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"top-1 {key}": f"{result[key]:.2f}%"
+        for key in ("teacher", "before", "after")
+        if result.get(key) is not None
+    }
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,} bytes"
+
+
+def _module_rows(name: str, module: nn.Module) -> list[Row]:
+    if isinstance(module, (QConv2d, QLinear)):
+        codes, scale, zero = module.weight_codes()
+        kind = "conv2d" if isinstance(module, QConv2d) else "linear"
+        return [_weight_row(name, kind, module.weight_bits, codes, scale, zero)]
+    if isinstance(module, QAct):
+        return [_act_row(name, module.act, module.act_bits, module.lo, module.hi)]
+    return []
+
+
+def _weight_row(name: str, kind: str, bits: int, codes: Tensor, scale: Tensor, zero: Tensor) -> Row:
+    values = (codes.flatten(1) + zero[:, None]) / scale[:, None]
+    size = codes.numel() * (bits if bits in (2, 3, 4) else 8)
+    stored = -(-size // 8) + 4 * (scale.numel() + zero.numel())
+    low, high = float(values.min()), float(values.max())
+    return Row(name, kind, bits, tuple(codes.shape), low, high, stored)
+
+
+def _act_row(name: str, act: str, bits: int, low: Tensor, high: Tensor) -> Row:
+    return Row(name, act, bits, None, float(low), float(high), 0)
+
+
+def _packed_size(student: nn.Module, rows: list[Row]) -> int:
+    """Bytes of the packed file's tensors."""
+    weights = {
+        f"{name}.weight" for name, m in student.named_modules() if isinstance(m, (QConv2d, QLinear))
+    }
+    rest = {id(v): v for k, v in student.state_dict(keep_vars=True).items() if k not in weights}
+    return sum(row.stored for row in rows) + sum(
+        value.numel() * value.element_size() for value in rest.values()
+    )
+
+
+def _inspect_packed(path: Path) -> Inspection:
+    header, state = packed.read(path)
+    recipe = header.parsed_recipe()
+    facts = {
+        "packed student": "of no recipe" if recipe is None else f"of recipe {recipe.name}",
+        "size": _bytes(path.stat().st_size),
+        "of it, weights": "",
+    }
+    rows = []
+    try:
+        for name, layer in header.layers.items():
+            codes = state[f"{name}.codes"]
+            if codes.dtype == torch.uint8:
+                codes = unpack_codes(codes, layer.weight_bits, layer.shape)
+            scale, zero = state[f"{name}.scale"], state[f"{name}.zero"]
+            rows.append(_weight_row(name, layer.kind, layer.weight_bits, codes, scale, zero))
+        for name, act in header.acts.items():
+            ends = state[f"{name}.lo"], state[f"{name}.hi"]
+            rows.append(_act_row(name, act.act, act.act_bits, *ends))
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"file: {path} is damaged: {error}") from error
+    weights = sum(row.stored for row in rows)
+    values = sum(torch.Size(row.shape).numel() for row in rows if row.shape)
+    facts["of it, weights"] = f"{_bytes(weights)}, {values:,} values"
+    return Inspection(facts, rows)
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    onnx = require("onnx")
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path))
+    except (DecodeError, OSError) as error:
+        raise InputError(f"file: {path} is no ONNX file: {error}") from error
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    facts = {
+        "ONNX": ", ".join(
+            f"opset {entry.version}" + (f" of {entry.domain}" if entry.domain else "")
+            for entry in model.opset_import
+        ),
+        "size": _bytes(path.stat().st_size),
+    }
+    parts = {}
+    if METADATA_KEY in metadata:
+        written = json.loads(metadata[METADATA_KEY])
+        facts["mode"] = written["mode"]
+        parts = {part["name"]: part for part in written["parts"]}
+    kinds: dict[str, int] = {}
+    for node in model.graph.node:
+        kinds[node.op_type] = kinds.get(node.op_type, 0) + 1
+    facts["nodes"] = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return Inspection(facts, _onnx_rows(onnx, model, parts))
+
+
+def _onnx_rows(onnx: Any, model: Any, parts: dict[str, Any]) -> list[Row]:
+    """A row per weight that is stored as integers, and per quantized activation."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers: dict[str, str] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, node.op_type)
+    rows = []
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            tensor = constants[node.input[0]]
+            codes = torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype("int32"))
+            name = tensor.name.removesuffix(".int4").removesuffix(".weight")
+            kind = readers.get(node.output[0], "?")
+            rows.append(_stored_row(onnx, node, constants, codes, name, kind, parts.get(name)))
+        elif node.op_type == "QuantizeLinear":
+            step = _constant(onnx, constants, node.input[1])
+            name = node.input[1].removesuffix(".step")
+            part = parts.get(name)
+            low, high = _act_ends(onnx, constants, node, step, part)
+            bits = part["bits"] if part else None
+            rows.append(Row(name, "activation", bits, None, low, high, 0, "uint8"))
+    return rows
+
+
+def _stored_row(
+    onnx: Any, node: Any, constants: Any, codes: Tensor, name: str, kind: str, part: Any
+) -> Row:
+    scale = _constant(onnx, constants, node.input[1])
+    zero = torch.tensor(0)
+    if len(node.input) > 2:
+        zero = _constant(onnx, constants, node.input[2])
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    if codes.dim() > 1 and scale.dim() == 1:
+        shape = [1] * codes.dim()
+        shape[axis] = -1
+        scale = scale.view(shape)
+        zero = zero.view(shape) if zero.dim() == 1 else zero
+    values = (codes - zero) * scale
+    type_name = onnx.TensorProto.DataType.Name(constants[node.input[0]].data_type).lower()
+    note = f"{type_name}, {int(codes.min())} to {int(codes.max())}"
+    if part and part["note"]:
+        note += f"; {part['note']}"
+    size = len(constants[node.input[0]].raw_data)
+    bits = part["bits"] if part else None
+    ends = float(values.min()), float(values.max())
+    return Row(name, kind, bits, tuple(codes.shape), *ends, size, note)
+
+
+def _constant(onnx: Any, constants: Any, name: str) -> Tensor:
+    if name not in constants:
+        raise InputError(f"file: scale or zero point {name} is computed in the graph")
+    array = onnx.numpy_helper.to_array(constants[name])
+    return torch.from_numpy(array.astype("float32" if array.dtype.kind == "f" else "int32"))
+
+
+def _act_ends(
+    onnx: Any, constants: Any, node: Any, step: Tensor, part: Any
+) -> tuple[float | None, float | None]:
+    """The ends of an activation's grid: those it was written with, or all of its type's."""
+    zero = int(_constant(onnx, constants, node.input[2])) if len(node.input) > 2 else 0
+    low, high = 0, 255
+    if part:
+        low, high = (int(code) for code in part["stored"].removeprefix("uint8, ").split(" to "))
+    return float(step * (low - zero)), float(step * (high - zero))

@@ -1,0 +1,168 @@
+"""A student as an ONNX file that other people's runtimes execute."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import UserError
+
+from gdfq.convert import QuantizedModel
+from gdfq.errors import InputError
+from gdfq.export.emit import OPSET
+from gdfq.export.form import Form, Mode, export_form
+from gdfq.export.formulas import FORMULAS
+from gdfq.export.stored import Weights
+from gdfq.files import write_file
+from gdfq.packed import check_student
+
+METADATA_KEY = "gdfq"
+
+
+def require(package: str) -> ModuleType:
+    """An optional package, or an InputError that says how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"export: needs {package}, which is not installed: pip install 'gdfq[export]'"
+        ) from error
+
+
+def check_options(mode: str, weights: str) -> tuple[Mode, Weights]:
+    """Both, if there is such a file; an InputError if not."""
+    if mode not in get_args(Mode):
+        raise InputError(f"mode: must be 'exact' or 'integer', got {mode!r}")
+    if weights not in get_args(Weights):
+        raise InputError(f"weights: must be 'int8' or 'int4', got {weights!r}")
+    if mode == "integer" and weights == "int4":
+        raise InputError("weights: must be 'int8' in integer mode: integer kernels take no int4")
+    return cast(Mode, mode), cast(Weights, weights)
+
+
+def export_onnx(
+    student: QuantizedModel,
+    path: str | Path,
+    images: Tensor,
+    *,
+    mode: Mode = "exact",
+    weights: Weights = "int8",
+    input_range: tuple[float, float] | None = None,
+) -> Form:
+    """Write ``student`` as ONNX with QuantizeLinear and DequantizeLinear, opset 21.
+
+    Weights are integers around 0, ``code + zero``, at the scale of the batch norm behind them,
+    which is folded in; activations are clamped to their grid of ``act_bits`` and quantized to
+    uint8. The batch size is free.
+
+    In exact mode the answers are the student's: every bias is added behind its convolution, in
+    float. In integer mode every convolution and sum has 8-bit inputs and outputs, so that ONNX
+    Runtime computes it in integers; this changes answers.
+
+    Args:
+        student: from :func:`gdfq.quantize_model`, or :func:`gdfq.load`; its ranges set.
+        path: of the file; it is replaced if it exists.
+        images: a batch ``(N, C, H, W)`` as the student takes; its values do not matter.
+        mode: ``"exact"`` or ``"integer"``.
+        weights: ``"int8"`` or, in exact mode, ``"int4"``: half the size, for weights of 2 to 4
+            bits.
+        input_range: smallest and largest value of an image, for integer mode; without it the
+            first convolution stays in float.
+
+    Returns:
+        What was written: its ``parts`` say per layer how it is stored, ``instead`` where that is
+        not the plain form.
+
+    Raises:
+        InputError: an argument is none of the above, a package is missing, torch.onnx cannot
+            export an operation of the network, or the file cannot be written.
+    """
+    check_options(mode, weights)
+    if input_range is not None and not input_range[0] < input_range[1]:
+        raise InputError(f"input_range: must be (low, high), low < high, got {input_range!r}")
+    check_student(student)
+    require("onnx")
+    require("onnxscript")
+    form = export_form(student, mode, weights, input_range)
+    model = _to_proto(form, images)
+    _tidy(model)
+    if weights == "int4":
+        _narrow(model)
+    facts = {"mode": mode, "parts": [asdict(part) for part in form.parts]}
+    model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
+    try:
+        write_file(Path(path), model.SerializeToString())
+    except OSError as error:
+        raise InputError(f"path: cannot write {path}: {error.strerror}") from error
+    return form
+
+
+def _to_proto(form: Form, images: Tensor) -> Any:
+    # Two images or more: torch.export takes a batch of one for a constant.
+    example = torch.zeros((max(2, images.shape[0]), *images.shape[1:]), dtype=torch.float32)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Our operators that are left, in a layer that is called as a function, as formulas.
+            traced = torch.export.export(
+                form.network.float(),
+                (example,),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            ).run_decompositions(FORMULAS)
+            program = torch.onnx.export(
+                traced,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, UserError) as error:
+        cause = error.__cause__ or error
+        raise InputError(
+            f"student: torch.onnx cannot export it: {str(cause).splitlines()[0]}"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _tidy(model: Any) -> None:
+    """Drop what the exporter notes about the program it read."""
+    graph = model.graph
+    del graph.value_info[:]
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _narrow(model: Any) -> None:
+    """Store the weights that fit as int4, two in a byte, with their zero points."""
+    from onnx import helper, numpy_helper
+
+    int4 = helper.tensor_dtype_to_np_dtype(helper.TensorProto.INT4)
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        # Codes, and zero points if there are any; the exporter shares equal ones between layers.
+        at = [i for i in (0, 2) if i < len(node.input)]
+        if node.op_type != "DequantizeLinear" or any(node.input[i] not in constants for i in at):
+            continue
+        arrays = [numpy_helper.to_array(constants[node.input[i]]) for i in at]
+        if any(a.dtype != "int8" or a.min() < -8 or a.max() > 7 for a in arrays):
+            continue
+        for i, array in zip(at, arrays, strict=True):
+            name = f"{node.input[i]}.int4"
+            if name not in constants:
+                constants[name] = numpy_helper.from_array(array.astype(int4), name)
+            node.input[i] = name
+    used = {name for node in graph.node for name in node.input}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)

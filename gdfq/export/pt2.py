@@ -1,0 +1,91 @@
+"""A student as a ``.pt2`` file of ``torch.export``."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+
+from gdfq.convert import QuantizedModel
+from gdfq.errors import InputError
+from gdfq.export.formulas import FORMULAS
+from gdfq.files import write_file
+from gdfq.nn import QConv2d, QLinear
+from gdfq.packed import check_student, packed_copy
+
+
+def export_pt2(
+    student: QuantizedModel, path: str | Path, images: Tensor, *, decompose: bool = False
+) -> None:
+    """Write ``student`` as a program of ``torch.export``, for ``torch.export.load``.
+
+    The batch size is free.
+
+    Args:
+        student: from :func:`gdfq.quantize_model` or :func:`gdfq.load`; its ranges set.
+        path: of the file; it is replaced if it exists.
+        images: a batch ``(N, C, H, W)`` as the student takes; its values do not matter.
+        decompose: False keeps this package's operators, which must be imported where the file is
+            loaded, and weights as packed codes. True writes PyTorch's own operators, with the
+            quantized weights as floats: it loads without this package.
+
+    Raises:
+        InputError: ``student`` is not finished, torch.export cannot export it, or the file cannot
+            be written.
+    """
+    check_student(student)
+    network = _with_values(student) if decompose else packed_copy(student)
+    network.requires_grad_(False)
+    # A batch of one would be taken for a constant; the file keeps the example's whole storage.
+    example = torch.zeros((2, *images.shape[1:]), dtype=images.dtype, device=images.device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dynamic = ({0: torch.export.Dim("batch")},)
+            program = torch.export.export(network, (example,), dynamic_shapes=dynamic)
+            if decompose:
+                program = program.run_decompositions(
+                    torch.export.default_decompositions() | FORMULAS
+                )
+    except (RuntimeError, UserError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"student: torch.export cannot export it: {first}") from error
+    try:
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        write_file(Path(path), content.getvalue())
+    except OSError as error:
+        raise InputError(f"path: cannot write {path}: {error.strerror}") from error
+
+
+@torch.no_grad()
+def _with_values(student: QuantizedModel) -> QuantizedModel:
+    """A copy whose layers are PyTorch's, with the quantized weights as their parameters."""
+    plain = copy.deepcopy(student).eval()
+    made: dict[nn.Module, nn.Module] = {}
+    for path, module in list(plain.named_modules(remove_duplicate=False)):
+        if not isinstance(module, (QConv2d, QLinear)):
+            continue
+        if module not in made:
+            made[module] = _ConstantWeight(module)
+        plain.set_submodule(path, made[module])
+    return plain
+
+
+class _ConstantWeight(nn.Module):
+    """A quantized layer's forward with the quantized weight as a constant."""
+
+    def __init__(self, layer: QConv2d | QLinear) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer._quantized_weight().clone())
+        self.layer = layer
+        layer._parameters.pop("weight", None)
+        layer._buffers.clear()  # the codes, if it was packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, self.weight)

@@ -1,0 +1,116 @@
+"""Layers that keep their weight as packed codes, for a student that is finished."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gdfq.nn.conv import QConv2d
+from gdfq.nn.linear import QLinear
+from gdfq.ops.pack_codes import pack_codes, unpack_codes
+
+PACKED_BITS = (2, 3, 4)  # others take a byte a code
+
+
+class Stored(NamedTuple):
+    """How a weight is kept: bits, shape, dtype of the values, and their memory format."""
+
+    weight_bits: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool
+
+
+class PackedWeight(nn.Module):
+    """Mixin for a quantized layer whose weight is codes, scales and zero points.
+
+    The forward pass is that of the layer it was made of, bit for bit; the weight cannot be trained.
+    Buffers: ``codes`` (uint8, a stream of ``weight_bits`` a code; int8 with 5 bits or more),
+    ``scale`` and ``zero`` float32 ``(outputs,)``.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    stored: Stored
+
+    def _adopt(self, layer: QConv2d | QLinear, stored: Stored, device: Any) -> None:
+        """Take over ``layer``'s arguments and modules, with room for a weight as ``stored``."""
+        nn.Module.__init__(self)
+        for name, value in vars(layer).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                self.__dict__[name] = copy.copy(value)
+        self._modules.update(layer._modules)
+        self.weight_bits = stored.weight_bits
+        self.stored = stored
+        packed = stored.weight_bits in PACKED_BITS
+        numel = torch.Size(stored.shape).numel()
+        self.register_buffer(
+            "codes",
+            torch.empty(-(-numel * stored.weight_bits // 8), dtype=torch.uint8, device=device)
+            if packed
+            else torch.empty(stored.shape, dtype=torch.int8, device=device),
+        )
+        for name in ("scale", "zero"):
+            self.register_buffer(name, torch.empty(stored.shape[0], device=device))
+        bias = layer.bias
+        if bias is not None:
+            bias = nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", bias)
+
+    def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes ``(weight's shape)``, scale and zero point ``(outputs,)`` of the weight."""
+        codes = self.codes
+        if codes.dtype == torch.uint8:
+            codes = unpack_codes(codes, self.stored.weight_bits, self.stored.shape)
+        return codes, self.scale, self.zero
+
+    def _quantized_weight(self) -> Tensor:
+        codes, scale, zero = self.weight_codes()
+        each = (-1, *[1] * (codes.dim() - 1))
+        weight = ((codes + zero.view(each)) / scale.view(each)).to(self.stored.dtype)
+        if self.stored.channels_last:
+            # clone, unlike contiguous(), sets the strides of a 1x1 kernel too, which decide about
+            # the convolution's algorithm and so its rounding.
+            weight = weight.clone(memory_format=torch.channels_last)
+        return weight
+
+
+class PackedConv2d(PackedWeight, QConv2d):
+    """:class:`~gdfq.nn.QConv2d` whose weight is packed codes; made by :func:`pack`."""
+
+    def __init__(self, layer: QConv2d, stored: Stored, device: Any = None) -> None:
+        self._adopt(layer, stored, device)
+
+
+class PackedLinear(PackedWeight, QLinear):  # type: ignore[misc]
+    """:class:`~gdfq.nn.QLinear` whose weight is packed codes; made by :func:`pack`."""
+
+    def __init__(self, layer: QLinear, stored: Stored, device: Any = None) -> None:
+        self._adopt(layer, stored, device)
+
+
+def make_room(layer: QConv2d | QLinear, stored: Stored, device: Any = None) -> PackedWeight:
+    """The packed counterpart of ``layer``, its codes not yet set."""
+    kind = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
+    return kind(layer, stored, device)  # type: ignore[arg-type]
+
+
+def pack(layer: QConv2d | QLinear) -> PackedWeight:
+    """The packed counterpart of ``layer``: the same outputs, bit for bit."""
+    if isinstance(layer, PackedWeight):
+        return layer
+    weight = layer.weight
+    last = torch._prims_common.suggest_memory_format(weight) == torch.channels_last
+    stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last)
+    packed = make_room(layer, stored, weight.device)
+    codes, scale, zero = layer.weight_codes()
+    if stored.weight_bits in PACKED_BITS:
+        codes = pack_codes(codes, stored.weight_bits)
+    packed.codes.copy_(codes)
+    packed.scale.copy_(scale)
+    packed.zero.copy_(zero)
+    return packed

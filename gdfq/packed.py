@@ -1,0 +1,275 @@
+"""A finished student as a small file: codes packed at their bits, and all else that it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as tensors
+from torch import Tensor, nn
+
+from gdfq.convert import QuantizedModel, quantize_model
+from gdfq.errors import InputError
+from gdfq.files import write_file
+from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.packed import Stored, make_room, pack
+from gdfq.recipes.schema import Recipe, parse_recipe
+from gdfq.run import build_network, build_student
+
+KEY = "gdfq"  # of the header's one entry: safetensors writes several in changing order
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16,
+                                                     torch.bfloat16)}  # fmt: skip
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class LayerFacts(_Part):
+    """How a layer's weight is stored."""
+
+    kind: Literal["conv2d", "linear"]
+    weight_bits: int = Field(ge=2, le=8)
+    shape: list[int]
+    dtype: Literal["float32", "float64", "float16", "bfloat16"]
+    channels_last: bool
+
+
+class ActFacts(_Part):
+    """A quantized activation."""
+
+    act_bits: int = Field(ge=2, le=8)
+    act: Literal["relu", "relu6", "none"]
+
+
+class Header(_Part):
+    """What a packed file says about its tensors: by path of the layer in the network."""
+
+    format: Literal[1] = 1
+    layers: dict[str, LayerFacts]
+    acts: dict[str, ActFacts]
+    recipe: str | None = None
+
+    def parsed_recipe(self) -> Recipe | None:
+        """The recipe of the run that made the student, if a run made it."""
+        return None if self.recipe is None else parse_recipe(self.recipe, "recipe in the file")
+
+
+# ---- writing ----
+
+
+def packed_copy(student: QuantizedModel) -> QuantizedModel:
+    """``student`` with its weights as packed codes: the same outputs, bit for bit.
+
+    Raises:
+        InputError: ``student`` is no :class:`~gdfq.convert.QuantizedModel`, has weights that are
+            not finite, or activation ranges that no batch has set.
+    """
+    check_student(student)
+    packed = copy.deepcopy(student).eval()
+    _replace(packed, {layer: pack(layer) for layer in _layers(packed).values()})
+    return packed
+
+
+def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None) -> None:
+    """Write a finished student as a packed safetensors file.
+
+    Weights are stored as codes of ``weight_bits`` each (a byte each with 5 bits or more) with a
+    float32 scale and zero point per output channel; everything else as ``student.state_dict()``
+    has it. :func:`load` gives the student back.
+
+    Args:
+        student: from :func:`gdfq.quantize_model`, its ranges set.
+        path: of the file; it is replaced if it exists.
+        recipe: of the run that made the student; with it, :func:`load` needs no model.
+
+    Raises:
+        InputError: see :func:`packed_copy`, or the file cannot be written.
+    """
+    packed = packed_copy(student)
+    header = Header(
+        layers={p: _layer_facts(layer) for p, layer in _layers(packed).items()},
+        acts={p: ActFacts(act_bits=q.act_bits, act=q.act) for p, q in _acts(packed).items()},
+        recipe=None if recipe is None else recipe.to_toml(),
+    )
+    state, seen = {}, set()
+    for name, value in packed.state_dict(keep_vars=True).items():
+        if id(value) not in seen:  # a tensor under several names is written once
+            seen.add(id(value))
+            state[name] = value.detach().contiguous()
+    raw = tensors.save(state, metadata={KEY: json.dumps(header.model_dump(), sort_keys=True)})
+    try:
+        write_file(Path(path), raw)
+    except OSError as error:
+        raise InputError(f"path: cannot write {path}: {error.strerror}") from error
+
+
+def check_student(student: Any) -> None:
+    """Raise an InputError unless ``student`` is a finished one, its weights finite."""
+    if not isinstance(student, QuantizedModel):
+        raise InputError(
+            f"student: must come from gdfq.quantize_model, got {type(student).__name__}"
+        )
+    for path, act in _acts(student).items():
+        if not act.num_batches_tracked:
+            raise InputError(
+                f"student: the activation {path} has no range yet; train or calibrate it first"
+            )
+    for path, layer in _layers(student).items():
+        weight = layer._parameters.get("weight")
+        if weight is not None and not weight.isfinite().all():
+            raise InputError(f"student: the weight of {path} is not finite")
+
+
+def _layer_facts(layer: Any) -> LayerFacts:
+    stored: Stored = layer.stored
+    return LayerFacts(
+        kind="conv2d" if isinstance(layer, QConv2d) else "linear",
+        weight_bits=stored.weight_bits,
+        shape=list(stored.shape),
+        dtype=str(stored.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        channels_last=stored.channels_last,
+    )
+
+
+def _layers(model: nn.Module) -> dict[str, QConv2d | QLinear]:
+    return {p: m for p, m in model.named_modules() if isinstance(m, (QConv2d, QLinear))}
+
+
+def _acts(model: nn.Module) -> dict[str, QAct]:
+    return {p: m for p, m in model.named_modules() if isinstance(m, QAct)}
+
+
+def _replace(model: nn.Module, new: dict[Any, nn.Module]) -> None:
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module in new:
+            model.set_submodule(path, new[module])
+
+
+# ---- reading ----
+
+
+def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
+    """Header and tensors of a packed file.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or :func:`save` did not write it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"path: there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"path: {path} is no safetensors file, or is damaged: {error}") from error
+    if KEY not in metadata:
+        raise InputError(
+            f"path: {path} is a safetensors file, but no packed student: gdfq.save writes those"
+        )
+    try:
+        return Header.model_validate_json(metadata[KEY]), state
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"path: the header of {path} is damaged: {where}: {first['msg']}") from (
+            error
+        )
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
+    """The student that :func:`save` wrote, in evaluation mode: its outputs bit for bit.
+
+    Weights stay packed in memory (:class:`~gdfq.nn.packed.PackedConv2d` and ``PackedLinear``) and
+    cannot be trained. No weights of the teacher are needed, only its architecture: the recipe in
+    the file names it, or ``model`` gives it.
+
+    Args:
+        path: of the file.
+        model: the float network that was quantized, with any weights; or what
+            :func:`gdfq.quantize_model` makes of it, where that was called with ``leaf_modules``.
+            None takes the network that the recipe names.
+
+    Raises:
+        InputError: the file cannot be read, is damaged or is no packed student, it names no
+            architecture and ``model`` is None, or ``model`` does not fit it.
+    """
+    header, state = read(path)
+    recipe = header.parsed_recipe()
+    if model is None:
+        if recipe is None:
+            raise InputError(
+                f"model: {path} was saved without a recipe: give the float network it was made of"
+            )
+        student = build_student(recipe, build_network(recipe))
+    elif isinstance(model, QuantizedModel):
+        student = copy.deepcopy(model)
+    else:
+        student = quantize_model(model)
+    _fit(student, header, path)
+    new: dict[Any, nn.Module] = {}
+    for name, layer in _layers(student).items():
+        facts = header.layers[name]
+        stored = Stored(
+            facts.weight_bits, tuple(facts.shape), DTYPES[facts.dtype], facts.channels_last
+        )
+        new[layer] = make_room(layer, stored, layer.weight.device)
+    _replace(student, new)
+    for name, act in _acts(student).items():
+        act.act_bits = header.acts[name].act_bits
+    _load_state(student, state, path)
+    if any(facts.channels_last for facts in header.layers.values()):
+        student.to(memory_format=torch.channels_last)
+    return student.eval()
+
+
+def _fit(student: QuantizedModel, header: Header, path: str | Path) -> None:
+    """Check that the file's layers are ``student``'s."""
+    layers = {
+        p: ("conv2d" if isinstance(m, QConv2d) else "linear", tuple(m.weight.shape))
+        for p, m in _layers(student).items()
+    }
+    stored = {p: (f.kind, tuple(f.shape)) for p, f in header.layers.items()}
+    acts = {p: q.act for p, q in _acts(student).items()}
+    wanted = {p: f.act for p, f in header.acts.items()}
+    pairs: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ((layers, stored), (acts, wanted))
+    for have, need in pairs:
+        for name in [*need, *have]:
+            if have.get(name) != need.get(name):
+                raise InputError(
+                    f"model: does not fit {path}: {name} is {_say(have.get(name))} in the model "
+                    f"and {_say(need.get(name))} in the file"
+                )
+
+
+def _say(what: Any) -> str:
+    return "not quantized" if what is None else " ".join(map(str, what)) if isinstance(
+        what, tuple
+    ) else str(what)  # fmt: skip
+
+
+def _load_state(student: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    own = student.state_dict(keep_vars=True)
+    loaded = {id(own[name]) for name in state if name in own}
+    missing = [name for name, value in own.items() if id(value) not in loaded]
+    unknown = [name for name in state if name not in own]
+    wrong = [
+        name
+        for name in state
+        if name in own
+        and (own[name].shape != state[name].shape or own[name].dtype != state[name].dtype)
+    ]
+    for names, problem in (
+        (missing, "is missing in it"),
+        (unknown, "is not in the network"),
+        (wrong, "has another shape or dtype than in the network"),
+    ):
+        if names:
+            raise InputError(f"model: does not fit {path}: {names[0]} {problem}")
+    student.load_state_dict(state, strict=False)

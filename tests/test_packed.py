@@ -1,0 +1,174 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+from torch import nn
+
+import gdfq
+from gdfq.nn.packed import PackedConv2d, PackedLinear
+from gdfq.nn.qact import observing_copy
+from gdfq.recipes import load_recipe
+from gdfq.run import build_student, build_teacher
+from tests.tiny import tiny_teacher
+
+
+def student_of(model, images, weight_bits=4, act_bits=4, channels_last=False):
+    """A student whose ranges have seen ``images``."""
+    student = gdfq.quantize_model(model, weight_bits, act_bits)
+    if channels_last:
+        student.to(memory_format=torch.channels_last)
+    observed = observing_copy(student)
+    observed(images)
+    student.load_state_dict(observed.state_dict())
+    return student
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_student_comes_back_bit_for_bit(tmp_path, bits, channels_last):
+    images = torch.randn(8, 2, 8, 8)
+    student = student_of(tiny_teacher(), images, bits, bits, channels_last)
+    path = tmp_path / "student.safetensors"
+    gdfq.save(student, path)
+    loaded = gdfq.load(path, tiny_teacher())
+    assert torch.equal(loaded(images), student(images))
+    assert isinstance(loaded.get_submodule("0"), PackedConv2d)
+    assert isinstance(loaded.get_submodule("8"), PackedLinear)
+    for name, value in student.state_dict().items():
+        if name in loaded.state_dict():
+            assert torch.equal(value, loaded.state_dict()[name])
+    assert set(student.state_dict()) - set(loaded.state_dict()) == {
+        "0.weight", "3.weight", "8.weight",
+    }  # fmt: skip
+    # What was loaded can be written again, and is the same file.
+    gdfq.save(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_come_back(tmp_path, dtype):
+    images = torch.randn(8, 2, 8, 8, dtype=dtype)
+    student = student_of(tiny_teacher().to(dtype), images)
+    gdfq.save(student, tmp_path / "s")
+    assert torch.equal(gdfq.load(tmp_path / "s", tiny_teacher().to(dtype))(images), student(images))
+
+
+def test_an_input_quantizer_and_shared_modules_come_back(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = gdfq.nn.QConv2d(2, 2, 3, padding=1, weight_bits=3, act_bits=5)
+            self.twice = nn.Conv2d(2, 2, 3, padding="same", padding_mode="reflect")
+            self.also = self.twice
+            self.norm = nn.BatchNorm2d(2)
+            self.relu = nn.ReLU6()
+
+        def forward(self, x):
+            x = self.relu(self.norm(self.twice(self.first(x))))
+            return self.relu(self.also(x)).mean((2, 3))
+
+    images = torch.randn(4, 2, 8, 8)
+    net = Net().eval()
+    student = student_of(net, images, 2, 4)
+    gdfq.save(student, tmp_path / "s")
+    stored = load_file(tmp_path / "s")
+    assert "also.codes" not in stored  # written once
+    for model in (net, gdfq.quantize_model(net)):
+        loaded = gdfq.load(tmp_path / "s", model)
+        assert loaded.twice is loaded.also
+        assert torch.equal(loaded(images), student(images))
+        assert loaded.first.weight_bits == 3
+        assert loaded.first.input_quantizer.act_bits == 5
+        assert loaded.relu.act_bits == 4
+
+
+def test_the_recipe_in_the_file_names_the_architecture(tmp_path, monkeypatch):
+    recipe = load_recipe("fashion-mnist-resnet20").with_options({"weight_bits": 3})
+    images = torch.randn(4, 1, 28, 28)
+    recipe, teacher = build_teacher(recipe)
+    student = build_student(recipe, teacher.network).to(memory_format=torch.channels_last)
+    observed = observing_copy(student)
+    observed(images)
+    student.load_state_dict(observed.state_dict())
+    gdfq.save(student, tmp_path / "s.safetensors", recipe)
+    monkeypatch.setattr("gdfq.sources.registries.EMBEDDED_WEIGHTS", tmp_path / "nowhere")
+    assert torch.equal(gdfq.load(tmp_path / "s.safetensors")(images), student(images))
+    header, _ = gdfq.packed.read(tmp_path / "s.safetensors")
+    assert header.parsed_recipe() == recipe
+
+
+@pytest.mark.parametrize(("bits", "times"), [(4, 7), (3, 9)])
+def test_resnet18_is_small_and_loads_by_its_recipe_alone(tmp_path, bits, times):
+    torchvision = pytest.importorskip("torchvision")
+    options = {"model": "torchvision:resnet18", "weights": "random", "data": "none", "channels": 3,
+               "num_classes": 1000, "image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3,
+               "weight_bits": bits}  # fmt: skip
+    recipe = load_recipe("fashion-mnist-resnet20").with_options(options)
+    network = torchvision.models.resnet18().eval()
+    images = torch.randn(2, 3, 64, 64)
+    student = student_of(network, images, bits, 4)
+    save_file(network.state_dict(), tmp_path / "float")
+    gdfq.save(student, tmp_path / "packed", recipe)
+    small, large = ((tmp_path / name).stat().st_size for name in ("packed", "float"))
+    assert small <= large / times
+    assert torch.equal(gdfq.load(tmp_path / "packed")(images), student(images))
+
+
+@pytest.fixture(scope="module")
+def packed_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "student.safetensors"
+    gdfq.save(student_of(tiny_teacher(), torch.randn(8, 2, 8, 8)), path)
+    return path
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path, packed_file):
+    raw = packed_file.read_bytes()
+    with safe_open(packed_file, "pt") as file:
+        header = json.loads(file.metadata()["gdfq"])
+    state = load_file(packed_file)
+
+    def attempt(content, match, model=None):
+        path = tmp_path / "file.safetensors"
+        path.write_bytes(content)
+        with pytest.raises(gdfq.InputError, match=match):
+            gdfq.load(path, tiny_teacher() if model is None else model)
+
+    with pytest.raises(gdfq.InputError, match="there is no file"):
+        gdfq.load(tmp_path / "nothing")
+    with pytest.raises(gdfq.InputError, match="there is no file"):
+        gdfq.load(tmp_path)
+    attempt(b"", "damaged")
+    attempt(raw[: len(raw) // 2], "damaged")
+    attempt(b"PK\x03\x04" + raw, "damaged")
+    attempt(save(state), "no packed student")
+    attempt(save(state, {"gdfq": "{"}), "header of .* is damaged")
+    attempt(save(state, {"gdfq": json.dumps({**header, "format": 2})}), "format")
+    bits = json.loads(json.dumps(header))
+    bits["layers"]["0"]["weight_bits"] = 3
+    attempt(save(state, {"gdfq": json.dumps(bits)}), "0.codes has another shape")
+    kept = {k: v for k, v in state.items() if k != "3.scale"}
+    attempt(save(kept, {"gdfq": json.dumps(header)}), "3.scale is missing")
+    attempt(
+        save({**state, "more": state["3.scale"].clone()}, {"gdfq": json.dumps(header)}),
+        "more is not",
+    )
+    attempt(raw, "0 is conv2d .* in the model", tiny_teacher(channels=3))
+    with pytest.raises(gdfq.InputError, match="saved without a recipe"):
+        gdfq.load(packed_file)
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path):
+    with pytest.raises(gdfq.InputError, match="must come from"):
+        gdfq.save(nn.Linear(2, 2), tmp_path / "s")
+    student = gdfq.quantize_model(tiny_teacher())
+    with pytest.raises(gdfq.InputError, match="no range yet"):
+        gdfq.save(student, tmp_path / "s")
+    student = student_of(tiny_teacher(), torch.randn(8, 2, 8, 8))
+    student.get_submodule("0").weight.data[0] = float("nan")
+    with pytest.raises(gdfq.InputError, match="not finite"):
+        gdfq.save(student, tmp_path / "s")
+    student.get_submodule("0").weight.data[0] = 1
+    with pytest.raises(gdfq.InputError, match="cannot write"):
+        gdfq.save(student, tmp_path / "nowhere" / "s")
