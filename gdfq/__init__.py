@@ -6,7 +6,7 @@
 >>> trainer.train()
 """
 
-from gdfq import functional, losses, models, nn
+from gdfq import distributed, functional, losses, models, nn
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.ops import backend
@@ -20,6 +20,7 @@ __all__ = [
     "InputError",
     "NonFiniteLossError",
     "backend",
+    "distributed",
     "functional",
     "load",
     "losses",

@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite during training; the message says what to change."""
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run is gone, so that this one cannot go on."""

@@ -7,6 +7,8 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from gdfq.distributed import World
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked the process to end, and it has put everything in order."""
@@ -52,6 +54,10 @@ class Interrupts:
         if self._at_once:
             raise Interrupted(signum)
         self.notice()
+
+    def agree(self, world: World) -> None:
+        """Have a signal that arrived at any rank of ``world`` count on all; all must call it."""
+        self.arrived = world.largest(self.arrived or 0) or None
 
     def check(self) -> None:
         """Raise :class:`Interrupted` if a signal has arrived."""

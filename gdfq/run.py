@@ -15,6 +15,7 @@ from torch import nn
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.data import Batches, class_names, open_test_set, top1
+from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
@@ -117,8 +118,13 @@ def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
         network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
 
 
-def open_batches(recipe: Recipe, images: Preprocessing, workers: int | None = None) -> Batches:
-    """The test images that the recipe names.
+def open_batches(
+    recipe: Recipe,
+    images: Preprocessing,
+    workers: int | None = None,
+    world: World | None = None,
+) -> Batches:
+    """The test images that the recipe names, this process's share of them.
 
     Raises:
         InputError: it names none, or they cannot be opened; the message has the path.
@@ -126,35 +132,48 @@ def open_batches(recipe: Recipe, images: Preprocessing, workers: int | None = No
     spec = recipe.teacher
     if spec.data == "none":
         raise InputError("data: the recipe names no data set to measure on")
-    return Batches(
-        open_test_set(spec.data, spec.data_path, images.num_classes), images, workers=workers
-    )
+    world = world or World()
+    test_set = open_test_set(spec.data, spec.data_path, images.num_classes)
+    return Batches(test_set, images, workers=workers, rank=world.rank, ranks=world.size)
 
 
 class Measure:
     """Top-1 on the recipe's data set, or None with the reason in the result."""
 
     def __init__(
-        self, recipe: Recipe, images: Preprocessing, workers: int | None, result: Result
+        self,
+        recipe: Recipe,
+        images: Preprocessing,
+        workers: int | None,
+        result: Result,
+        world: World,
     ) -> None:
         self.recipe = recipe
         self.images = images
         self.workers = workers
         self.result = result
+        self.world = world
         self.batches: Batches | None = None
 
     def __call__(self, model: nn.Module) -> float | None:
         """Top-1 of ``model`` in percent."""
         if self.recipe.teacher.data == "none":
             return None
+        problem = ""
         try:
             if self.batches is None:
-                self.batches = open_batches(self.recipe, self.images, self.workers)
-            share = top1(model, self.batches)
+                self.batches = open_batches(self.recipe, self.images, self.workers, self.world)
+        except InputError as error:
+            problem = str(error)
+        try:
+            if self.world.any(bool(problem)) or self.batches is None:
+                raise InputError(problem or "data: another process cannot open it")
+            share = top1(model, self.batches, self.world)
         except InputError as error:
             self.result.evaluation = f"skipped: {error}"
             return None
-        self.result.evaluation = f"{self.batches.pictures:,} test images of {self.batches.name}"
+        pictures = self.world.total(self.batches.pictures)
+        self.result.evaluation = f"{pictures:,} test images of {self.batches.name}"
         return share
 
 

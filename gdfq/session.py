@@ -6,12 +6,14 @@ import io
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from gdfq.distributed import World
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
@@ -32,12 +34,17 @@ from gdfq.run import (
 from gdfq.sources import LoadedTeacher
 from gdfq.tensorboard import TensorBoard, require_tensorboard
 from gdfq.training import GDFQTrainer, TrainerCallback
-from gdfq.training.checkpoint import checkpoint_path, newest_sound, write_checkpoint
+from gdfq.training.checkpoint import (
+    checkpoint_path,
+    newest_sound,
+    read_checkpoint,
+    write_checkpoint,
+)
 from gdfq.training.memory_format import TORCH_FORMATS
 from gdfq.training.state import digest
 
 # What a run's rounding can depend on.
-ROUNDING = ("gdfq", "torch", "cpu", "cpu_capability", "threads", "gpu", "backend")
+ROUNDING = ("gdfq", "torch", "cpu", "cpu_capability", "threads", "gpu", "backend", "processes")
 
 
 class Progress(Protocol):
@@ -71,6 +78,8 @@ class Options:
         checkpoint_every: seconds between checkpoints; 0 is one after every step.
         tensorboard: log to ``tensorboard`` in the run's folder.
         workers: processes that decode test images, see :class:`gdfq.data.Batches`.
+        world: the processes of the run. All call :func:`quantize` or :func:`resume`, the first
+            writes, and all read: a resumed run's folder is one that every machine sees.
 
     Raises:
         InputError: ``checkpoint_every`` is negative, or TensorBoard is not installed.
@@ -80,6 +89,7 @@ class Options:
     checkpoint_every: float = 60.0
     tensorboard: bool = False
     workers: int | None = None
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         if not 0 <= self.checkpoint_every < math.inf:
@@ -107,19 +117,21 @@ def quantize(
         NonFiniteLossError: a loss became NaN; the last sound student has been saved.
         Interrupted: a signal of ``interrupts`` arrived; :func:`resume` goes on from there.
         OSError: the student or the result could not be written; :func:`resume` writes them.
+        ProcessLostError: another process of ``options.world`` is gone.
     """
-    recipe, teacher, trainer = _build(recipe, options.device)
+    recipe, teacher, trainer = _build(recipe, options)
     for note in teacher.notes:
         progress.warning(note)
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
-    create_folder(folder)
-    try:
-        # With it the run can be resumed, so it comes first.
-        write_file(folder / "recipe.toml", recipe.to_toml().encode())
-    except OSError as error:
-        raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
-    with locked(folder / "recipe.toml"):
+    if options.world.first:
+        create_folder(folder)
+        try:
+            # With it the run can be resumed, so it comes first.
+            write_file(folder / "recipe.toml", recipe.to_toml().encode())
+        except OSError as error:
+            raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
+    with locked(folder / "recipe.toml") if options.world.first else nullcontext():
         return _Session(recipe, folder, teacher, trainer, progress, options, interrupts).go()
 
 
@@ -134,17 +146,18 @@ def resume(
     Raises:
         InputError: ``folder`` holds no run, another process is at it, or the checkpoint does not
             fit the recipe or its teacher.
-        NonFiniteLossError, Interrupted, OSError: as from :func:`quantize`.
+        NonFiniteLossError, Interrupted, OSError, ProcessLostError: as from :func:`quantize`.
     """
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"resume: {folder} is no run folder: it has no recipe.toml")
     recipe = load_recipe(str(folder / "recipe.toml"))
-    with locked(folder / "recipe.toml"):
+    with locked(folder / "recipe.toml") if options.world.first else nullcontext():
         done = _finished(folder)
         if done is not None:
             return done
-        remove(path for path in folder.iterdir() if is_partial(path))
-        recipe, teacher, trainer = _build(recipe, options.device)
+        if options.world.first:
+            remove(path for path in folder.iterdir() if is_partial(path))
+        recipe, teacher, trainer = _build(recipe, options)
         session = _Session(recipe, folder, teacher, trainer, progress, options, interrupts)
         session.load_newest()
         return session.go()
@@ -171,14 +184,19 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _build(recipe: Recipe, device: str) -> tuple[Recipe, LoadedTeacher, GDFQTrainer]:
+def _build(recipe: Recipe, options: Options) -> tuple[Recipe, LoadedTeacher, GDFQTrainer]:
     """The recipe in full, its teacher, and a trainer of its student at step 0."""
     recipe, loaded = build_teacher(recipe)
-    teacher, images = loaded.network.to(device), loaded.preprocessing
+    teacher, images = loaded.network.to(options.device), loaded.preprocessing
     student = build_student(recipe, teacher)
-    generator = build_generator(recipe, images).to(device)
+    generator = build_generator(recipe, images).to(options.device)
     trainer = GDFQTrainer(
-        teacher, student, generator, images.num_classes, **recipe.training.model_dump()
+        teacher,
+        student,
+        generator,
+        images.num_classes,
+        **recipe.training.model_dump(),
+        world=options.world,
     )
     teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format])
     return recipe, loaded, trainer
@@ -204,6 +222,7 @@ class _Session(TrainerCallback):
         self.trainer = trainer
         self.progress = progress
         self.options = options
+        self.world = options.world
         self.interrupts = interrupts or Interrupts()
         self.result = Result(
             name=recipe.name,
@@ -215,9 +234,13 @@ class _Session(TrainerCallback):
             finished=False,
             training_seconds=0.0,
         )
-        self.measure = Measure(recipe, self.images, options.workers, self.result)
+        self.measure = Measure(recipe, self.images, options.workers, self.result, self.world)
         self.teacher_digest = digest(self.teacher)
-        self.environment = {**environment(), "device": options.device}
+        self.environment = {
+            **environment(),
+            "device": options.device,
+            "processes": options.world.size,
+        }
         self.metrics = Metrics(folder / "metrics.jsonl", progress.warning)
         self.tensorboard: TensorBoard | None = None
         self.checkpoint: Path | None = None  # the newest, sound
@@ -226,7 +249,11 @@ class _Session(TrainerCallback):
 
     def load_newest(self) -> None:
         """Go back to the newest sound checkpoint, if there is one."""
-        found = newest_sound(self.folder, self.progress.warning)
+        found = newest_sound(self.folder, self.progress.warning) if self.world.first else None
+        step = self.world.first_says(found[1]["trainer"]["steps_done"] if found else -1)
+        if not self.world.first and step >= 0:
+            path = checkpoint_path(self.folder, step)
+            found = path, read_checkpoint(path)
         if found is None:
             self.progress.phase("there is no checkpoint to go on from: starting at step 0")
             return
@@ -256,6 +283,7 @@ class _Session(TrainerCallback):
             try:
                 self._prepare()
                 failure = self._train()
+                self.interrupts.agree(self.world)
                 if failure is None:  # else the student has been put back, and there is no going on
                     self.interrupts.check()
                 self._finish(failure)
@@ -270,6 +298,8 @@ class _Session(TrainerCallback):
         return self.result
 
     def _prepare(self) -> None:
+        if not self.world.first:
+            return
         if not (self.folder / "environment.json").exists():
             _write_json(self.folder / "environment.json", self.environment)
         self.metrics.write()
@@ -293,13 +323,14 @@ class _Session(TrainerCallback):
 
     def _finish(self, failure: NonFiniteLossError | None) -> None:
         """Write and measure what came out; killed in here, a resumed run does it again."""
-        if failure is None:
-            self._save_checkpoint()
-        self.metrics.write()
-        save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
-        image = io.BytesIO()
-        picture(self.recipe, self.images, self.trainer).save(image, "png")
-        write_file(self.folder / "images.png", image.getvalue())
+        if self.world.first:
+            if failure is None:
+                self._save_checkpoint()
+            self.metrics.write()
+            save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
+            image = io.BytesIO()
+            picture(self.recipe, self.images, self.trainer).save(image, "png")
+            write_file(self.folder / "images.png", image.getvalue())
         if failure is None:
             self._announce("measuring teacher and student")
             with self.interrupts.at_once():
@@ -311,6 +342,8 @@ class _Session(TrainerCallback):
 
     def _leave(self) -> None:
         """Leave quickly: a checkpoint, and the student as far as it is, unmeasured."""
+        if not self.world.first:
+            return
         self._save_checkpoint()
         try:
             if self.trainer.calibrated:
@@ -322,7 +355,8 @@ class _Session(TrainerCallback):
     def _write_result(self, finished: bool) -> None:
         self.result.steps = self.trainer.steps_done
         self.result.finished = finished
-        _write_json(self.folder / "result.json", asdict(self.result))
+        if self.world.first:
+            _write_json(self.folder / "result.json", asdict(self.result))
 
     def _save_checkpoint(self) -> None:
         step = self.trainer.steps_done
@@ -386,7 +420,8 @@ class _Session(TrainerCallback):
             "generator_lr": float(trainer.generator_lr.value),
             "student_lr": float(trainer.student_lr.value),
         }
-        self.metrics.append(record)
+        if self.world.first:
+            self.metrics.append(record)
         if self.tensorboard is not None:
             self.tensorboard.epoch(record)
             if epoch % max(1, trainer.epochs // 10) == 0:
@@ -398,7 +433,7 @@ class _Session(TrainerCallback):
     def between_steps(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Save a checkpoint when it is time, unless the losses are about to end the run."""
         due = time.perf_counter() - self.saved >= self.options.checkpoint_every
-        if due and all(math.isfinite(loss) for loss in losses.values()):
+        if self.world.first and due and all(math.isfinite(loss) for loss in losses.values()):
             self._save_checkpoint()
 
     def should_stop(self) -> bool:

@@ -1,12 +1,17 @@
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 import gdfq
 from gdfq import memory
 from gdfq.bench.formulations import RIVALS, Settings, check_rivals, make
-from gdfq.bench.measure import PHASES, measure
+from gdfq.bench.measure import PHASES, Measurement, measure
 from gdfq.bench.networks import WORKLOADS, Workload, build
 from gdfq.bench.plain import PlainGenerator, PlainTrainer, QuantizedActivation, plain_student
+from gdfq.bench.report import traffic_table
+from gdfq.distributed import Traffic
 from gdfq.errors import InputError
 from gdfq.nn import QAct
 from tests.test_capture import NoHost
@@ -194,3 +199,16 @@ def test_growth_in_depth_is_of_this_family():
     assert blocks == 9
     with pytest.raises(InputError, match="depth: must be 6 n \\+ 2 with n >= 1, got 21"):
         gdfq.models.cifar_resnet(21, 10)
+
+
+def test_collectives_are_added_up_by_purpose():
+    traffic = {"first": Traffic(2, 3000), "second": Traffic(1, 500)}
+    ours = Measurement(
+        "gdfq", [1.0], 1.0, traffic=traffic, calibration_traffic={"x": Traffic(4, 8)}
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(traffic_table(ours, 2))
+    rows = [line.replace("│", " ").split() for line in console.export_text().splitlines()]
+    assert ["step", "first", "2", "3,000"] in rows
+    assert ["step", "all", "3", "3,500"] in rows
+    assert ["calibration", "all", "4", "8"] in rows

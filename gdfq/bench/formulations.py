@@ -11,6 +11,7 @@ import torch
 from gdfq.bench.networks import Workload, build
 from gdfq.bench.plain import PlainTrainer
 from gdfq.convert import quantize_model
+from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.training import GDFQTrainer
@@ -53,8 +54,8 @@ class Settings:
     rival_precision: Precision | None = None
 
 
-def make(name: str, workload: Workload, settings: Settings) -> Any:
-    """The trainer called ``"ours"``, or a rival's."""
+def make(name: str, workload: Workload, settings: Settings, world: World | None = None) -> Any:
+    """The trainer called ``"ours"``, of one of many processes or alone, or a rival's."""
     torch.manual_seed(0)
     generator = Generator(
         workload.num_classes, workload.image_size, conditional_bn=workload.conditional_bn
@@ -77,6 +78,7 @@ def make(name: str, workload: Workload, settings: Settings) -> Any:
         warmup_epochs=400 if settings.warm_up else 0,
         calibration_batches=1,
         fuse=settings.fuse,
+        world=world,
         **settings.trainer,
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gdfq.bench.formulations import RIVALS, Rival, Settings, make
 from gdfq.bench.networks import Workload
+from gdfq.distributed import Traffic, World
 from gdfq.memory import allocator_put_back, keep_freed_memory, return_freed_memory
 from gdfq.training import GDFQTrainer
 from gdfq.training.capture import WARM_UP_STEPS
@@ -36,9 +37,11 @@ class Measurement:
         name: what the tables call it.
         seconds: of each step.
         images_per_second: at the median.
-        phases: median seconds by phase; ours only, and empty on a GPU.
-        convolutions: their part of the step's time; ours on the CPU only.
+        phases: median seconds by phase; ours only, and empty on a GPU or many processes.
+        convolutions: their part of the step's time; ours on one process on the CPU only.
         peak_bytes: of memory; None where it was not measured.
+        traffic: what each process gives to collectives in a step, by purpose; empty if alone.
+        calibration_traffic: the same of a calibration batch.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Measurement:
     phases: dict[str, float] = field(default_factory=dict)
     convolutions: float | None = None
     peak_bytes: int | None = None
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+    calibration_traffic: dict[str, Traffic] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
@@ -55,32 +60,38 @@ class Measurement:
 
 
 def measure(
-    workload: Workload, settings: Settings, rivals: list[Rival], memory: bool = True
+    workload: Workload,
+    settings: Settings,
+    rivals: list[Rival],
+    memory: bool = True,
+    world: World | None = None,
 ) -> tuple[list[Measurement], GDFQTrainer]:
     """Time ``settings.steps`` steps of our trainer and of each rival, in turns, in this process.
 
     The rivals run with the C allocator as PyTorch finds it unless ``pages_kept``; ours with
     freed memory kept, as in a run of ``gdfq quantize``. Peak memory is measured in processes of
-    their own.
+    their own. Of many processes all must call it, without rivals and memory.
 
     Returns:
         Ours first, then the rivals as named; and our trainer.
     """
     with allocator_put_back():
-        return _measure(workload, settings, rivals, memory)
+        return _measure(workload, settings, rivals, memory, world or World())
 
 
 def _measure(
-    workload: Workload, settings: Settings, rivals: list[Rival], memory: bool
+    workload: Workload, settings: Settings, rivals: list[Rival], memory: bool, world: World
 ) -> tuple[list[Measurement], GDFQTrainer]:
     keep_freed_memory()  # our trainer times memory formats when it is made
     names: list[Any] = ["ours", *rivals]
-    trainers = {name: make(name, workload, settings) for name in names}
+    trainers = {name: make(name, workload, settings, world) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     clock = PhaseClock(trainers["ours"])
     # Not counted: libraries choose algorithms, and on a GPU the step is captured after a few.
     uncounted = 2 if settings.device == "cpu" else WARM_UP_STEPS + 2
+    traffic = []
     for turn in range(settings.steps + uncounted):
+        world.traffic.clear()
         for name, trainer in trainers.items():
             _allocator(name, settings)
             elapsed = clock.step() if name == "ours" else timed(trainer.step)
@@ -88,6 +99,7 @@ def _measure(
                 seconds[name].append(elapsed)
             elif name == "ours":
                 clock.forget()
+        traffic.append(dict(world.traffic))
     keep_freed_memory()
     results = []
     for name in names:
@@ -99,7 +111,9 @@ def _measure(
         results.append(Measurement(label, seconds[name], rate))
     ours = results[0]
     ours.phases = clock.medians()
-    if settings.device == "cpu":
+    ours.traffic = traffic[1]  # a replayed graph is not counted; the second step never is one
+    ours.calibration_traffic = _difference(traffic[0], traffic[1])
+    if settings.device == "cpu" and not world.parallel:
         ours.convolutions = convolution_share(trainers["ours"].step)
     clock.remove()
     if memory:
@@ -108,6 +122,17 @@ def _measure(
         for name, result in zip(names, results, strict=True):
             result.peak_bytes = peak_memory(name, workload, replace(settings, trainer=chosen))
     return results, trainers["ours"]
+
+
+def _difference(first: dict[str, Traffic], second: dict[str, Traffic]) -> dict[str, Traffic]:
+    """What is in ``first``, the step that calibrates before it, beyond ``second``."""
+    nothing = Traffic()
+    pairs = {name: (more, second.get(name, nothing)) for name, more in first.items()}
+    differences = {
+        name: Traffic(more.calls - less.calls, more.bytes - less.bytes)
+        for name, (more, less) in pairs.items()
+    }
+    return {name: traffic for name, traffic in differences.items() if traffic.calls}
 
 
 def _allocator(name: str, settings: Settings) -> None:
@@ -143,7 +168,8 @@ class PhaseClock:
         self.totals: dict[str, list[float]] = {name: [] for name in PHASES}
         self.current = dict.fromkeys(PHASES, 0.0)
         self.last = 0.0
-        self.split = trainer.device.type == "cpu"
+        # With others, the generator's update ends inside the student's phase.
+        self.split = trainer.device.type == "cpu" and not trainer.world.parallel
         self.hooks: list[Any] = []
         if not self.split:
             return
@@ -177,7 +203,7 @@ class PhaseClock:
             values.clear()
 
     def medians(self) -> dict[str, float]:
-        """Median seconds by phase; empty on a GPU."""
+        """Median seconds by phase; empty where they are not told apart."""
         if not self.split:
             return {}
         return {name: statistics.median(values) for name, values in self.totals.items()}

@@ -20,6 +20,18 @@ def table(results: list[Measurement], title: str) -> Table:
     return shown
 
 
+def traffic_table(ours: Measurement, processes: int) -> Table:
+    """What each process gives to collectives: in a step, and in a calibration batch."""
+    shown = Table("", "purpose", "calls", "bytes", title=f"collectives, {processes} processes")
+    for when, traffic in (("step", ours.traffic), ("calibration", ours.calibration_traffic)):
+        for purpose, given in traffic.items():
+            shown.add_row(when, purpose, f"{given.calls:,}", f"{given.bytes:,}")
+        calls = sum(given.calls for given in traffic.values())
+        size = sum(given.bytes for given in traffic.values())
+        shown.add_row(when, "all", f"{calls:,}", f"{size:,}", end_section=True)
+    return shown
+
+
 def details(ours: Measurement) -> str:
     """Where our step's time goes."""
     total = sum(ours.phases.values()) or 1.0

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import torch
 import typer
 
-from gdfq import __version__
-from gdfq.cli._common import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, print_error
+from gdfq import __version__, distributed
+from gdfq.cli._common import console, errors, explain, leave, print_error
 from gdfq.cli.bench import bench
 from gdfq.cli.evaluate import evaluate
 from gdfq.cli.export import export
@@ -18,7 +17,7 @@ from gdfq.cli.inspect import inspect
 from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
 from gdfq.cli.suggest_bits import suggest_bits
-from gdfq.errors import InputError
+from gdfq.distributed import World
 
 app = typer.Typer(
     help="Quantize a trained convolutional network to a few bits, without its training data.",
@@ -49,24 +48,19 @@ def _options(
 
 def main() -> None:
     """Entry point: one-line errors, exit code 2 for what the user gave."""
+    world = World()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except InputError as error:
-        print_error(f"gdfq: {error}")
-        sys.exit(EXIT_BAD_INPUT)
-    except Exception as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
-            error
-        ):
-            problem = str(error).splitlines()[0] if str(error) else "MemoryError"
-            print_error(f"gdfq: not enough memory: {problem}; a smaller batch_size needs less")
-            sys.exit(EXIT_FAILED)
-        # Errors of the command line's own parsing, whose classes Typer does not make public.
-        message = getattr(error, "format_message", None)
+        world = distributed.start()
+        console.quiet = errors.quiet = world.rank > 0
+        code = app(standalone_mode=False, obj=world) or 0
+        if code:
+            world.note_failure()
+        distributed.stop(world)
+    except (Exception, KeyboardInterrupt) as error:
+        if world.parallel:
+            leave(world, error)
+        message, code = explain(error)
         if message is None:
             raise
-        print_error(f"gdfq: {message()} (see gdfq --help)")
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        print_error("gdfq: interrupted")
-        sys.exit(EXIT_INTERRUPTED)
+        print_error(f"gdfq: {message}")
+    sys.exit(code)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
+import traceback
+from typing import NoReturn
+
 import torch
 import typer
 from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from gdfq.errors import InputError
+from gdfq.distributed import World
+from gdfq.errors import InputError, ProcessLostError
 
 console = Console()
 errors = Console(stderr=True)
@@ -25,6 +34,50 @@ WORKERS = typer.Option(
 def print_error(message: str) -> None:
     """One line on standard error, as it is."""
     errors.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """One line about an error, None where only a traceback will do, and the exit code."""
+    if isinstance(error, InputError):
+        return str(error), EXIT_BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", EXIT_INTERRUPTED
+    if isinstance(error, ProcessLostError):
+        return str(error), EXIT_FAILED
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        problem = str(error).splitlines()[0] if str(error) else "MemoryError"
+        return f"not enough memory: {problem}; a smaller batch_size needs less", EXIT_FAILED
+    # Errors of the command line's own parsing, whose classes Typer does not make public.
+    message = getattr(error, "format_message", None)
+    if message is not None:
+        return f"{message()} (see gdfq --help)", EXIT_BAD_INPUT
+    return None, EXIT_FAILED
+
+
+# The launcher looks ten times a second for processes that ended, and names the first as the cause.
+SECONDS_BEHIND_THE_CAUSE = 3.0
+
+
+def leave(world: World, error: BaseException) -> NoReturn:
+    """Tell of an error, once for all processes, and end this one of many at once."""
+    message, code = explain(error)
+    if world.is_news(error):
+        errors.quiet = False
+        text = message or "".join(traceback.format_exception(error)).rstrip()
+        print_error(f"gdfq: rank {world.rank}: {text}")
+    if isinstance(error, ProcessLostError):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the launcher ends the wait
+        time.sleep(SECONDS_BEHIND_THE_CAUSE)
+    else:
+        # For the launcher's own report, which comes last; where one line says it, without stack.
+        try:
+            raise error.with_traceback(None if message else error.__traceback__) from None
+        except BaseException as raised:
+            get_error_handler().record_exception(raised)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Not sys.exit: leaving the others in good order would wait for those that are gone.
+    os._exit(code)
 
 
 def resolve_device(name: str) -> str:

@@ -11,13 +11,14 @@ import typer
 from gdfq.bench.formulations import Settings, check_rivals
 from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
-from gdfq.bench.report import details, table
+from gdfq.bench.report import details, table, traffic_table
 from gdfq.cli._common import DEVICE, console, resolve_device
 from gdfq.errors import InputError
 from gdfq.training.precision import check_precision
 
 
 def bench(
+    context: typer.Context,
     network: Annotated[str, typer.Option(help=f"one of {', '.join(WORKLOADS)}")] = "resnet20",
     against: Annotated[
         list[str] | None,
@@ -53,7 +54,10 @@ def bench(
     memory: Annotated[bool, typer.Option(help="measure peak memory too")] = True,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
-    """Time a training step on random images: by phase, and beside other formulations."""
+    """Time a training step on random images: by phase, and beside other formulations.
+
+    Under torchrun, with what the processes tell each other.
+    """
     if network not in WORKLOADS:
         raise InputError(f"network: must be one of {', '.join(WORKLOADS)}, got {network!r}")
     device = resolve_device(device)
@@ -71,10 +75,16 @@ def bench(
         others,  # type: ignore[arg-type]
     )  # fmt: skip
     rivals = check_rivals(against or [], device)
-    results, trainer = measure(workload, settings, rivals, memory)
+    world = context.obj
+    if world.parallel and rivals:
+        raise InputError("against: others are timed in one process only, without torchrun")
+    memory = memory and not world.parallel
+    results, trainer = measure(workload, settings, rivals, memory, world)
     phase = "warm-up" if warm_up else "fine-tuning"
     size = f"{workload.image_size}x{workload.image_size}"
     title = f"{network}, {size}, batch {workload.batch_size}, {phase}, median of {steps}"
     console.print(table(results, title))
+    if world.parallel:
+        console.print(traffic_table(results[0], world.size))
     for text in (details(results[0]), trainer.describe()):
         console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -16,6 +16,7 @@ from gdfq.run import load_run, open_batches
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="a run folder, written by `gdfq quantize`")],
     data: Annotated[
         str | None, typer.Option(help="another data set than the recipe's", show_default=False)
@@ -27,14 +28,14 @@ def evaluate(
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Measure a run's student and its teacher on the recipe's test images."""
-    device = resolve_device(device)
+    device, world = resolve_device(device), context.obj
     recipe, teacher, student = load_run(run)
     given = {"data": data, "data_path": data_path}
     recipe = recipe.with_options({k: v for k, v in given.items() if v is not None})
     keep_freed_memory()
-    batches = open_batches(recipe, teacher.preprocessing, workers)
-    table = Table("", f"top-1 on {batches.pictures:,} test images of {batches.name}")
-    table.add_row("teacher", percent(top1(teacher.network.to(device), batches)))
+    batches = open_batches(recipe, teacher.preprocessing, workers, world)
+    table = Table("", f"top-1 on {world.total(batches.pictures):,} test images of {batches.name}")
+    table.add_row("teacher", percent(top1(teacher.network.to(device), batches, world)))
     student_row = student_name(average_weight_bits(student), recipe.quantization.act_bits)
-    table.add_row(student_row, percent(top1(student.to(device), batches)))
+    table.add_row(student_row, percent(top1(student.to(device), batches, world)))
     console.print(table)

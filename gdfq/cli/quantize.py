@@ -34,6 +34,7 @@ from gdfq.session import Options, device_of
 
 
 def quantize(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -69,7 +70,9 @@ def quantize(
 ) -> None:
     """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
     given = {key: value for key, value in options.items() if value is not None}
-    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    world = context.obj
+    live = console.is_terminal and world.first
+    progress = LiveProgress(console) if live else PlainProgress(console)
     interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
     keep_freed_memory()
     if resume is not None:
@@ -77,7 +80,7 @@ def quantize(
         folder = resume
         device = device_of(folder) if device == "auto" else device
         tensorboard = tensorboard or (folder / "tensorboard").is_dir()
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers, world)
         run = partial(session.resume, folder, progress, settings, interrupts)
     else:
         resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
@@ -85,7 +88,7 @@ def quantize(
         if recipe is None:
             progress.phase(resolved.description)
         folder = out or _default_folder(resolved)
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers)
+        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers, world)
         run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
     again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
     try:

@@ -21,6 +21,7 @@ from gdfq.suggest import suggest_bits as suggest
 
 
 def suggest_bits(
+    context: typer.Context,
     budget: Annotated[float, typer.Option(help="bits of weights, 2 to 8, averaged over them all")],
     recipe: Annotated[
         str | None,
@@ -44,6 +45,8 @@ def suggest_bits(
     Each layer's weights alone are quantized to each width, and the network's predictions on
     generated images compared with the teacher's.
     """
+    if context.obj.parallel:
+        raise InputError("suggest-bits: runs in one process; start it without torchrun")
     check_budget(budget)
     device = resolve_device(device)
     given = {key: value for key, value in options.items() if value is not None}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gdfq.data.sets import LabelledPictures
+from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.sources import Preprocessing
 
@@ -135,11 +136,26 @@ def _one_thread(worker: int) -> None:
 
 
 @torch.inference_mode()
-def top1(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Share of the images in ``batches`` that ``model`` classifies as their labels, in percent."""
+def top1(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World | None = None
+) -> float:
+    """Share of the images in ``batches`` that ``model`` classifies as their labels, in percent.
+
+    Each rank of ``world`` has its own batches; all must call it, and all get the share of all.
+
+    Raises:
+        InputError: a picture cannot be read, on any rank.
+    """
+    world = world or World()
     device = next(model.parameters()).device
     hits = total = 0
-    for images, labels in batches:
-        hits += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-        total += len(labels)
-    return 100.0 * hits / total
+    problem: InputError | None = None
+    try:
+        for images, labels in batches:
+            hits += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+            total += len(labels)
+    except InputError as error:
+        problem = error
+    if world.any(problem is not None):
+        raise problem or InputError("data: another process cannot read its test images")
+    return 100.0 * world.total(hits) / world.total(total)

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gdfq.distributed import joined_world
 from gdfq.errors import InputError
 from gdfq.functional import bn_leaky_relu, upsample_conv2d
+from gdfq.nn.global_batch_norm import global_bn_leaky_relu
 from gdfq.nn.narrow_conv import narrow_conv2d
 
 
@@ -19,6 +21,8 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
 
     Source: Dumoulin et al., "A learned representation for artistic style", ICLR 2017.
     """
+
+    takes_global_batch = True
 
     def __init__(self, num_features: int, num_classes: int, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps=eps, affine=False)
@@ -40,6 +44,9 @@ def _normalize(
     if isinstance(norm, ConditionalBatchNorm2d):
         weight, bias = norm.class_weight(labels), norm.class_bias(labels)
     if norm.training:
+        world = joined_world()
+        if world is not None:
+            return global_bn_leaky_relu(norm, x, weight, bias, world, negative_slope)
         assert norm.num_batches_tracked is not None
         assert norm.momentum is not None
         norm.num_batches_tracked.add_(1)

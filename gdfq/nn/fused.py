@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gdfq.distributed import joined_world
 from gdfq.nn.conv import QConv2d
 from gdfq.nn.linear import QLinear
 from gdfq.nn.qact import QAct
@@ -41,6 +42,9 @@ class FusedBatchNormAct(nn.Module):
         if residual is not None and residual.dtype != x.dtype:
             # Autocast gave them different dtypes: what the sum promotes to is PyTorch's to say.
             return q(norm(x) + residual)
+        if q.training and joined_world() is not None:
+            # The range must be known from all ranks before the first value is quantized.
+            return q(norm(x) if residual is None else norm(x) + residual)
         frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
         if q.training:
             moving = q.moving_range(x)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from gdfq.distributed import World, joined_world
 from gdfq.errors import InputError
 from gdfq.functional import Activation, activate
 from gdfq.ops._checks import Ste, check_bits, check_ste
@@ -93,7 +95,12 @@ class QAct(nn.Module):
         y = activate(x, self.act)
         if self.training:
             moving = self.moving_range(y)
-            return observe_fake_quantize(y, *moving, self.act_bits, self.momentum, self.ste)
+            world = joined_world()
+            if world is None:
+                return observe_fake_quantize(y, *moving, self.act_bits, self.momentum, self.ste)
+            # The ends stand for the batch of all ranks: they move the range as it would.
+            observe_fake_quantize(_global_ends(y, world), *moving, self.act_bits, self.momentum)
+            return fake_quantize(y, self.lo.clone(), self.hi.clone(), self.act_bits, ste=self.ste)
         self.require_range()
         return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
 
@@ -135,6 +142,20 @@ class QAct(nn.Module):
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         return f"act_bits={self.act_bits}, act={self.act!r}, ste={self.ste!r}"
+
+
+@torch.no_grad()
+def _global_ends(x: Tensor, world: World) -> Tensor:
+    """Minimum and maximum of the ``x`` of all ranks, ``(2,)`` float32; empty if ``x`` is."""
+    if not x.numel():
+        return x.new_empty(0, dtype=torch.float32)
+    lo, hi = torch.aminmax(x)
+    # Maxima over ranks may drop a NaN; an infinite range is as unusable as one of NaN.
+    ends = (
+        torch.stack([-lo, hi]).float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    )
+    world.max(ends, "activation ranges")
+    return torch.stack([-ends[0], ends[1]])
 
 
 def observing_copy(model: Module) -> Module:

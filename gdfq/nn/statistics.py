@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from gdfq.distributed import global_moments, joined_world
 from gdfq.errors import InputError
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 
@@ -157,11 +158,20 @@ class StatisticsTeacher(nn.Module):
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Statistics]:
-        """Logits ``(N, num_classes)`` of ``images`` and the statistics, layer by layer."""
+        """Logits ``(N, num_classes)`` of ``images`` and the statistics, layer by layer.
+
+        Those of all ranks' images within :meth:`gdfq.distributed.World.joined`.
+        """
         for values in self.record:
             values.clear()
         logits = self.model(images)
         statistics = Statistics(*(list(values) for values in self.record))
         for values in self.record:
             values.clear()
+        world = joined_world()
+        if world is not None:
+            means, variances = global_moments(
+                world, statistics.means, statistics.vars, "teacher's statistics"
+            )
+            statistics = statistics._replace(means=means, vars=variances)
         return logits, statistics

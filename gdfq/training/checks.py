@@ -20,6 +20,7 @@ from gdfq.training.schedules import Schedule
 
 def check_settings(
     device: torch.device,
+    processes: int,
     *,
     num_classes: int,
     batch_size: int,
@@ -53,6 +54,11 @@ def check_settings(
     ):
         if isinstance(count, bool) or not isinstance(count, int) or count < minimum:
             raise InputError(f"{name}: must be an int >= {minimum}, got {count!r}")
+    if batch_size % processes:
+        raise InputError(
+            f"batch_size: must be a multiple of {processes}, the number of processes, "
+            f"got {batch_size}"
+        )
     if warmup_epochs > epochs:
         raise InputError(f"warmup_epochs: must be <= epochs = {epochs}, got {warmup_epochs}")
     for name, value in (

@@ -6,16 +6,18 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gdfq.distributed import World
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.fusion import FusedModel, fuse
 from gdfq.losses import bns_loss, kd_ce_loss
 from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
@@ -27,6 +29,9 @@ from gdfq.training.state import (
     load_optimizer_state,
     optimizer_state,
 )
+
+# Finishes a network's update and returns the losses it was for.
+Finish = Callable[[], dict[str, Tensor]]
 
 
 class TrainerCallback:
@@ -45,7 +50,7 @@ class TrainerCallback:
         """After every step, when all else about it is done: the moment to save the state."""
 
     def should_stop(self) -> bool:
-        """Asked last after every step; True ends the training there."""
+        """Asked last after every step; True, on any rank, ends the training there on all."""
         return False
 
 
@@ -58,7 +63,7 @@ class GDFQTrainer:
         generator: anything like :class:`gdfq.models.Generator`: ``generator(z, labels)`` returns
             images, ``generator.latent_dim`` is the length of ``z``. Trained in place.
         num_classes: of the teacher's logits.
-        batch_size: images per step, >= 2.
+        batch_size: images per step, >= 2, over all ranks of ``world``, whose number divides it.
         epochs: of the whole run, warm-up included.
         steps_per_epoch: steps in each.
         warmup_epochs: first epochs, in which only the generator learns.
@@ -80,6 +85,9 @@ class GDFQTrainer:
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
         seed: of the noise and the labels. The generator's first weights are the caller's: seed
             them with ``torch.manual_seed`` before making it.
+        world: of :func:`gdfq.distributed.start`, to train on many processes as on one: every
+            rank makes a trainer, and all take what rank 0 was given. ``nn.BatchNorm2d`` layers of
+            the generator take their statistics over all ranks then. None is this process alone.
 
     Attributes:
         student: the student.
@@ -89,7 +97,9 @@ class GDFQTrainer:
 
     Raises:
         InputError: an argument is out of range, the teacher has no batch norm or has parameters
-            that are not finite, or teacher, student and ``num_classes`` do not fit.
+            that are not finite, teacher, student and ``num_classes`` do not fit, or the generator
+            has a kind of batch norm that one process alone can train.
+        ProcessLostError: of any method, where another rank is gone.
 
     Source: Xu et al., ECCV 2020, algorithm 1. The defaults are the paper's for CIFAR-10. The
     ranges are calibrated just before fine-tuning, on what the generator makes by then.
@@ -121,14 +131,16 @@ class GDFQTrainer:
         fuse: bool = True,
         cuda_graph: bool = True,
         seed: int = 0,
+        world: World | None = None,
     ) -> None:
         settings = {
             key: value
             for key, value in locals().items()
-            if key not in ("self", "teacher", "student", "generator")
+            if key not in ("self", "teacher", "student", "generator", "world")
         }
         self.device = next(teacher.parameters()).device
-        checks.check_settings(self.device, **settings)
+        self.world = world or World()
+        checks.check_settings(self.device, self.world.size, **settings)
         checks.check_finite("teacher", teacher)
         checks.check_finite("student", student)
 
@@ -151,6 +163,11 @@ class GDFQTrainer:
 
         self.random = torch.Generator(self.device).manual_seed(seed)
         images = checks.check_shapes(self.teacher, self.student, self.generator, num_classes)
+        if self.world.parallel:
+            globalize_batch_norms(self.generator, "generator")
+            state = self.random.get_state()
+            self.world.copy_from_first(self.teacher, self.student, self.generator, state)
+            self.random.set_state(state)
         self.fused = _fuse(student, images) if fuse else None
         self.memory_format_seconds: dict[str, float] = {}
         if memory_format == "auto":
@@ -215,7 +232,7 @@ class GDFQTrainer:
                 self._sound = _snapshot(self.student)
                 callback.on_epoch(self, means)
             callback.between_steps(self, losses)
-            if callback.should_stop():
+            if self.world.any(callback.should_stop()):
                 self._require_finite({name: float(loss) for name, loss in losses.items()})
                 return self.student
         if self.steps_done == self.warmup_steps:
@@ -241,40 +258,64 @@ class GDFQTrainer:
         if self.steps_done % self.steps_per_epoch == 0:
             for total in self._totals.values():
                 total.zero_()
-        with multiplications(self.precision, self.device):
+        with multiplications(self.precision, self.device), self.world.joined():
             losses = self._compiled(self._tuning_step if tuning else self._warm_up_step)()
         self.steps_done += 1
         return losses
 
     def _warm_up_step(self) -> dict[str, Tensor]:
-        losses, *_ = self._generator_step()
-        return self._record(losses)
+        finish_generator, *_ = self._generator_step()
+        return self._record(finish_generator())
 
     def _tuning_step(self) -> dict[str, Tensor]:
-        losses, images, labels, teacher_logits = self._generator_step()
-        losses["student"] = self._student_step(images, labels, teacher_logits)
-        return self._record(losses)
+        finish_generator, *batch = self._generator_step()
+        finish_student = self._student_step(*batch)
+        return self._record({**finish_generator(), **finish_student()})
 
-    def _generator_step(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """The generator's update; losses, and the images, their labels and the teacher's logits."""
-        z, labels = self.sample()
+    def _generator_step(self) -> tuple[Finish, Tensor, Tensor, Tensor]:
+        """The generator's update, and the images, their labels and the teacher's logits."""
+        z, labels = map(self.world.share, self.sample())
         with autocast(self.precision, self.device):
             images = self.generator(z, labels)
             teacher_logits, statistics = self.teacher(images)
             cross_entropy = F.cross_entropy(teacher_logits, labels)
             mismatch = bns_loss(*statistics)
             loss = cross_entropy + self.bns_weight * mismatch
-        _update(self.generator_optimizer, self.generator_lr, loss)
         losses = {"generator": loss, "generator_ce": cross_entropy, "bns": mismatch}
-        return losses, images.detach(), labels, teacher_logits.detach()
+        finish = self._start_update(self.generator_optimizer, self.generator_lr, losses)
+        return finish, images.detach(), labels, teacher_logits.detach()
 
-    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The student's update; its loss."""
+    def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Finish:
+        """The student's update."""
         with autocast(self.precision, self.device):
             logits = (self.fused or self.student)(images)
             loss = kd_ce_loss(logits, teacher_logits, labels, self.temperature, self.alpha)
-        _update(self.student_optimizer, self.student_lr, loss)
-        return loss
+        return self._start_update(self.student_optimizer, self.student_lr, {"student": loss})
+
+    def _start_update(
+        self, optimizer: torch.optim.Optimizer, rate: LearningRate, losses: dict[str, Tensor]
+    ) -> Finish:
+        """Gradients of the first of ``losses``, and what finishes the update they are for.
+
+        Alone, the update is finished here. With other ranks, gradients travel until then: the
+        generator's while the student computes its own.
+        """
+        name, loss = next(iter(losses.items()))
+        optimizer.zero_grad()
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        finish_averaging = self.world.start_averaging(parameters, losses, f"{name}'s gradients")
+
+        def finish() -> dict[str, Tensor]:
+            means = finish_averaging()
+            optimizer.step()
+            rate.advance()
+            return means
+
+        if self.world.parallel:
+            return finish
+        done = finish()
+        return lambda: done
 
     @torch.no_grad()
     def calibrate(self, batches: int) -> None:
@@ -287,17 +328,22 @@ class GDFQTrainer:
             with (
                 multiplications(self.precision, self.device),
                 autocast(self.precision, self.device),
+                self.world.joined(),
                 self.fused.weights_kept() if self.fused else nullcontext(),
             ):
                 for _ in range(batches):
-                    (self.fused or self.student)(self.generator(*self.sample()))
+                    z, labels = map(self.world.share, self.sample())
+                    (self.fused or self.student)(self.generator(z, labels))
         finally:
             for quantizer in quantizers:
                 quantizer.eval()
         self.calibrated = True
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        """Standard normal noise ``(B, latent_dim)`` and uniform labels ``(B,)``."""
+        """Standard normal noise ``(B, latent_dim)`` and uniform labels ``(B,)`` of all ranks.
+
+        Every rank draws the whole batch, so that one random state is all there is.
+        """
         shape = (self.batch_size, int(self.generator.latent_dim))  # type: ignore[arg-type]
         z = torch.randn(shape, generator=self.random, device=self.device)
         labels = torch.randint(
@@ -433,11 +479,12 @@ class GDFQTrainer:
 
         def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
             options = {**trial, "memory_format": name}
-            return GDFQTrainer(teacher, student, generator, **options).step
+            return GDFQTrainer(teacher, student, generator, **options, world=self.world).step
 
         uncounted = WARM_UP_STEPS + 1 if self.cuda_graph else 1  # what is timed is the graph
         chosen, self.memory_format_seconds = fastest_memory_format(make_step, uncounted)
-        return chosen
+        names = get_args(MemoryFormat)
+        return names[self.world.first_says(names.index(chosen))]
 
     def _require_finite(self, means: dict[str, float]) -> None:
         for name, mean in means.items():
@@ -453,13 +500,6 @@ class GDFQTrainer:
 
 def _fuse(student: nn.Module, images: Tensor) -> FusedModel | None:
     return fuse(student, images) if isinstance(student, fx.GraphModule) else None
-
-
-def _update(optimizer: torch.optim.Optimizer, rate: LearningRate, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    rate.advance()
 
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:
