@@ -14,9 +14,9 @@ from rich.console import Console
 from torch import Tensor
 
 from gdfq.memory import keep_freed_memory
-from gdfq.progress import PlainProgress
 from gdfq.recipes import load_recipe
-from gdfq.session import Options, quantize
+from gdfq.runs.progress import PlainProgress
+from gdfq.runs.session import Options, quantize
 from gdfq.training import GDFQTrainer
 
 EVERY = 200

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gdfq import run
-from gdfq.allocation import allocate
+from gdfq.bit_widths.allocation import allocate
+from gdfq.bit_widths.sensitivity import divergence
+from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.data import top1
 from gdfq.functional import fake_quantize_minmax
 from gdfq.recipes import load_recipe
-from gdfq.sensitivity import divergence
-from gdfq.suggest import suggest_bits
+from gdfq.runs import parts
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = "fashion-mnist-resnet20"
@@ -55,9 +55,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     recipe = load_recipe(RECIPE).with_options({"seed": options.seed})
-    recipe, loaded = run.build_teacher(recipe)
+    recipe, loaded = parts.build_teacher(recipe)
     teacher = loaded.network
-    test_set = run.open_batches(recipe, loaded.preprocessing, workers=0)
+    test_set = parts.open_batches(recipe, loaded.preprocessing, workers=0)
     batches = list(itertools.islice(test_set, options.batches))
     pictures = sum(len(labels) for _, labels in batches)
     layers = suggest_bits(recipe, 3.0, _Silent(), steps=options.steps).layers

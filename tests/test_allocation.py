@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdfq import InputError
-from gdfq.allocation import Layer, allocate
+from gdfq.bit_widths.allocation import Layer, allocate
 
 
 def total(layers, bits):

@@ -165,7 +165,10 @@ with gdfq.backend("triton"):
     ],
 )
 def test_environment_says_what_runs(environment, line):
-    script = "from gdfq.run import environment\nfor e in environment().items(): print(*e, sep='=')"
+    script = (
+        "from gdfq.environment import environment\n"
+        "for e in environment().items(): print(*e, sep='=')"
+    )
     process = run("-c", script, **environment)
     assert any(printed.startswith(line) for printed in process.stdout.splitlines()), process.stderr
 

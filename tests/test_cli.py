@@ -13,7 +13,7 @@ import gdfq
 from gdfq import cli, data
 from gdfq.data.arrays import ArraySet
 from gdfq.recipes import load_recipe
-from gdfq.run import load_run
+from gdfq.runs.parts import load_run
 from gdfq.sources.registries import EMBEDDED_WEIGHTS
 
 RECIPE = "fashion-mnist-resnet20"
@@ -103,7 +103,7 @@ def small_test_set(monkeypatch):
         pictures = whole(*arguments)
         return ArraySet(pictures.name, pictures.images[:500], pictures.labels[:500])
 
-    monkeypatch.setattr("gdfq.run.open_test_set", shortened)
+    monkeypatch.setattr("gdfq.runs.parts.open_test_set", shortened)
 
 
 def test_training_reads_no_real_image(capsys, tmp_path, monkeypatch, small_test_set):

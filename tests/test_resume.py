@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gdfq
-from gdfq import session
 from gdfq.files import locked
-from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.recipes import load_recipe
-from gdfq.run import load_run
-from gdfq.session import Options
+from gdfq.runs import session
+from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.parts import load_run
+from gdfq.runs.session import Options
 from gdfq.sources.registries import EMBEDDED_WEIGHTS
 from gdfq.training.checkpoint import checkpoint_path, checkpoints, read_checkpoint
 from tests.test_cli import RECIPE, SHORT, gdfq_command
@@ -163,8 +163,8 @@ def test_killed_while_the_last_files_are_written(recipe, undisturbed, tmp_path, 
         write_file(path, *parts)
 
     write_file = session.write_file
-    monkeypatch.setattr("gdfq.session.write_file", write)
-    monkeypatch.setattr("gdfq.run.write_file", write)
+    monkeypatch.setattr("gdfq.runs.session.write_file", write)
+    monkeypatch.setattr("gdfq.runs.parts.write_file", write)
     with pytest.raises(Killed):
         session.quantize(recipe, folder, Show(), NEVER)
     monkeypatch.undo()
@@ -258,7 +258,7 @@ def test_a_student_that_cannot_be_written_is_an_error_and_resumed(
     def full(path, *parts):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("gdfq.run.write_file", full)
+    monkeypatch.setattr("gdfq.runs.parts.write_file", full)
     with pytest.raises(OSError, match=r"student.safetensors"):
         session.quantize(recipe, tmp_path / "run", Show(), NEVER)
     monkeypatch.undo()
@@ -316,7 +316,7 @@ def test_a_signal_while_measuring_ends_it_at_once(recipe, tmp_path, monkeypatch,
         return 50.0
 
     resumed = []
-    monkeypatch.setattr("gdfq.run.Measure.__call__", measure)
+    monkeypatch.setattr("gdfq.runs.parts.Measure.__call__", measure)
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         session.quantize(recipe, folder, Show(), NEVER, Interrupts(signal.SIGTERM))
@@ -519,7 +519,7 @@ def events(folder):
 
 def test_tensorboard_has_every_step_once(recipe, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr("gdfq.run.Measure.__call__", lambda self, model: 50.0)
+    monkeypatch.setattr("gdfq.runs.parts.Measure.__call__", lambda self, model: 50.0)
     logged = {"tensorboard": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     session.quantize(recipe, whole, Show(), Options(checkpoint_every=1e9, **logged))
@@ -542,9 +542,9 @@ def test_tensorboard_has_every_step_once(recipe, tmp_path, monkeypatch):
 
 
 def test_tensorboard_that_is_not_installed(capsys, tmp_path, monkeypatch):
-    find = gdfq.tensorboard.importlib.util.find_spec
+    find = gdfq.runs.tensorboard.importlib.util.find_spec
     monkeypatch.setattr(
-        "gdfq.tensorboard.importlib.util.find_spec",
+        "gdfq.runs.tensorboard.importlib.util.find_spec",
         lambda name: None if name == "tensorboard" else find(name),
     )
     code, _, err = gdfq_command(capsys, *SHORT, "--tensorboard", "--out", tmp_path / "run")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gdfq
-from gdfq.sensitivity import divergence, measure_sensitivities
+from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
 
 SENSITIVE, EXACT = "3", "6"
 

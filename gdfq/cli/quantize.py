@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from gdfq import session
 from gdfq.cli._common import (
     DEVICE,
     EXIT_FAILED,
@@ -24,13 +23,14 @@ from gdfq.cli._common import (
 )
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError, NonFiniteLossError
-from gdfq.interrupts import Interrupted, Interrupts
 from gdfq.memory import keep_freed_memory
-from gdfq.progress import LiveProgress, PlainProgress
 from gdfq.recipes import Recipe, load_recipe, recipe_for_model
 from gdfq.recipes.bits import parse_bits
-from gdfq.run import Result
-from gdfq.session import Options, device_of
+from gdfq.runs import session
+from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.parts import Result
+from gdfq.runs.progress import LiveProgress, PlainProgress
+from gdfq.runs.session import Options, device_of
 
 
 def quantize(

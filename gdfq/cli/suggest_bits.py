@@ -9,15 +9,15 @@ import typer
 from rich import box
 from rich.table import Table
 
+from gdfq.bit_widths.sensitivity import WIDTHS
+from gdfq.bit_widths.suggest import Suggestion, check_budget
+from gdfq.bit_widths.suggest import suggest_bits as suggest
 from gdfq.cli._common import DEVICE, EXIT_INTERRUPTED, console, print_error, resolve_device
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
-from gdfq.progress import LiveProgress, PlainProgress
 from gdfq.recipes import load_recipe, recipe_for_model
-from gdfq.sensitivity import WIDTHS
-from gdfq.suggest import Suggestion, check_budget
-from gdfq.suggest import suggest_bits as suggest
+from gdfq.runs.progress import LiveProgress, PlainProgress
 
 
 def suggest_bits(

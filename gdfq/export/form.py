@@ -119,6 +119,11 @@ class _Forming:
         self.quantized: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> Form:
+        # Checks of shapes, as timm's layers have, would count as readers of what they check.
+        for node in list(self.graph.nodes):
+            if node.target is torch._assert:
+                self.graph.erase_node(node)
+        self.graph.eliminate_dead_code()
         for node in list(self.graph.nodes):
             if self.calls(node, (QConv2d, QLinear)) and self.module(node).input_quantizer:
                 self.move_input_quantizer(node)

@@ -14,7 +14,7 @@ from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.recipes import Recipe
-from gdfq.run import build_generator, load_run, open_batches
+from gdfq.runs.parts import build_generator, load_run, open_batches
 from gdfq.sources import Preprocessing
 from gdfq.training.checkpoint import newest_sound
 

@@ -17,11 +17,11 @@ from gdfq.distributed import World
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
-from gdfq.interrupts import Interrupted, Interrupts
-from gdfq.metrics import Metrics
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.run import (
+from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.metrics import Metrics
+from gdfq.runs.parts import (
     Measure,
     Result,
     build_generator,
@@ -31,8 +31,8 @@ from gdfq.run import (
     picture,
     save_student,
 )
+from gdfq.runs.tensorboard import TensorBoard, require_tensorboard
 from gdfq.sources import LoadedTeacher
-from gdfq.tensorboard import TensorBoard, require_tensorboard
 from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.checkpoint import (
     checkpoint_path,

@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from gdfq import run, session
-from gdfq.allocation import Layer, allocate
+from gdfq.bit_widths.allocation import Layer, allocate
+from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.schema import validate
-from gdfq.sensitivity import divergence, measure_sensitivities
+from gdfq.runs import parts, session
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 
@@ -73,10 +73,10 @@ def suggest_bits(
     """The bits of each layer's weights that cost the recipe's teacher least, ``budget`` on average.
 
     The recipe's generator learns for ``steps`` steps of its warm-up; then each layer's sensitivity
-    is measured on ``batches`` batches of its images (:func:`gdfq.sensitivity
-    .measure_sensitivities`), and the bits are allocated (:func:`gdfq.allocation.allocate`). What
-    the recipe itself says about bits of weights is replaced, bits of activations stay. The same
-    recipe on the same machine gives the same suggestion.
+    is measured on ``batches`` batches of its images (:mod:`gdfq.bit_widths.sensitivity`),
+    and the bits are allocated (:mod:`gdfq.bit_widths.allocation`). What the recipe itself says
+    about bits of weights is replaced, bits of activations stay. The same recipe on the same
+    machine gives the same suggestion.
 
     Raises:
         InputError: ``budget`` is not from 2 to 8, ``steps`` or ``batches`` is too small, or the
@@ -87,7 +87,7 @@ def suggest_bits(
     for name, value, least in (("steps", steps, 0), ("batches", batches, 1)):
         if value < least:
             raise InputError(f"{name}: must be >= {least}, got {value}")
-    recipe, loaded = run.build_teacher(recipe)
+    recipe, loaded = parts.build_teacher(recipe)
     for note in loaded.notes:
         progress.phase(note)
     teacher = loaded.network.to(device)
@@ -134,8 +134,8 @@ def _generate(
         training["memory_format"] = "channels_last"
     trainer = GDFQTrainer(
         teacher.network,
-        run.build_student(recipe, teacher.network),
-        run.build_generator(recipe, teacher.preprocessing).to(device),
+        parts.build_student(recipe, teacher.network),
+        parts.build_generator(recipe, teacher.preprocessing).to(device),
         teacher.preprocessing.num_classes,
         **training,
     )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gdfq.allocation import Layer
+from gdfq.bit_widths.allocation import Layer
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError
 from gdfq.nn.weight import QuantizedWeight

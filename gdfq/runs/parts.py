@@ -19,8 +19,8 @@ from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
-from gdfq.picture import image_grid
 from gdfq.recipes import Recipe, load_recipe
+from gdfq.runs.picture import image_grid
 from gdfq.sources import LoadedTeacher, Preprocessing, find_source, load_teacher
 from gdfq.training import GDFQTrainer
 from gdfq.training.memory_format import TORCH_FORMATS

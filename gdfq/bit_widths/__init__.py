@@ -1,0 +1,1 @@
+"""How many bits each layer gets within a budget."""
