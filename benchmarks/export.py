@@ -34,7 +34,7 @@ from gdfq.export import export_onnx, runtimes
 from gdfq.export.emit import OPSET
 from gdfq.export.parity import compare
 from gdfq.export.source import Images, open_images
-from gdfq.runs.parts import load_run
+from gdfq.runs.folder import load_run
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"

@@ -20,7 +20,8 @@ from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.data import top1
 from gdfq.functional import fake_quantize_minmax
 from gdfq.recipes import load_recipe
-from gdfq.runs import parts
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_teacher
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = "fashion-mnist-resnet20"
@@ -55,9 +56,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     recipe = load_recipe(RECIPE).with_options({"seed": options.seed})
-    recipe, loaded = parts.build_teacher(recipe)
+    recipe, loaded = build_teacher(recipe)
     teacher = loaded.network
-    test_set = parts.open_batches(recipe, loaded.preprocessing, workers=0)
+    test_set = open_batches(recipe, loaded.preprocessing, workers=0)
     batches = list(itertools.islice(test_set, options.batches))
     pictures = sum(len(labels) for _, labels in batches)
     layers = suggest_bits(recipe, 3.0, _Silent(), steps=options.steps).layers

@@ -19,7 +19,7 @@ from gdfq.files import write_file
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.packed import Stored, make_room, pack
 from gdfq.recipes.schema import Recipe, parse_recipe
-from gdfq.runs.parts import build_network, build_student
+from gdfq.runs.networks import build_network, build_student
 
 KEY = "gdfq"  # of the header's one entry: safetensors writes several in changing order
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16,

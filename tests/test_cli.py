@@ -13,7 +13,7 @@ import gdfq
 from gdfq import cli, data
 from gdfq.data.arrays import ArraySet
 from gdfq.recipes import load_recipe
-from gdfq.runs.parts import load_run
+from gdfq.runs.folder import load_run
 from gdfq.sources.registries import EMBEDDED_WEIGHTS
 
 RECIPE = "fashion-mnist-resnet20"
@@ -103,7 +103,7 @@ def small_test_set(monkeypatch):
         pictures = whole(*arguments)
         return ArraySet(pictures.name, pictures.images[:500], pictures.labels[:500])
 
-    monkeypatch.setattr("gdfq.runs.parts.open_test_set", shortened)
+    monkeypatch.setattr("gdfq.runs.measure.open_test_set", shortened)
 
 
 def test_training_reads_no_real_image(capsys, tmp_path, monkeypatch, small_test_set):
@@ -294,7 +294,7 @@ def test_bad_recipes(capsys, tmp_path, recipe_file, case):
         (["recipes", "resnet"], "recipe: 'resnet' is none of"),
         (["evaluate", "nowhere"], "run: nowhere is no run folder"),
         (["quantize"], "recipe: name a recipe (see `gdfq recipes`), or a model to quantize"),
-        (["quantize", "--recipe", RECIPE, "--bits", "4"], "No such option: --bits"),
+        (["quantize", "--recipe", RECIPE, "--bitwidth", "4"], "No such option: --bitwidth"),
         (["quantize", "--recipe", RECIPE, "--seed", "x"], "Invalid value for '--seed'"),
     ],
 )

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gdfq.recipes import load_recipe
-from gdfq.runs.parts import load_run
+from gdfq.runs.folder import load_run
 from gdfq.sources import load_teacher
 from tests.test_cli import gdfq_command
 from tests.test_data import cifar_file, class_folders

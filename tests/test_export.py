@@ -12,7 +12,9 @@ from gdfq.export import export_onnx, export_pt2, runtimes
 from gdfq.export.parity import compare
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
-from gdfq.runs.parts import build_student, build_teacher, load_run, open_batches, save_student
+from gdfq.runs.folder import load_run, save_student
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_student, build_teacher
 from tests.test_cli import gdfq_command
 from tests.tiny import tiny_teacher
 

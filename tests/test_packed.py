@@ -10,7 +10,7 @@ import gdfq
 from gdfq.nn.packed import PackedConv2d, PackedLinear
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
-from gdfq.runs.parts import build_student, build_teacher
+from gdfq.runs.networks import build_student, build_teacher
 from tests.tiny import tiny_teacher
 
 

@@ -7,7 +7,7 @@ import pytest
 from gdfq import InputError
 from gdfq.recipes import load_recipe
 from gdfq.recipes.bits import parse_bits
-from gdfq.runs.parts import load_run
+from gdfq.runs.folder import load_run
 from tests.test_cli import RECIPE, SHORT, gdfq_command
 
 

@@ -12,7 +12,7 @@ from gdfq.models import Generator
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe, recipe_for_model, recipe_names
 from gdfq.recipes.schema import FOLDER
-from gdfq.runs.parts import build_student, build_teacher
+from gdfq.runs.networks import build_student, build_teacher
 
 PAPERS = {
     "cifar10-resnet20": (10, 32),

@@ -19,8 +19,8 @@ import gdfq
 from gdfq.files import locked
 from gdfq.recipes import load_recipe
 from gdfq.runs import session
+from gdfq.runs.folder import load_run
 from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.parts import load_run
 from gdfq.runs.session import Options
 from gdfq.sources.registries import EMBEDDED_WEIGHTS
 from gdfq.training.checkpoint import checkpoint_path, checkpoints, read_checkpoint
@@ -164,7 +164,7 @@ def test_killed_while_the_last_files_are_written(recipe, undisturbed, tmp_path, 
 
     write_file = session.write_file
     monkeypatch.setattr("gdfq.runs.session.write_file", write)
-    monkeypatch.setattr("gdfq.runs.parts.write_file", write)
+    monkeypatch.setattr("gdfq.runs.folder.write_file", write)
     with pytest.raises(Killed):
         session.quantize(recipe, folder, Show(), NEVER)
     monkeypatch.undo()
@@ -258,7 +258,7 @@ def test_a_student_that_cannot_be_written_is_an_error_and_resumed(
     def full(path, *parts):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("gdfq.runs.parts.write_file", full)
+    monkeypatch.setattr("gdfq.runs.folder.write_file", full)
     with pytest.raises(OSError, match=r"student.safetensors"):
         session.quantize(recipe, tmp_path / "run", Show(), NEVER)
     monkeypatch.undo()
@@ -316,7 +316,7 @@ def test_a_signal_while_measuring_ends_it_at_once(recipe, tmp_path, monkeypatch,
         return 50.0
 
     resumed = []
-    monkeypatch.setattr("gdfq.runs.parts.Measure.__call__", measure)
+    monkeypatch.setattr("gdfq.runs.measure.Measure.__call__", measure)
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         session.quantize(recipe, folder, Show(), NEVER, Interrupts(signal.SIGTERM))
@@ -519,7 +519,7 @@ def events(folder):
 
 def test_tensorboard_has_every_step_once(recipe, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr("gdfq.runs.parts.Measure.__call__", lambda self, model: 50.0)
+    monkeypatch.setattr("gdfq.runs.measure.Measure.__call__", lambda self, model: 50.0)
     logged = {"tensorboard": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     session.quantize(recipe, whole, Show(), Options(checkpoint_every=1e9, **logged))

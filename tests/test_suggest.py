@@ -12,7 +12,8 @@ from gdfq.bit_widths.sensitivity import divergence
 from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import load_recipe
-from gdfq.runs import parts
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_student, build_teacher
 from tests.test_cli import RECIPE, gdfq_command
 
 TINY = [
@@ -23,7 +24,7 @@ TINY = [
 
 def _teacher(recipe):
     """The recipe in full, and its network."""
-    recipe, loaded = parts.build_teacher(recipe)
+    recipe, loaded = build_teacher(recipe)
     return recipe, loaded.network
 
 
@@ -40,7 +41,7 @@ def test_the_recipe_that_comes_out_is_one_that_goes_in(capsys, tmp_path):
     assert f"gdfq quantize --recipe {path}" in out
     recipe = load_recipe(str(path))
     assert (recipe.name, recipe.quantization.act_bits) == (f"{RECIPE}-3.4bits", 5)
-    student = parts.build_student(*_teacher(recipe))
+    student = build_student(*_teacher(recipe))
     assert 3.2 < average_weight_bits(student) <= 3.4
     rows = {row.split()[0]: row.split() for row in out.splitlines() if row.split()}
     for name in ("conv1", "layer2.0.downsample.0", "layer3.2.conv2", "fc"):
@@ -60,7 +61,7 @@ def test_the_recipe_s_own_bits_of_weights_are_replaced_and_those_of_activations_
     options = {"bits": bits, "first_last_bits": 8, "width": 8, "batch_size": 8}
     recipe = load_recipe(RECIPE).with_options(options)
     suggestion = suggest_bits(recipe, 2.5, Silent(), steps=2, batches=1)
-    student = parts.build_student(*_teacher(suggestion.recipe))
+    student = build_student(*_teacher(suggestion.recipe))
     widths = {name: student.get_submodule(name).weight_bits for name in suggestion.bits}
     assert widths == suggestion.bits
     assert average_weight_bits(student) == pytest.approx(suggestion.average_weight_bits)
@@ -123,8 +124,8 @@ def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_real_images():
     suggestion = suggest_bits(recipe, 3.0, Silent(), steps=40, batches=1)
     assert suggestion.average_weight_bits <= 3
     assert suggestion.divergence < suggestion.uniform_divergence
-    recipe, loaded = parts.build_teacher(recipe)
-    test_set = parts.open_batches(recipe, loaded.preprocessing, workers=0)
+    recipe, loaded = build_teacher(recipe)
+    test_set = open_batches(recipe, loaded.preprocessing, workers=0)
     teacher, batches = loaded.network, [images for images, _ in itertools.islice(test_set, 4)]
     # With one batch of so young a generator: 0.78 of the equal bits' divergence at 3 bits.
     for width, share in ((3, 0.95), (4, 0.6)):

@@ -16,7 +16,8 @@ from gdfq.errors import InputError
 from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.schema import validate
-from gdfq.runs import parts, session
+from gdfq.runs import session
+from gdfq.runs.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 
@@ -87,7 +88,7 @@ def suggest_bits(
     for name, value, least in (("steps", steps, 0), ("batches", batches, 1)):
         if value < least:
             raise InputError(f"{name}: must be >= {least}, got {value}")
-    recipe, loaded = parts.build_teacher(recipe)
+    recipe, loaded = build_teacher(recipe)
     for note in loaded.notes:
         progress.phase(note)
     teacher = loaded.network.to(device)
@@ -134,8 +135,8 @@ def _generate(
         training["memory_format"] = "channels_last"
     trainer = GDFQTrainer(
         teacher.network,
-        parts.build_student(recipe, teacher.network),
-        parts.build_generator(recipe, teacher.preprocessing).to(device),
+        build_student(recipe, teacher.network),
+        build_generator(recipe, teacher.preprocessing).to(device),
         teacher.preprocessing.num_classes,
         **training,
     )

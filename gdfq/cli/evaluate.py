@@ -12,7 +12,8 @@ from gdfq.cli._common import DEVICE, WORKERS, console, percent, resolve_device, 
 from gdfq.data import top1
 from gdfq.memory import keep_freed_memory
 from gdfq.nn import average_weight_bits
-from gdfq.runs.parts import load_run, open_batches
+from gdfq.runs.folder import load_run
+from gdfq.runs.measure import open_batches
 
 
 def evaluate(

@@ -28,7 +28,7 @@ from gdfq.recipes import Recipe, load_recipe, recipe_for_model
 from gdfq.recipes.bits import parse_bits
 from gdfq.runs import session
 from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.parts import Result
+from gdfq.runs.measure import Result
 from gdfq.runs.progress import LiveProgress, PlainProgress
 from gdfq.runs.session import Options, device_of
 

@@ -15,7 +15,7 @@ from gdfq.errors import InputError
 from gdfq.export.onnx_file import METADATA_KEY, require
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.ops.pack_codes import unpack_codes
-from gdfq.runs.parts import load_run
+from gdfq.runs.folder import load_run
 
 
 @dataclass(frozen=True)

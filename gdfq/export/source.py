@@ -14,7 +14,9 @@ from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.recipes import Recipe
-from gdfq.runs.parts import build_generator, load_run, open_batches
+from gdfq.runs.folder import load_run
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_generator
 from gdfq.sources import Preprocessing
 from gdfq.training.checkpoint import newest_sound
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +10,38 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from gdfq.data import class_names
+from gdfq.recipes import Recipe
+from gdfq.sources import Preprocessing
+from gdfq.training import GDFQTrainer
+
+# Classes that are shown, and images of each.
+ROWS, COLUMNS = 20, 10
 GAP = 4
 FONT_SIZE = 15
 # Small images are enlarged to about the one, large ones reduced to the other.
 SMALLEST, LARGEST = 56, 112
+
+
+@torch.no_grad()
+def picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer) -> Image.Image:
+    """One row of generated images per class, the first classes where there are many.
+
+    They are made as in training, in batches that are balanced over the classes shown and, as far
+    as that goes, no larger than training's.
+    """
+    names = class_names(recipe.teacher.data, images.num_classes)[:ROWS]
+    random = torch.Generator(trainer.device).manual_seed(recipe.training.seed)
+    generator = copy.deepcopy(trainer.generator)  # a forward moves its running statistics
+    columns = max(1, recipe.training.batch_size // len(names))
+    parts = []
+    for first in range(0, COLUMNS, columns):
+        repeats = min(columns, COLUMNS - first)
+        labels = torch.arange(len(names), device=trainer.device).repeat_interleave(repeats)
+        shape = (len(labels), recipe.generator.latent_dim)
+        z = torch.randn(shape, generator=random, device=trainer.device)
+        parts.append(generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
+    return image_grid(list(torch.cat(parts, 1)), names, images.mean, images.std)
 
 
 def image_grid(

@@ -19,18 +19,12 @@ from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
+from gdfq.runs.folder import create_folder, save_student
 from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.measure import Measure, Result
 from gdfq.runs.metrics import Metrics
-from gdfq.runs.parts import (
-    Measure,
-    Result,
-    build_generator,
-    build_student,
-    build_teacher,
-    create_folder,
-    picture,
-    save_student,
-)
+from gdfq.runs.networks import build_generator, build_student, build_teacher
+from gdfq.runs.picture import picture
 from gdfq.runs.tensorboard import TensorBoard, require_tensorboard
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback

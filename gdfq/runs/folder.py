@@ -1,0 +1,66 @@
+"""A run's folder: made, written to, and loaded from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from gdfq.convert import QuantizedModel
+from gdfq.errors import InputError
+from gdfq.files import is_partial, partial, remove, write_file
+from gdfq.nn import QAct
+from gdfq.recipes import Recipe, load_recipe
+from gdfq.runs.networks import build_student, build_teacher
+from gdfq.sources import LoadedTeacher
+from gdfq.training.memory_format import TORCH_FORMATS
+
+
+def create_folder(folder: Path) -> None:
+    """Make ``folder``, which must not exist or be empty, and be writable."""
+    try:
+        if folder.is_dir() and not all(map(is_partial, folder.iterdir())):
+            raise InputError(f"out: {folder} exists and is not empty; nothing is overwritten")
+        folder.mkdir(parents=True, exist_ok=True)
+        remove(folder.iterdir())
+        probe = partial(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
+
+
+def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
+    """Bring networks into the memory format of a finished recipe, on which rounding depends."""
+    name = recipe.training.memory_format
+    for network in networks:
+        network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
+
+
+def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
+    """Write the student's state as safetensors; loading it gives the same outputs bit for bit."""
+    state = {name: value.contiguous() for name, value in student.state_dict().items()}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    # Written by Python, so that the file gets the permissions of any other.
+    write_file(path, save(state, metadata={"recipe": recipe.to_toml()}))
+
+
+def load_run(folder: Path) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
+    """Recipe, teacher and student of a run folder."""
+    if not (folder / "recipe.toml").is_file():
+        raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
+    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")))
+    student = build_student(recipe, teacher.network)
+    _use_format(recipe, teacher.network, student)
+    try:
+        student.load_state_dict(load_file(folder / "student.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"run: cannot load {folder / 'student.safetensors'}: {error}") from error
+    if not all(m.num_batches_tracked for m in student.modules() if isinstance(m, QAct)):
+        raise InputError(
+            f"run: the student in {folder} has no activation ranges: its run failed before "
+            "fine-tuning began"
+        )
+    return recipe, teacher, student
