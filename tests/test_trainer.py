@@ -1,11 +1,13 @@
 import copy
 import gc
 import math
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfq
 from gdfq.nn import QAct, StatisticsTeacher
@@ -76,6 +78,61 @@ def test_statistics_and_ranges_stand_still_while_fine_tuning():
     assert all(torch.equal(before[k], after[k]) for k in still)
     assert not torch.equal(before["1.weight"], after["1.weight"])
     assert not torch.equal(before["1.bias"], after["1.bias"])
+
+
+class Operators(TorchDispatchMode):
+    """Within, operators are counted; of convolutions' backwards weight and output mask are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+        self.masks = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.name()] += 1
+        if func is torch.ops.aten.convolution_backward.default:
+            self.masks.append((args[2].data_ptr(), args[-1]))
+        return func(*args, **(kwargs or {}))
+
+    def named(self, *names):
+        return {k: n for k, n in self.counts.items() if k.startswith(names)}
+
+
+def teacher_masks(trainer, operators):
+    weights = {p.data_ptr() for p in trainer.teacher.parameters()}
+    return [mask for pointer, mask in operators.masks if pointer in weights]
+
+
+def test_each_phase_computes_only_what_it_needs():
+    trainer = tiny_trainer()
+    trainer.calibrate(1)  # else the student could not even be run
+    students = ("gdfq::fake_quantize", "gdfq::bn_act", "gdfq::kd_ce_loss", "gdfq::observe")
+
+    with Operators() as warm_up:
+        assert "student" not in trainer.step()
+    assert warm_up.named(*students) == {}
+    assert warm_up.named("aten::_fused_") == {"aten::_fused_adam_.tensor_lr": 1}
+    assert teacher_masks(trainer, warm_up) == [[True, False, False]] * 2
+    assert len(warm_up.masks) == 2 + 3  # the teacher's and the generator's
+
+    while trainer.steps_done < trainer.warmup_steps:
+        trainer.step()
+    with Operators() as tuning:
+        assert "student" in trainer.step()
+    assert tuning.named(*students) == {
+        "gdfq::fake_quantize_minmax_list": 1,
+        "gdfq::bn_act_fake_quantize": 2,
+        "gdfq::bn_act_fake_quantize_backward": 2,
+        "gdfq::kd_ce_loss": 1,
+    }
+    assert tuning.named("aten::_fused_") == {
+        "aten::_fused_adam_.tensor_lr": 1,
+        "aten::_fused_sgd_.tensor_lr": 1,
+    }
+    assert teacher_masks(trainer, tuning) == [[True, False, False]] * 2
+    # The student's gradients end at the images: the generator's are those of the teacher alone.
+    assert len(tuning.masks) == 2 + 3 + 2
+    assert all(p.grad is None for p in trainer.teacher.parameters())
 
 
 def test_calibrate_sets_ranges_from_generated_images():
