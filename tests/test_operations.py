@@ -14,6 +14,7 @@ from gdfq.fusion import fuse
 from gdfq.nn import QAct, QConv2d, QLinear, StatisticsTeacher
 from gdfq.nn.weight import WeightQuantizer
 from tests.test_convert import calibrated
+from tests.tiny import Operators
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -458,6 +459,35 @@ def test_a_batch_norm_that_normalizes_by_itself_is_refused():
     teacher = StatisticsTeacher(nn.Sequential(nn.Conv2d(3, 4, 1), ByHand(4)))
     with pytest.raises(gdfq.InputError, match=r"'1' is a ByHand.*does not call F.batch_norm"):
         teacher(X)
+
+
+class ReadsWhatIsClamped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.relu6, self.hardtanh = nn.ReLU6(inplace=True), nn.Hardtanh(-0.5, 1.5, inplace=True)
+
+    def forward(self, x):
+        y = 4 * self.norm(self.conv(x))
+        return self.relu6(y) * 2 + y, self.hardtanh(y - 2)
+
+
+def test_the_teacher_clamps_in_place_without_copies():
+    torch.manual_seed(0)
+    model = ReadsWhatIsClamped().eval()
+    teacher = StatisticsTeacher(model)
+    copies, gradients, outputs = [], [], []
+    for network in (model, lambda x: teacher(x)[0]):
+        images = X.clone().requires_grad_()
+        with Operators() as operators:
+            first, second = network(images)
+            (first.square().sum() + second.square().sum()).backward()
+        copies.append(operators.counts["aten::clone"])
+        gradients.append(images.grad)
+        outputs.append(torch.cat([first, second]))
+    assert copies == [2, 0]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
 
 
 # ---- what torch.fx does not trace ----

@@ -1,13 +1,11 @@
 import copy
 import gc
 import math
-from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfq
 from gdfq.nn import QAct, StatisticsTeacher
@@ -15,7 +13,7 @@ from gdfq.training import TrainerCallback
 from gdfq.training.memory_format import TORCH_FORMATS, fastest_memory_format
 from gdfq.training.precision import multiplications
 from gdfq.training.schedules import learning_rate_factor
-from tests.tiny import tiny_teacher, tiny_trainer
+from tests.tiny import Operators, tiny_teacher, tiny_trainer
 
 
 def state(module):
@@ -80,24 +78,6 @@ def test_statistics_and_ranges_stand_still_while_fine_tuning():
     assert not torch.equal(before["1.bias"], after["1.bias"])
 
 
-class Operators(TorchDispatchMode):
-    """Within, operators are counted; of convolutions' backwards weight and output mask are kept."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-        self.masks = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.name()] += 1
-        if func is torch.ops.aten.convolution_backward.default:
-            self.masks.append((args[2].data_ptr(), args[-1]))
-        return func(*args, **(kwargs or {}))
-
-    def named(self, *names):
-        return {k: n for k, n in self.counts.items() if k.startswith(names)}
-
-
 def teacher_masks(trainer, operators):
     weights = {p.data_ptr() for p in trainer.teacher.parameters()}
     return [mask for pointer, mask in operators.masks if pointer in weights]
@@ -130,7 +110,6 @@ def test_each_phase_computes_only_what_it_needs():
         "aten::_fused_sgd_.tensor_lr": 1,
     }
     assert teacher_masks(trainer, tuning) == [[True, False, False]] * 2
-    # The student's gradients end at the images: the generator's are those of the teacher alone.
     assert len(tuning.masks) == 2 + 3 + 2
     assert all(p.grad is None for p in trainer.teacher.parameters())
 

@@ -1,9 +1,12 @@
-"""A small trained-looking teacher for tests of the training loop."""
+"""A small trained-looking teacher for tests of the training loop, and a count of operators."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfq
 
@@ -49,3 +52,21 @@ def tiny_trainer(teacher: nn.Module | None = None, bits: int = 4, **options) -> 
     return gdfq.GDFQTrainer(
         teacher, student, generator, num_classes=4, batch_size=16, **{**settings, **options}
     )
+
+
+class Operators(TorchDispatchMode):
+    """Within, operators are counted; of convolutions' backwards weight and output mask are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+        self.masks = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.name()] += 1
+        if func is torch.ops.aten.convolution_backward.default:
+            self.masks.append((args[2].data_ptr(), args[-1]))
+        return func(*args, **(kwargs or {}))
+
+    def named(self, *names):
+        return {k: n for k, n in self.counts.items() if k.startswith(names)}

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gdfq.distributed import global_moments, joined_world
 from gdfq.errors import InputError
+from gdfq.nn.hardtanh import LeanHardtanh
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -136,6 +137,10 @@ class StatisticsTeacher(nn.Module):
         self.record = Statistics([], [], [], [])
         replaced: dict[nn.Module, nn.Module] = {}
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
+            if type(module) in (nn.ReLU6, nn.Hardtanh) and module.inplace:
+                # PyTorch's would copy every activation; a MobileNetV2 has 35 of them.
+                lean = LeanHardtanh(module.min_val, module.max_val, inplace=True)
+                self.model.set_submodule(path, lean)
             if not isinstance(module, _BatchNorm):
                 continue
             if module.running_mean is None:
