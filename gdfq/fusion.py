@@ -112,6 +112,12 @@ class _Fusing:
         self.graph = graph
         self.kinds = trial.kinds
         self.changed = trial.changed
+        # Writes through it are not counted, so that no trial sees them. Parameters are no layer's
+        # input.
+        self.reads_data = any(
+            node.target is getattr and node.args[1] == "data" and node.args[0].op != "get_attr"
+            for node in graph.nodes
+        )
 
     def module(self, node: fx.Node) -> Any:
         return self.root.get_submodule(str(node.target))
@@ -180,6 +186,8 @@ class _Fusing:
 
     def match(self, source: Any) -> tuple[fx.Node | None, fx.Node | None, str]:
         """Batch norm and residual whose activated sum ``source`` is, or why it is none."""
+        if self.reads_data:
+            return None, None, "the network takes .data of a tensor, which may be changed unseen"
         if self.calls(source, _BatchNorm):
             problem = self.unfit(source)
             return (None, None, problem) if problem else (source, None, "")
