@@ -461,6 +461,34 @@ def test_a_batch_norm_that_normalizes_by_itself_is_refused():
         teacher(X)
 
 
+class CallsBatchNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("var", torch.rand(3) + 0.5)
+
+    def forward(self, x):
+        y = self.norm(x) + F.batch_norm(x + 1, None, None, training=True)
+        return F.relu(F.batch_norm(y, self.mean, running_var=self.var)) + self.norm(y)
+
+
+def test_statistics_of_batch_norm_called_as_a_function():
+    model = CallsBatchNorm().eval()
+    logits, statistics = StatisticsTeacher(model)(X)
+    torch.testing.assert_close(logits, model(X))
+    y = model.norm(X) + F.batch_norm(X + 1, None, None, training=True)
+    assert len(statistics.means) == 3
+    for x, mean, var in zip((X, y, y), statistics.means, statistics.vars, strict=True):
+        torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+        torch.testing.assert_close(var, x.var((0, 2, 3), correction=0))
+    for stored, expected in (
+        (statistics.running_means, model.mean),
+        (statistics.running_vars, model.var),
+    ):
+        assert torch.equal(stored[1], expected)
+
+
 class ReadsWhatIsClamped(nn.Module):
     def __init__(self):
         super().__init__()

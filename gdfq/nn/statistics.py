@@ -27,11 +27,10 @@ class Statistics(NamedTuple):
     running_means: list[Tensor]
     running_vars: list[Tensor]
 
-    def add(self, mean: Tensor, var: Tensor, norm: nn.Module) -> None:
-        """Append the statistics of the input of ``norm``."""
-        stored = (norm.running_mean, norm.running_var)
-        for values, value in zip(self, (mean, var, *stored), strict=True):
-            values.append(value)  # type: ignore[arg-type]
+    def add(self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
+        """Append those of one layer's input, and those it stores."""
+        for values, value in zip(self, (mean, var, running_mean, running_var), strict=True):
+            values.append(value)
 
 
 class RecordingBatchNorm(nn.Module):
@@ -52,12 +51,12 @@ class RecordingBatchNorm(nn.Module):
         y, mean, var = batch_norm_stats(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
         )
-        self.record.add(mean, var, self)
+        self.record.add(mean, var, self.running_mean, self.running_var)
         return y
 
 
 class RecordingCall(nn.Module):
-    """A subclass of batch norm: its own forward, whose ``F.batch_norm`` reports its input."""
+    """A subclass of batch norm: its own forward, whose ``F.batch_norm`` must report its input."""
 
     def __init__(self, norm: _BatchNorm, path: str, record: Statistics) -> None:
         super().__init__()
@@ -68,9 +67,9 @@ class RecordingCall(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the subclass makes of its input."""
         before = len(self.record.means)
-        with _Intercept(self.norm, self.record):
-            y = self.norm(*args, **kwargs)
-        if len(self.record.means) == before:
+        y = self.norm(*args, **kwargs)
+        recorded = self.record.running_means[before:]
+        if not any(stored is self.norm.running_mean for stored in recorded):
             raise InputError(
                 f"teacher: {self.path!r} is a {type(self.norm).__name__}, a kind of batch norm "
                 "whose statistics cannot be recorded: its forward does not call F.batch_norm with "
@@ -80,11 +79,10 @@ class RecordingCall(nn.Module):
 
 
 class _Intercept(TorchFunctionMode):
-    """Within, a call of batch norm with the statistics that ``norm`` keeps is recorded."""
+    """Within, calls of ``F.batch_norm`` with stored statistics are recorded."""
 
-    def __init__(self, norm: _BatchNorm, record: Statistics) -> None:
+    def __init__(self, record: Statistics) -> None:
         super().__init__()
-        self.norm = norm
         self.record = record
 
     def __torch_function__(
@@ -110,18 +108,19 @@ class _Intercept(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if running_mean is None or running_mean is not self.norm.running_mean or training:
+        if running_mean is None or running_var is None or training:
             return F.batch_norm(
                 input, running_mean, running_var, weight, bias, training, momentum, eps
             )
-        assert running_var is not None
         y, mean, var = batch_norm_stats(input, running_mean, running_var, weight, bias, eps)
-        self.record.add(mean, var, self.norm)
+        self.record.add(mean, var, running_mean, running_var)
         return y
 
 
 class StatisticsTeacher(nn.Module):
     """A frozen copy of a network that returns its logits and its batch-norm inputs' statistics.
+
+    Batch norms are its layers and what calls ``F.batch_norm`` with stored statistics.
 
     Args:
         model: the trained network; it is copied, never modified.
@@ -169,7 +168,8 @@ class StatisticsTeacher(nn.Module):
         """
         for values in self.record:
             values.clear()
-        logits = self.model(images)
+        with _Intercept(self.record):
+            logits = self.model(images)
         statistics = Statistics(*(list(values) for values in self.record))
         for values in self.record:
             values.clear()
