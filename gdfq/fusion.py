@@ -195,11 +195,15 @@ class _Fusing:
             return None, None, "no batch norm before the activation"
         if len(source.users) > 1:
             return None, None, "the sum before the activation is used elsewhere too"
-        if len(source.args) != 2 or source.kwargs:
+        options = dict(source.kwargs)
+        by_name = [options.pop(name) for name in ("input", "other") if name in options]
+        terms = [*source.args, *by_name]
+        if "out" in options:
+            return None, None, "the sum before the activation is written to a given tensor"
+        if options or len(terms) != 2:
             return None, None, "the sum before the activation is scaled"
         problem = "no batch norm before the sum"
-        first, second = source.args
-        pairs: list[tuple[Any, Any]] = [(first, second), (second, first)]
+        pairs: list[tuple[Any, Any]] = [(terms[0], terms[1]), (terms[1], terms[0])]
         for norm, residual in pairs:
             if not self.calls(norm, _BatchNorm):
                 continue
