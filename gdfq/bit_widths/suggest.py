@@ -98,7 +98,10 @@ def suggest_bits(
     )
     try:
         layers = measure_sensitivities(
-            teacher, images, on_layer=lambda layer: progress.layer(layer.name)
+            teacher,
+            images,
+            on_layer=lambda layer: progress.layer(layer.name),
+            leaf_modules=recipe.quantization.leaf_modules,
         )
     finally:
         progress.stop()
