@@ -144,7 +144,7 @@ class Recipe(Section):
     """A run, fully specified."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="what the run is called")
-    description: str = Field(description="a line about it")
+    description: str = Field("", description="a line about it")
     teacher: Teacher
     quantization: Quantization = Quantization()
     generator: GeneratorSection = GeneratorSection()
