@@ -150,6 +150,8 @@ def test_a_missing_data_set_only_skips_the_evaluation(capsys, nets, monkeypatch)
     code, out, _ = gdfq_command(capsys, *arguments)
     assert code == 0
     told = "".join(out.split())
+    warning = "accuracywillnotbemeasured:data:thereis"
+    assert warning in told.partition("execution:")[0]  # before training
     assert f"skipped:data:thereisno{nets}/nowhere/imagenet;" in told
     assert (nets / "run" / "student.safetensors").is_file()
     code, _, err = gdfq_command(capsys, "evaluate", "run")

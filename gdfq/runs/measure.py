@@ -69,23 +69,33 @@ class Measure:
         self.world = world
         self.batches: Batches | None = None
 
-    def __call__(self, model: nn.Module) -> float | None:
-        """Top-1 of ``model`` in percent."""
+    def open(self) -> str | None:
+        """Open the data set; why that failed, on this process or another, or None."""
         if self.recipe.teacher.data == "none":
             return None
         problem = ""
         try:
-            if self.batches is None:
-                self.batches = open_batches(self.recipe, self.images, self.workers, self.world)
+            self.batches = open_batches(self.recipe, self.images, self.workers, self.world)
         except InputError as error:
             problem = str(error)
+        if self.world.any(bool(problem)):
+            self.batches = None
+            return self._skip(problem or "data: another process cannot open it")
+        return None
+
+    def __call__(self, model: nn.Module) -> float | None:
+        """Top-1 of ``model`` in percent; None where no data set is open."""
+        if self.batches is None:
+            return None
         try:
-            if self.world.any(bool(problem)) or self.batches is None:
-                raise InputError(problem or "data: another process cannot open it")
             share = top1(model, self.batches, self.world)
         except InputError as error:
-            self.result.evaluation = f"skipped: {error}"
+            self._skip(str(error))
             return None
         pictures = self.world.total(self.batches.pictures)
         self.result.evaluation = f"{pictures:,} test images of {self.batches.name}"
         return share
+
+    def _skip(self, problem: str) -> str:
+        self.result.evaluation = f"skipped: {problem}"
+        return problem

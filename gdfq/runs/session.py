@@ -292,6 +292,9 @@ class _Session(TrainerCallback):
         return self.result
 
     def _prepare(self) -> None:
+        problem = self.measure.open()
+        if problem is not None:
+            self.progress.warning(f"accuracy will not be measured: {problem}")
         if not self.world.first:
             return
         if not (self.folder / "environment.json").exists():
@@ -382,7 +385,7 @@ class _Session(TrainerCallback):
         self.began = now
 
     def _announce(self, measuring: str) -> None:
-        if self.recipe.teacher.data != "none":
+        if self.measure.batches is not None:
             self.progress.phase(measuring)
 
     def _log_accuracy(self, name: str, value: float | None) -> None:
