@@ -322,8 +322,10 @@ def _others_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = (str(error).splitlines() or [""])[0]
-        raise ProcessLostError(f"lost contact to the other processes: {cause}") from error
+        raise ProcessLostError(
+            "lost contact to the other processes: one of them has ended; the launcher's report "
+            "names it"
+        ) from error
 
 
 def _leave_when_told() -> None:

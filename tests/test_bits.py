@@ -65,6 +65,16 @@ def test_functional_activations_have_names():
     }  # fmt: skip
 
 
+def test_an_activation_with_its_quantizer_behind_it_has_its_module_s_name_too():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 4, 1))
+    for pattern in ("2", "2.quantizer"):
+        assert widths(gdfq.quantize_model(model, bits={pattern: {"act": 7}}))[1] == {
+            "2.quantizer": 7
+        }
+    with pytest.raises(gdfq.InputError, match=r"'9' matches no quantized activation; .*2.quant"):
+        gdfq.quantize_model(model, bits={"9": {"act": 7}})
+
+
 def test_a_shared_layer_is_found_under_each_of_its_names():
     student = gdfq.quantize_model(Everything(), bits={"alias": {"weight": 7}})
     assert student.get_submodule("shared").weight_bits == 7

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from gdfq.nn import QConv2d
 from gdfq.recipes import load_recipe
 from gdfq.runs.folder import load_run
 from gdfq.sources import load_teacher
@@ -27,6 +28,19 @@ def make_net(num_classes=30):
         nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
     )
+
+class Switch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+def make_branching(num_classes=30):
+    net = make_net(num_classes)
+    net.insert(3, Switch())
+    return net
 """
 SHORT = [
     "--width", 8, "--batch-size", 8, "--epochs", 2, "--steps-per-epoch", 2, "--warmup-epochs", 1,
@@ -77,6 +91,29 @@ def test_a_network_of_one_s_own_without_a_recipe(capsys, nets):
     assert files[0] == files[1]
     again = load_run(nets / "again")[1].network.state_dict()
     assert all(torch.equal(v, again[k]) for k, v in teacher.network.state_dict().items())
+
+
+def test_a_module_that_cannot_be_traced_is_left_in_float(capsys, nets):
+    own = ["--model", "cli_nets:make_branching", "--image-size", 9, "--weights", "random", *SHORT]
+    code, _, err = gdfq_command(capsys, "quantize", *own, "--out", "run")
+    assert code == 2
+    assert re.search(r"cli_nets\.py:\d+.*x\.sum\(\) > 0.*--leaf-modules PATH", err), err
+    code, _, err = gdfq_command(capsys, "quantize", *own, "--leaf-modules", 33, "--out", "run")
+    assert code == 2
+    assert "leaf_modules: the model has no module '33'" in err
+    own += ["--leaf-modules", 3]
+    code, _, err = gdfq_command(capsys, "quantize", *own, "--out", "run")
+    assert code == 0, err
+    assert load_recipe("run/recipe.toml").quantization.leaf_modules == ["3"]
+    _, _, student = load_run(nets / "run")
+    assert type(student.get_submodule("3.conv")) is torch.nn.Conv2d
+    assert isinstance(student.get_submodule("4"), QConv2d)
+    code, out, err = gdfq_command(
+        capsys, "suggest-bits", *own, "--budget", 3, "--steps", 1, "--batches", 1, "--out", "b.toml"
+    )
+    assert code == 0, err
+    assert "3.conv" not in out
+    assert load_recipe("b.toml").quantization.leaf_modules == ["3"]
 
 
 def test_its_own_weights_from_a_file_measured_on_cifar(capsys, nets):

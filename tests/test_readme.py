@@ -1,4 +1,4 @@
-"""The README's way from nothing to a student."""
+"""What the documents show, as it is: the README's way to a student, a whole recipe."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,10 @@ import torchvision
 
 import gdfq
 from gdfq.nn import QAct
+from gdfq.recipes.schema import Recipe, parse_recipe, validate
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def test_resnet18_from_nothing_to_a_student(monkeypatch, tmp_path, capsys):
@@ -39,3 +41,14 @@ def test_resnet18_from_nothing_to_a_student(monkeypatch, tmp_path, capsys):
     student.load_state_dict(stored)
     assert all(m.num_batches_tracked == 1 for m in student.modules() if isinstance(m, QAct))
     assert student(torch.randn(2, 3, 32, 32)).isfinite().all()
+
+
+def test_a_whole_recipe():
+    document = (ROOT / "docs" / "teachers.md").read_text()
+    recipe = parse_recipe(re.search(r"```toml\n(.*?)```", document, re.S)[1], "teachers.md")
+    shown = recipe.model_dump(exclude_unset=True)
+    assert set(shown) == set(Recipe.model_fields)
+    assert recipe.exceptions()["layer1.*"] == {"weight": 6, "act": 6}
+    # All that a recipe has to have.
+    least = validate({"name": "mine", "teacher": {"model": "gdfq:resnet20"}}, "here")
+    assert least.description == ""

@@ -263,6 +263,7 @@ def scripted(path):
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(2, 2))), path)
 
 
+DAMAGED = "cannot be read: it is damaged, or no file of torch.save$"
 BAD = {
     "missing.pt": (lambda p: torch.save(without("fc.bias"), p), "missing key 'fc.bias'$"),
     "several.pt": (
@@ -273,11 +274,13 @@ BAD = {
         lambda p: torch.save(resnet20(12, 1).state_dict(), p),
         r"does not fit gdfq:resnet20: 'fc.weight' has shape \(12, 64\), not \(10, 64\), and 1 more",
     ),
-    "cut.pt": (lambda p: cut(p, KEEPS["state.pt"]), "cannot be read: "),
+    "cut.pt": (lambda p: cut(p, KEEPS["state.pt"]), DAMAGED),
     "cut.safetensors": (lambda p: cut(p, KEEPS["safetensors"]), "cannot be read: "),
-    "old.pth": (lambda p: cut(p, KEEPS["old.pth"]), "cannot be read: "),
-    "empty.pt": (lambda p: p.touch(), "cannot be read: "),
-    "garbage.pt": (lambda p: p.write_bytes(bytes(range(256))), "cannot be read: "),
+    "old.pth": (lambda p: cut(p, KEEPS["old.pth"]), DAMAGED),
+    "empty.pt": (lambda p: p.touch(), DAMAGED),
+    "garbage.pt": (lambda p: p.write_bytes(bytes(range(256))), DAMAGED),
+    "text.pt": (lambda p: p.write_text("hello world"), DAMAGED),
+    "short.pt": (lambda p: p.write_text("MMMM"), DAMAGED),
     "folder.pt": (lambda p: p.mkdir(), "there is no file"),
     "tensor.pt": (lambda p: torch.save(torch.ones(2), p), "holds no state dict but a Tensor"),
     "numbers.pt": (lambda p: torch.save({"a": 1}, p), "holds no state dict: 'a' is a int"),
@@ -290,7 +293,7 @@ BAD = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.(jit|load)")
+@pytest.mark.filterwarnings("error", "ignore:.*torch.jit")
 @pytest.mark.parametrize("name", BAD)
 def test_files_that_are_no_weights(tmp_path, name):
     write, message = BAD[name]
@@ -357,7 +360,10 @@ WRONG = {
     "pytorchcv": ("pytorchcv:resnet20_cifar", {}, "near matches: resnet20_cifar10"),
     "embedded": ("gdfq:resnet", {}, "near matches: .*resnet20"),
     "embedded depth": ("gdfq:resnet21", {"weights": "random"}, "depth: must be 6 n "),
-    "tag": ("torchvision:resnet18", {"weights": "V9"}, "a file, IMAGENET1K_V1, random; got 'V9'"),
+    "tag": (
+        "torchvision:resnet18", {"weights": "V9"},
+        "a file, pretrained, IMAGENET1K_V1, random; got 'V9'",
+    ),
     "file": ("torchvision:resnet18", {"weights": "a/b"}, "weights: there is no file a/b"),
     "no builtin": ("gdfq:resnet32", {}, "weights: must be given for gdfq:resnet32: a file, random"),
     "channels": ("torchvision:resnet18", {"channels": 1}, "channels: torchvision's networks take"),

@@ -25,6 +25,7 @@ def measure_sensitivities(
     batches: Sequence[Tensor],
     widths: Iterable[int] = WIDTHS,
     on_layer: Callable[[Layer], None] = lambda layer: None,
+    leaf_modules: Sequence[str | type] = (),
 ) -> list[Layer]:
     """The sensitivity of each layer that :func:`gdfq.quantize_model` would quantize, by width.
 
@@ -39,6 +40,7 @@ def measure_sensitivities(
         batches: of images ``(N, C, H, W)``, at least one.
         widths: bits to try, each 2 to 8.
         on_layer: called with each layer as soon as it is measured.
+        leaf_modules: what :func:`gdfq.quantize_model` is to leave in float.
 
     Returns:
         The layers in the order of the network's modules, under their first names.
@@ -53,7 +55,7 @@ def measure_sensitivities(
     measure = _Divergence(teacher, batches)
     names = [
         name
-        for name, module in quantize_model(teacher).named_modules()
+        for name, module in quantize_model(teacher, leaf_modules=leaf_modules).named_modules()
         if isinstance(module, QuantizedWeight)
     ]
     layers = []

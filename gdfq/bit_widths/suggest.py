@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class Suggestion:
         bits: of each layer's weights.
         average_weight_bits: what of the budget they take.
         divergence: measured with all layers at these bits.
-        uniform_bits: the widest equal width within the budget.
-        uniform_divergence: measured with all layers at that.
+        uniform: divergence measured with all layers at the same width: the budget, or the whole
+            widths on both sides of it.
         recipe: the recipe with these bits.
     """
 
@@ -52,8 +53,7 @@ class Suggestion:
     bits: dict[str, int]
     average_weight_bits: float
     divergence: float
-    uniform_bits: int
-    uniform_divergence: float
+    uniform: dict[int, float]
     recipe: Recipe
 
 
@@ -98,20 +98,22 @@ def suggest_bits(
     )
     try:
         layers = measure_sensitivities(
-            teacher, images, on_layer=lambda layer: progress.layer(layer.name)
+            teacher,
+            images,
+            on_layer=lambda layer: progress.layer(layer.name),
+            leaf_modules=recipe.quantization.leaf_modules,
         )
     finally:
         progress.stop()
     bits = allocate(layers, budget)
     parameters = sum(layer.parameters for layer in layers)
-    uniform = dict.fromkeys(bits, int(budget))
+    sides = sorted({math.floor(budget), math.ceil(budget)})
     return Suggestion(
         layers,
         bits,
         sum(bits[layer.name] * layer.parameters for layer in layers) / parameters,
         divergence(teacher, images, bits),
-        int(budget),
-        divergence(teacher, images, uniform),
+        {width: divergence(teacher, images, dict.fromkeys(bits, width)) for width in sides},
         with_weight_bits(recipe, f"{recipe.name}-{budget:g}bits", bits, layers),
     )
 

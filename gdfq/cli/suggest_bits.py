@@ -110,9 +110,13 @@ def _print_suggestion(suggestion: Suggestion, budget: float) -> None:
         ]
         table.add_row(layer.name, f"{layer.parameters:,}", *cells, str(chosen))
     console.print(table)
+    equal = ", ".join(
+        f"{_short(1000 * divergence)} at {width} everywhere"
+        for width, divergence in suggestion.uniform.items()
+    )
     console.print(
-        f"All layers quantized: {_short(1000 * suggestion.divergence)} at these bits, "
-        f"{_short(1000 * suggestion.uniform_divergence)} at {suggestion.uniform_bits} everywhere.",
+        f"All layers quantized: {_short(1000 * suggestion.divergence)} at these bits ({average} on "
+        f"average, budget {budget:g}), {equal}.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -54,9 +54,9 @@ class BitWidths:
         """Of the weight of the layer ``key``, whose name is ``name``, or has others too."""
         return self._of("weight", [name, *aliases], self.fixed.get(key))
 
-    def act(self, name: str) -> int:
-        """Of the activation quantizer ``name``."""
-        return self._of("act", [name], None)
+    def act(self, name: str, aliases: Iterable[str] = ()) -> int:
+        """Of the activation quantizer ``name``, which has other names too."""
+        return self._of("act", [name, *aliases], None)
 
     def _of(self, key: str, names: list[str], fixed: int | None) -> int:
         self.names[key].append(names[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -122,9 +122,13 @@ class Converter:
         node.replace_all_uses_with(call)
         self.graph.erase_node(node)
 
-    def quantize_behind(self, node: fx.Node, name: str, kind: str) -> None:
-        """Quantize what ``node`` computes by a quantizer called ``name``."""
-        bits = self.bits.act(name)
+    def quantize_behind(
+        self, node: fx.Node, name: str, kind: str, aliases: Iterable[str] = ()
+    ) -> None:
+        """Quantize what ``node`` computes by a quantizer that patterns find by ``name``, its own,
+        and by ``aliases``.
+        """
+        bits = self.bits.act(name, aliases)
         self.root.set_submodule(name, self.make_act(bits, "none"))
         with self.graph.inserting_after(node):
             call = self.graph.call_module(name, (node,))
@@ -160,7 +164,9 @@ class Converter:
         elif is_float_activation(module):
             if _works_in_place(module):
                 self.redirect(node)
-            self.quantize_behind(node, self.free_name(f"{path}.quantizer"), kind)
+            self.quantize_behind(
+                node, self.free_name(f"{path}.quantizer"), kind, self.paths_of(module)
+            )
         elif isinstance(module, (QConv2d, QLinear, QAct)):
             if not isinstance(module, QAct):
                 self.readers[len(self.operations)] = node

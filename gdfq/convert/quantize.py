@@ -50,7 +50,8 @@ def quantize_model(
         bits: exceptions by name, ``{"layer1.*": {"weight": 8, "act": 6}, ...}``: glob patterns of
             paths in the student, each with bits of weights, of activations or of both. Of several
             patterns that match, the last wins. ``student.coverage`` lists the names; a functional
-            activation has that of its module and its function (``layer1.0.relu_1``).
+            activation has that of its module and its function (``layer1.0.relu_1``); the quantizer
+            ``act.quantizer`` behind the module ``act`` is found by ``act`` too.
         first_last_bits: of the weights of the first and of the last layer, in order of execution,
             where no pattern says otherwise; 8 is customary. Activations keep ``act_bits``.
         quantize_inputs: quantize what a layer reads where that is in float still: the images,

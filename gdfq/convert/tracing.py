@@ -149,8 +149,9 @@ def _explanation(error: Exception) -> str:
     what = next(iter(str(error).splitlines()), type(error).__name__)
     return (
         f"model: torch.fx cannot trace it {where}: {what}; name the "
-        "module that holds this line in leaf_modules=[...] (its class or its path) to leave "
-        "it unquantized, or rewrite the line without control flow on tensors"
+        "module that holds this line in leaf_modules=[...] (its class or its path; on the command "
+        "line --leaf-modules PATH) to leave it unquantized, or rewrite the line without control "
+        "flow on tensors"
     )
 
 

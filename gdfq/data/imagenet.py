@@ -142,7 +142,7 @@ def _truth(folder: Path) -> tuple[list[int], int]:
         from scipy.io import loadmat
     except ImportError as error:
         raise InputError(
-            "data: reading ImageNet's devkit needs scipy: pip install scipy"
+            "data: reading ImageNet's devkit needs scipy: pip install 'gdfq[imagenet]'"
         ) from error
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]

@@ -86,6 +86,9 @@ class Quantization(Section):
     range_momentum: float = Field(
         0.9, ge=0, lt=1, description="weight of the past in the activation ranges' average"
     )
+    leaf_modules: list[str] = Field(
+        [], description="paths of modules that are not traced into and stay in float"
+    )
 
 
 class LayerBits(Section):
@@ -141,7 +144,7 @@ class Recipe(Section):
     """A run, fully specified."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="what the run is called")
-    description: str = Field(description="a line about it")
+    description: str = Field("", description="a line about it")
     teacher: Teacher
     quantization: Quantization = Quantization()
     generator: GeneratorSection = GeneratorSection()

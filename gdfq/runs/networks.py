@@ -50,6 +50,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         first_last_bits=spec.first_last_bits,
         ste=spec.ste,
         momentum=spec.range_momentum,
+        leaf_modules=spec.leaf_modules,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,12 +51,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        refused = refusal(error)
-        raise InputError(f"weights: {path} {refused or _unreadable(error)}") from error
-    except (OSError, EOFError, SafetensorError, ValueError, LookupError) as error:
-        raise InputError(f"weights: {path} {_unreadable(error)}") from error
+            # The warnings advise to read the file in a way that executes it.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"weights: {path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"weights: {path} cannot be read: {error}") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        problem = refusal(error) or "cannot be read: it is damaged, or no file of torch.save"
+        raise InputError(f"weights: {path} {problem}") from error
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -91,14 +96,6 @@ def refusal(error: Exception) -> str | None:
         "reading that can run any code; write the weights with torch.save(model.state_dict(), ...) "
         "or as safetensors"
     )
-
-
-def _unreadable(error: Exception) -> str:
-    lines = str(error).splitlines()
-    if isinstance(error, pickle.UnpicklingError):
-        # Its first line is advice to read the file in a way that executes it.
-        return "cannot be read: it is damaged, or no file of torch.save"
-    return f"cannot be read: {lines[0] if lines else type(error).__name__}"
 
 
 def load_state(network: nn.Module, path: Path, model: str) -> None:

@@ -111,13 +111,14 @@ def _which_weights(source: Source, weights: str | None) -> tuple[str, str]:
         return "random", weights
     if weights is None and tags and not isinstance(source, Factory):
         return "tag", tags[0]
-    if weights == "pretrained" and tags and tags[0] != "builtin":
+    pretrained = ["pretrained"] if tags and tags[0] not in ("builtin", "pretrained") else []
+    if weights in pretrained:
         return "tag", tags[0]
     if weights == "DEFAULT" and source.prefix == "torchvision" and tags:
         return "tag", tags[0]
     if weights in tags:
         return "tag", weights
-    allowed = ", ".join(["a file", *tags, "random"])
+    allowed = ", ".join(["a file", *pretrained, *tags, "random"])
     if weights is None:
         raise InputError(f"weights: must be given for {source.model}: {allowed}")
     path = Path(weights)
