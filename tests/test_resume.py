@@ -219,7 +219,7 @@ def test_a_full_disk_is_reported_and_training_goes_on(recipe, undisturbed, tmp_p
             super().step(trainer, losses)
             full[:] = [True] if trainer.steps_done in (3, 4) else []
 
-    for module in ("session", "metrics", "run", "training.checkpoint"):
+    for module in ("runs.session", "runs.metrics", "runs.folder", "training.checkpoint"):
         monkeypatch.setattr(f"gdfq.{module}.write_file", write)
     show = Fills()
     session.quantize(recipe, folder, show, EVERY_STEP)
