@@ -25,6 +25,11 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 DEVICE = typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
+RECIPE = typer.Option(
+    help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with the paper's "
+    "constants for its size of image",
+    show_default=False,
+)
 WORKERS = typer.Option(
     min=0, help="processes that decode test images; by default one a core, at most 8",
     show_default=False,

@@ -14,6 +14,7 @@ from rich.table import Table
 from gdfq.cli._common import (
     DEVICE,
     EXIT_FAILED,
+    RECIPE,
     WORKERS,
     console,
     percent,
@@ -35,14 +36,7 @@ from gdfq.runs.session import Options, device_of
 
 def quantize(
     context: typer.Context,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
-            "the paper's constants for its size of image",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder; must not exist or be empty", show_default=False)
     ] = None,

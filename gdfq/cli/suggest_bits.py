@@ -12,7 +12,7 @@ from rich.table import Table
 from gdfq.bit_widths.sensitivity import WIDTHS
 from gdfq.bit_widths.suggest import Suggestion, check_budget
 from gdfq.bit_widths.suggest import suggest_bits as suggest
-from gdfq.cli._common import DEVICE, EXIT_INTERRUPTED, console, print_error, resolve_device
+from gdfq.cli._common import DEVICE, EXIT_INTERRUPTED, RECIPE, console, print_error, resolve_device
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
@@ -23,14 +23,7 @@ from gdfq.runs.progress import LiveProgress, PlainProgress
 def suggest_bits(
     context: typer.Context,
     budget: Annotated[float, typer.Option(help="bits of weights, 2 to 8, averaged over them all")],
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with "
-            "the paper's constants for its size of image",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="recipe to write, a .toml file; must not exist", show_default=False),
