@@ -149,8 +149,8 @@ def check_student(student: Any) -> None:
         weight = layer._parameters.get("weight")
         if weight is not None and not weight.isfinite().all():
             raise InputError(f"student: the weight of {path} is not finite")
-    for path, (_, weight) in weights_of_calls(student).items():
-        if not weight.isfinite().all():
+    for path, (_, called) in weights_of_calls(student).items():
+        if not called.isfinite().all():
             raise InputError(f"student: the weight of {path} is not finite")
 
 

@@ -73,8 +73,10 @@ def _with_values(student: QuantizedModel) -> QuantizedModel:
         if not isinstance(module, (QConv2d, QLinear, PackedCall)):
             continue
         if module not in made:
-            call = isinstance(module, PackedCall)
-            made[module] = ConstantWeight(module) if call else _ConstantWeight(module)
+            if isinstance(module, PackedCall):
+                made[module] = ConstantWeight(module)
+            else:
+                made[module] = _ConstantWeight(module)
         plain.set_submodule(path, made[module])
     return plain
 

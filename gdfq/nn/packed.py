@@ -108,6 +108,8 @@ class PackedCall(PackedWeight, WeightQuantizer):
 class ConstantWeight(nn.Module):
     """In the place of a :class:`PackedCall`, its values."""
 
+    weight: Tensor
+
     def __init__(self, packed: PackedCall) -> None:
         super().__init__()
         self.register_buffer("weight", packed())
