@@ -28,7 +28,7 @@ from gdfq.runs.state import RunState
 SMALL = 64
 IMAGES_SMALL, IMAGES_LARGE = 256, 64
 # Sensitivity takes a forward pass per layer.
-SENSITIVITY_SMALL, SENSITIVITY_LARGE = 256, 32
+SENSITIVITY_SMALL, SENSITIVITY_LARGE = 128, 32
 # Images of each class that are averaged.
 PER_CLASS_SMALL, PER_CLASS_LARGE = 32, 8
 PASS = 64  # images in a forward pass
