@@ -74,7 +74,7 @@ def test_more_runs_than_colours():
 
 def test_runs_of_different_networks_are_not_drawn_over_each_other():
     page = render([run("small", layers=4), run("large", layers=12)])
-    notes = re.findall(r'higher is better; (\w+)</span>', page)
+    notes = re.findall(r"higher is better; (\w+)</span>", page)
     assert notes == ["small", "small", "large", "large"]
 
 
