@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from torch import nn
 
+from gdfq.convert import QuantizedModel
 from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.recipes import Recipe, load_recipe, recipe_for_model
@@ -202,6 +203,8 @@ def _recipe(
         if base is None:
             base = recipe_for_model(given, QUICK, source=SOURCE)
         return base.with_options(given, SOURCE)
+    if isinstance(model, QuantizedModel):
+        raise InputError("model: is quantized already; give the float network")
     if "weights" in given:
         raise InputError("weights: are for a model given by name; this one has its own")
     given["model"] = InMemory("", model).model

@@ -326,11 +326,11 @@ def test_ctrl_c_leaves_what_is_there(monkeypatch, tmp_path):
         interrupting(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(
             KeyboardInterrupt, match=r"stopped, and saved in .*gdfq\.resume"
-        ) as info:
+        ) as stop:
             quantize()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     [folder] = tmp_path.iterdir()
-    assert str(folder) in str(info.value)
+    assert str(folder) in str(stop.value)
     assert checkpoints(folder)
     part = gdfq.open_run(folder, tiny_teacher())
     assert part.metrics["steps"] == 4
@@ -450,13 +450,13 @@ USUAL = {"mean": None, "std": None}
         (lambda: "memory:Net", {}, "the network Net was given in Python"),
         (Branching, {}, r"x\.sum\(\) > 0"),
         (lambda: gdfq.quantize_model(tiny_teacher()), {}, "model: is quantized already"),
-        (lambda: nn.Sequential(nn.Conv2d(2, 4, 8), nn.Flatten()), {}, "batch norm"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, 8), nn.Flatten()), {}, "teacher: has no batch-norm"),
     ],
 )
 def test_wrong_inputs(tmp_path, model, given, message):
-    options = {"num_classes": 4, "image_size": 8, **SHORT, "out": tmp_path / "run", **given}
+    options = {"num_classes": 4, "image_size": 8, **SHORT, "progress": False, **given}
     with pytest.raises(gdfq.InputError, match=message):
-        gdfq.quantize(model(), progress=False, **options)
+        gdfq.quantize(model(), out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -466,7 +466,7 @@ IMAGES, LABELS = torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("evaluate", "message"),
     [
-        ([], "evaluate: there is no batch"),
+        ([], "there is no batch"),
         (iter([(IMAGES, LABELS)]), "an iterator can be read once"),
         ([IMAGES], "must be batches of .images, labels.: .*; got a Tensor"),
         ([(IMAGES, [0, 0, 0])], "labels are a list"),
@@ -480,7 +480,7 @@ IMAGES, LABELS = torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64)
     ],
 )
 def test_evaluate_that_does_not_measure(tmp_path, evaluate, message):
-    with pytest.raises(gdfq.InputError, match=f"evaluate: {message}"):
+    with pytest.raises(gdfq.InputError, match=f"^evaluate: .*{message}"):
         quantize(evaluate=evaluate, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

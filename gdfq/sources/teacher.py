@@ -118,6 +118,7 @@ def expected_image_size(model: str, weights: str | None, data: str, given: int |
         source = find_source(model)
         kind, weights = _which_weights(source, weights)
         facts = source.facts(weights if kind == "tag" else None)
+    model = model.removeprefix(f"{InMemory.prefix}:")
     asked = {} if given is None else {"image_size": given}
     return preprocessing.image_size(model, asked, facts, data)
 
