@@ -42,6 +42,11 @@ def tracked() -> list[str]:
     return sorted(name for name in listed.split("\0") if name and (ROOT / name).is_file())
 
 
+def can_build() -> bool:
+    """Whether this is a clone: git lists what belongs into an sdist."""
+    return bool(shutil.which("git")) and (ROOT / ".git").exists()
+
+
 @functools.cache
 def build() -> Distributions:
     """Of this clone's files; an unchanged ``csrc`` compiles nothing."""
