@@ -40,11 +40,12 @@ from benchmarks.table import where
 from gdfq.convert import QuantizedModel
 from gdfq.environment import environment
 from gdfq.export import export_onnx, runtimes
-from gdfq.export.parity import compare
+from gdfq.export.parity import NOTICEABLE, compare
 from gdfq.export.source import Images
 
 RESULT = RESULTS / "export-networks-cpu.json"
 IMAGE_SIZE = 128  # of the photographs
+ALONE = 400  # images that a student is also given one at a time, at most
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,25 @@ def answers(
         parities = compare(student, files[kind], network.images(count).batches)
         result[kind] = {p.runtime: asdict(p) for p in parities}
         print(name, kind, result[kind], flush=True)
-    hits = total = 0
-    for images, _ in network.images(count).batches:
+    hits = total = same = 0
+    differences = []
+    # What rounding does to the student itself: the same images, one at a time.
+    for images, _ in network.images(min(count, ALONE)).batches:
         with torch.inference_mode():
-            hits += int((teacher(images).argmax(1) == student(images).argmax(1)).sum())
+            expected = student(images)
+            alone = torch.cat([student(image[None]) for image in images])
+            hits += int((teacher(images).argmax(1) == expected.argmax(1)).sum())
+        same += int((alone.argmax(1) == expected.argmax(1)).sum())
+        differences.append((alone - expected).abs())
         total += len(images)
+    found = torch.cat(differences)
     result["same as teacher"] = 100 * hits / total
+    result["itself"] = {
+        "images": total,
+        "agreement": 100 * same / total,
+        "median_difference": float(found.median()),
+        "noticeable": 100 * float((found > NOTICEABLE).any(1).float().mean()),
+    }
     return result
 
 
@@ -206,6 +220,12 @@ def table(kept: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in STUDENTS:
         result = kept["students"].get(name, {})
+        if "itself" in result.get("answers", {}):
+            p = result["answers"]["itself"]
+            lines.append(
+                f"| {name} | (one image at a time) | PyTorch | {p['agreement']:.2f}% | "
+                f"{p['median_difference']:.1e} | {p['noticeable']:.1f}% |" + " |" * len(BATCHES)
+            )
         for kind in FILES:
             for runtime, p in result.get("answers", {}).get(kind, {}).items():
                 times = []
@@ -244,7 +264,9 @@ def introduction(kept: dict[str, Any]) -> str:
         "dozen steps (`benchmarks/export_networks.py`): what is compared is a file with its "
         f"student. Images: {', '.join(counts)}. Milliseconds are the fastest of many, the files "
         f"of a student taken in turns{others}; in brackets, the time of the same runtime's float "
-        "model of the teacher divided by it: above 1 is faster than float."
+        "model of the teacher divided by it: above 1 is faster than float. The first row of each "
+        "student is the student itself with the same images one at a time, of whose sums PyTorch "
+        "changes the order."
     )
 
 
