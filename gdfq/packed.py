@@ -92,6 +92,15 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
     Raises:
         InputError: see :func:`packed_copy`, or the file cannot be written.
     """
+    raw = to_bytes(student, recipe)
+    try:
+        write_file(Path(path), raw)
+    except OSError as error:
+        raise InputError(f"path: cannot write {path}: {error.strerror}") from error
+
+
+def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
+    """The content of the file that :func:`save` writes."""
     packed = packed_copy(student)
     header = Header(
         layers={p: _layer_facts(layer) for p, layer in _layers(packed).items()},
@@ -103,11 +112,7 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
         if id(value) not in seen:  # a tensor under several names is written once
             seen.add(id(value))
             state[name] = value.detach().contiguous()
-    raw = tensors.save(state, metadata={KEY: json.dumps(header.model_dump(), sort_keys=True)})
-    try:
-        write_file(Path(path), raw)
-    except OSError as error:
-        raise InputError(f"path: cannot write {path}: {error.strerror}") from error
+    return tensors.save(state, metadata={KEY: json.dumps(header.model_dump(), sort_keys=True)})
 
 
 def check_student(student: Any) -> None:
@@ -198,8 +203,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     Args:
         path: of the file.
         model: the float network that was quantized, with any weights; or what
-            :func:`gdfq.quantize_model` makes of it, where that was called with ``leaf_modules``.
-            None takes the network that the recipe names.
+            :func:`gdfq.quantize_model` makes of it, where that was called with ``leaf_modules``
+            and there is no recipe. None takes the network that the recipe names.
 
     Raises:
         InputError: the file cannot be read, is damaged or is no packed student, it names no
@@ -208,15 +213,15 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     header, state = read(path)
     recipe = header.parsed_recipe()
     if model is None:
-        if recipe is None:
-            raise InputError(
-                f"model: {path} was saved without a recipe: give the float network it was made of"
-            )
+        if recipe is None or recipe.teacher.in_memory:
+            named = "was saved without a recipe" if recipe is None else "names no network to import"
+            raise InputError(f"model: {path} {named}: give the float network it was made of")
         student = build_student(recipe, build_network(recipe))
     elif isinstance(model, QuantizedModel):
         student = copy.deepcopy(model)
     else:
-        student = quantize_model(model)
+        leaves = [] if recipe is None else recipe.quantization.leaf_modules
+        student = quantize_model(model, leaf_modules=leaves)
     _fit(student, header, path)
     new: dict[Any, nn.Module] = {}
     for name, layer in _layers(student).items():

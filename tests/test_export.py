@@ -350,8 +350,8 @@ def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
     ("arguments", "message"),
     [
         (["--format", "tflite"], "format: must be one of onnx, pt2, safetensors"),
-        (["--format", "pt2", "--mode", "integer"], "mode: is for --format onnx only"),
-        (["--decompose"], "decompose: is for --format pt2 only"),
+        (["--format", "pt2", "--mode", "integer"], "mode: is for the format onnx only"),
+        (["--decompose"], "decompose: is for the format pt2 only"),
         (["--weights", "int4", "--mode", "integer"], "weights: must be 'int8'"),
     ],
 )

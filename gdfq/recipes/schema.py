@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,11 @@ class Teacher(Section):
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = Field(
         None, description="of the resizing"
     )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the network was given in Python, and nothing in the recipe makes it."""
+        return self.model.startswith("memory:")
 
 
 class Quantization(Section):
@@ -156,10 +162,10 @@ class Recipe(Section):
         {}, description="exceptions by glob pattern of layers' names; the last that matches wins"
     )
 
-    def with_options(self, options: dict[str, Any]) -> Recipe:
+    def with_options(self, options: dict[str, Any], source: str = "command line") -> Recipe:
         """A copy with fields replaced, by their names alone (``{"weight_bits": 3}``).
 
-        What ``bits`` holds is put behind the recipe's own exceptions.
+        What ``bits`` holds is put behind the recipe's own exceptions; errors name ``source``.
         """
         tables = self.model_dump()
         tables["bits"] = self.exceptions()
@@ -169,10 +175,12 @@ class Recipe(Section):
                 tables[key] = with_exceptions(tables[key], value)
                 continue
             if key not in sections:
-                raise InputError(f"{key}: no recipe has such a key")
+                near = difflib.get_close_matches(key, [*sections], n=3)
+                hint = f"; near matches: {', '.join(near)}" if near else ""
+                raise InputError(f"{key}: no recipe has such a key{hint}")
             table = tables[sections[key]] if sections[key] else tables
             table[key] = value
-        return validate(tables, "command line")
+        return validate(tables, source)
 
     def exceptions(self) -> dict[str, dict[str, int]]:
         """``bits`` as :func:`gdfq.quantize_model` takes it."""
@@ -201,6 +209,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str) -> Recipe:
     """A recipe of the package by its name, or any TOML file by its path.
 
+    A file of weights that the TOML file names is looked for beside it first.
+
     Raises:
         InputError: there is no such recipe, or it has an unknown key, a wrong type or an
             impossible value; the message names the key, the value and what is allowed.
@@ -219,7 +229,11 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise InputError(f"recipe: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"recipe: {path} is not TOML: {error}") from error
-    return parse_recipe(text, str(name_or_path))
+    recipe = parse_recipe(text, str(name_or_path))
+    weights = path.parent / (recipe.teacher.weights or "")
+    if weights.is_file():
+        return recipe.with_options({"weights": str(weights.resolve())}, str(name_or_path))
+    return recipe
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
