@@ -175,5 +175,7 @@ def test_the_command_lists_recipes_quantizes_and_inspects(call, tmp_path):
     assert (tmp_path / "run" / "student.safetensors").is_file()
     assert "layer1.0.conv1" in call("gdfq", "inspect", "run")
     # What the run did not read, for speed: the test images of the package.
-    code = "from gdfq.data import open_test_set as o; print(len(o('fashion-mnist', None, 10).labels))"
+    code = (
+        "from gdfq.data import open_test_set; print(len(open_test_set('fashion-mnist', None, 10)))"
+    )
     assert call("python", "-c", code).strip() == "10000"
