@@ -10,6 +10,8 @@ changes the process for good: hence a process of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
@@ -20,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 import gdfq
 from gdfq.models.resnet import cifar_resnet
 from gdfq.training import checks
+from tests.tiny import EACH_PART
 
 DEVICE = "nowhere"
 
@@ -149,6 +152,9 @@ def main():
         for warmup_epochs in (0, 3):
             run(warmup_epochs, conditional_bn=False, memory_format="channels_last")
             run(warmup_epochs, conditional_bn=True, memory_format="contiguous", schedule="cosine")
+        parts = replace(EACH_PART["all"], bns_layers=["layer*"])
+        for warmup_epochs in (0, 3):
+            run(warmup_epochs, conditional_bn=True, memory_format="channels_last", parts=parts)
         run(0, conditional_bn=True, memory_format="channels_last", fuse=False)
 
 

@@ -40,15 +40,18 @@ class QuantizedWeight(nn.Module):
     def _quantized_weight(self) -> Tensor:
         return fake_quantize_minmax(self.weight, self.weight_bits, axis=0, ste=self.ste)
 
+    def weight_range(self) -> tuple[Tensor, Tensor]:
+        """Both ends of the range that each output's weight is quantized over, ``(outputs,)``."""
+        rows = self.weight.detach().float().flatten(1)
+        return rows.amin(1), rows.amax(1)
+
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Codes ``(weight's shape)``, scale and zero point ``(outputs,)`` of the weight.
 
         ``(codes + zero) / scale`` is the quantized weight, see
         :func:`gdfq.ops.quantize_codes.quantize_codes`.
         """
-        weight = self.weight.detach()
-        rows = weight.float().flatten(1)
-        return quantize_codes(weight, rows.amin(1), rows.amax(1), self.weight_bits, axis=0)
+        return quantize_codes(self.weight.detach(), *self.weight_range(), self.weight_bits, axis=0)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""

@@ -21,6 +21,7 @@ from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
+from gdfq.training.parts.code_changes import CodeChanges
 from gdfq.training.parts.hard_samples import harder_images, teacher_cross_entropy
 from gdfq.training.parts.low_pass import LowPass
 from gdfq.training.parts.mixed_labels import mixed_labels
@@ -227,6 +228,11 @@ class GDFQTrainer:
             if parts.replay_batches
             else None
         )
+        self.code_changes = (
+            None
+            if parts.code_change_share is None
+            else CodeChanges(student, parts.code_change_share)
+        )
         self.average = Average(student, parts.ema_decay) if parts.ema_decay else None
         names = ("generator", "generator_ce", "bns", "student")
         self._totals = {name: torch.zeros((), device=self.device) for name in names}
@@ -332,6 +338,7 @@ class GDFQTrainer:
             self.student_optimizer,
             self.student_lr,
             {"student": loss},
+            before=None if self.code_changes is None else self.code_changes.scale_gradients,
             after=None if self.average is None else self.average.update,
         )
 
@@ -340,11 +347,13 @@ class GDFQTrainer:
         optimizer: torch.optim.Optimizer,
         rate: LearningRate,
         losses: dict[str, Tensor],
+        before: Callable[[Tensor], None] | None = None,
         after: Callable[[], None] | None = None,
     ) -> Finish:
         """Gradients of the first of ``losses``, and what finishes the update they are for.
 
-        ``after`` is called when the parameters have changed. Alone, the update is finished here.
+        ``before`` is called with the learning rate when the gradients are there, ``after`` when the
+        parameters have changed. Alone, the update is finished here.
         With other ranks, gradients travel until then: the generator's while the student computes
         its own.
         """
@@ -357,6 +366,8 @@ class GDFQTrainer:
 
         def finish() -> dict[str, Tensor]:
             means = finish_averaging()
+            if before is not None:
+                before(rate.value)
             optimizer.step()
             if after is not None:
                 after()
