@@ -64,13 +64,17 @@ def register_device():
         torch.library.register_fake(f"aten::{name}.tensor_lr", lambda *args, **kwargs: None)
 
 
+def _is_zero(number):
+    return isinstance(number, float) and number == 0.0
+
+
 def make_constructors_blind():
     """Have a trainer made without values: it checks some before the first step."""
     checks.check_finite = lambda *args: None
     less, at_least = Tensor.__lt__, Tensor.__ge__
     # Optimizers compare their learning rate with 0.0.
-    FakeTensor.__lt__ = lambda x, y: False if isinstance(y, float) else less(x, y)
-    FakeTensor.__ge__ = lambda x, y: True if isinstance(y, float) else at_least(x, y)
+    FakeTensor.__lt__ = lambda x, y: False if _is_zero(y) else less(x, y)
+    FakeTensor.__ge__ = lambda x, y: True if _is_zero(y) else at_least(x, y)
     nn.Module.to = to_memory_format
     generator = torch.Generator
     torch.Generator = lambda device: generator()  # a device registered from Python has none

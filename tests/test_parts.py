@@ -475,7 +475,7 @@ def test_harder_images_are_harder():
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 def test_replay(format):
     batch, kept = 50, 3
-    replay = Replay(kept, 0.4, batch, torch.Generator().manual_seed(0))
+    replay = Replay(kept, 0.4, batch, torch.Generator().manual_seed(0), torch.device("cpu"))
     older, shares = [], []
     for step in range(10):
         images = torch.randn(batch, 2, 4, 4).contiguous(memory_format=format)

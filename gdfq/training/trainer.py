@@ -224,7 +224,7 @@ class GDFQTrainer:
         self.statistics_loss = StatisticsLoss(parts, self.teacher, student, images)
         self.low_pass = None if parts.low_pass is None else LowPass(images, parts.low_pass)
         self.replay = (
-            Replay(parts.replay_batches, parts.replay_share, batch_size, self.random)
+            Replay(parts.replay_batches, parts.replay_share, batch_size, self.random, self.device)
             if parts.replay_batches
             else None
         )
