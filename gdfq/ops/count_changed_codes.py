@@ -40,7 +40,7 @@ def count_changed_codes(
     Raises:
         InputError: a length, ``bits``, a dtype, a shape or a device is not one of the above.
 
-    Source: Choi et al., "It's All In the Teacher", CVPR 2022, section 4.2.
+    Source: Choi et al., "It's All In the Teacher", CVPR 2022.
     """
     lists = {"ws": list(ws), "updates": list(updates), "los": list(los), "his": list(his)}
     count = len(lists["ws"])

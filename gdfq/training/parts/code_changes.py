@@ -12,7 +12,7 @@ Biases, batch norms and weights of functions called without a layer keep their g
 and weight decay come on top, and are not counted.
 
 Source: Choi et al., "It's All In the Teacher: Zero-Shot Quantization Brought Closer to the Teacher"
-(AIT), CVPR 2022, section 4.2: a share of 1e-3 for CIFAR and 1e-4 for ImageNet, with the divergence
+(AIT), CVPR 2022: a share of 1e-3 for CIFAR and 1e-4 for ImageNet, with the divergence
 alone as objective (``kl_only``) and without weight decay. Costs 26 counts a step, each one read of
 weights and gradients.
 """
