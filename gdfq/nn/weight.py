@@ -46,13 +46,19 @@ class QuantizedWeight(nn.Module):
     def _quantized_weight(self) -> Tensor:
         return fake_quantize_minmax(self.weight, self.weight_bits, 0, self.ste, self.zero_in_range)
 
+    def weight_range(self) -> tuple[Tensor, Tensor]:
+        """Both ends of the range that each output's weight is quantized over, ``(outputs,)``."""
+        rows = self.weight.detach().float().flatten(1)
+        lo, hi = rows.amin(1), rows.amax(1)
+        return (lo.clamp(max=0), hi.clamp(min=0)) if self.zero_in_range else (lo, hi)
+
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Codes ``(weight's shape)``, scale and zero point ``(outputs,)`` of the weight.
 
         ``(codes + zero) / scale`` is the quantized weight, see
         :func:`gdfq.ops.quantize_codes.quantize_codes`.
         """
-        return _codes(self.weight, self.weight_bits, self.zero_in_range)
+        return quantize_codes(self.weight.detach(), *self.weight_range(), self.weight_bits, axis=0)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""

@@ -116,5 +116,6 @@ def build_trainer(
         generator,
         teacher.preprocessing.num_classes,
         **recipe.training.model_dump(),
+        parts=recipe.parts.build(),
         world=world,
     )

@@ -14,6 +14,7 @@ from gdfq.data import class_names
 from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
 from gdfq.training import GDFQTrainer
+from gdfq.training.parts.low_pass import LowPass
 
 # Classes that are shown, and images of each.
 ROWS, COLUMNS = 20, 10
@@ -52,7 +53,10 @@ def class_images(recipe: Recipe, classes: int, count: int, generator: nn.Module)
         labels = torch.arange(classes, device=device).repeat_interleave(repeats)
         shape = (len(labels), recipe.generator.latent_dim)
         z = torch.randn(shape, generator=random, device=device)
-        parts.append(generator(z, labels).cpu().unflatten(0, (classes, repeats)))
+        images = generator(z, labels)
+        if recipe.parts.low_pass is not None:
+            images = LowPass(images, recipe.parts.low_pass)(images)
+        parts.append(images.cpu().unflatten(0, (classes, repeats)))
     return torch.cat(parts, 1)
 
 
