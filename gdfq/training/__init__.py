@@ -1,5 +1,6 @@
 """The training loop."""
 
+from gdfq.training.start import Start
 from gdfq.training.trainer import GDFQTrainer, TrainerCallback
 
-__all__ = ["GDFQTrainer", "TrainerCallback"]
+__all__ = ["GDFQTrainer", "Start", "TrainerCallback"]

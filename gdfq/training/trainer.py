@@ -23,6 +23,9 @@ from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
+from gdfq.training.start import NO_START, Start
+from gdfq.training.start.images import Images
+from gdfq.training.start.sequence import finish_start
 from gdfq.training.state import (
     check_module_state,
     check_optimizer_state,
@@ -83,6 +86,7 @@ class GDFQTrainer:
         fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
             passes over memory.
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
+        start: what is done to the student when its ranges are calibrated, beyond that.
         seed: of the noise and the labels. The generator's first weights are the caller's: seed
             them with ``torch.manual_seed`` before making it.
         world: of :func:`gdfq.distributed.start`, to train on many processes as on one: every
@@ -130,13 +134,14 @@ class GDFQTrainer:
         memory_format: MemoryFormat | Literal["auto"] = "auto",
         fuse: bool = True,
         cuda_graph: bool = True,
+        start: Start = NO_START,
         seed: int = 0,
         world: World | None = None,
     ) -> None:
         settings = {
             key: value
             for key, value in locals().items()
-            if key not in ("self", "teacher", "student", "generator", "world")
+            if key not in ("self", "teacher", "student", "generator", "start", "world")
         }
         self.device = next(teacher.parameters()).device
         self.world = world or World()
@@ -158,6 +163,7 @@ class GDFQTrainer:
         self.alpha = alpha
         self.precision = precision
         self.cuda_graph = cuda_graph and self.device.type == "cuda"
+        self.start = start
         self.steps_done = 0
         self.calibrated = False
 
@@ -319,25 +325,34 @@ class GDFQTrainer:
 
     @torch.no_grad()
     def calibrate(self, batches: int) -> None:
-        """Set the student's activation ranges from ``batches`` batches of generated images."""
+        """Make the student ready to be fine-tuned, from ``batches`` batches of generated images.
+
+        Sets its activation ranges, and does what ``start`` says.
+        """
+        samples = [self.sample() for _ in range(batches)]
+        shares = [(self.world.share(z), self.world.share(labels)) for z, labels in samples]
+        images = Images(self.generator, shares, self.world)
+        with (
+            multiplications(self.precision, self.device),
+            autocast(self.precision, self.device),
+            self.world.joined(),
+        ):
+            self._observe(images)
+            finish_start(self.start, self.student, images)
+        self.calibrated = True
+
+    def _observe(self, images: Images) -> None:
+        """Set the student's activation ranges by the minima and maxima over ``images``."""
         quantizers = [module for module in self.student.modules() if isinstance(module, QAct)]
         for quantizer in quantizers:
             quantizer.reset_range()
             quantizer.train()
         try:
-            with (
-                multiplications(self.precision, self.device),
-                autocast(self.precision, self.device),
-                self.world.joined(),
-                self.fused.weights_kept() if self.fused else nullcontext(),
-            ):
-                for _ in range(batches):
-                    z, labels = map(self.world.share, self.sample())
-                    (self.fused or self.student)(self.generator(z, labels))
+            with self.fused.weights_kept() if self.fused else nullcontext():
+                images.through(self.fused or self.student)
         finally:
             for quantizer in quantizers:
                 quantizer.eval()
-        self.calibrated = True
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """Standard normal noise ``(B, latent_dim)`` and uniform labels ``(B,)`` of all ranks.
