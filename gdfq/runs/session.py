@@ -190,6 +190,8 @@ def _build(recipe: Recipe, options: Options) -> tuple[Recipe, LoadedTeacher, GDF
         generator,
         images.num_classes,
         **recipe.training.model_dump(),
+        parts=recipe.parts.build(),
+        start=recipe.start.build(),
         world=options.world,
     )
     teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format])
@@ -324,14 +326,14 @@ class _Session(TrainerCallback):
             if failure is None:
                 self._save_checkpoint()
             self.metrics.write()
-            save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
+            save_student(self.trainer.outcome, self.recipe, self.folder / "student.safetensors")
             image = io.BytesIO()
             picture(self.recipe, self.images, self.trainer).save(image, "png")
             write_file(self.folder / "images.png", image.getvalue())
         if failure is None:
             self._announce("measuring teacher and student")
             with self.interrupts.at_once():
-                self.result.after = self.measure(self.trainer.student)
+                self.result.after = self.measure(self.trainer.outcome)
                 self.result.teacher = self.measure(self.teacher)
             self._log_accuracy("after", self.result.after)
             self._log_accuracy("teacher", self.result.teacher)
@@ -344,7 +346,7 @@ class _Session(TrainerCallback):
         self._save_checkpoint()
         try:
             if self.trainer.calibrated:
-                save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
+                save_student(self.trainer.outcome, self.recipe, self.folder / "student.safetensors")
             self._write_result(finished=False)
         except OSError as error:
             self.progress.warning(f"cannot write to {self.folder}: {error.strerror}")

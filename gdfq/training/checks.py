@@ -14,6 +14,7 @@ from gdfq.errors import InputError
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.qact import observing_copy
 from gdfq.training.memory_format import MemoryFormat
+from gdfq.training.parts import Parts
 from gdfq.training.precision import check_precision
 from gdfq.training.schedules import Schedule
 
@@ -42,6 +43,7 @@ def check_settings(
     fuse: bool,
     cuda_graph: bool,
     seed: int,
+    parts: Parts,
 ) -> None:
     """Raise an InputError for the first setting of a trainer that is out of range."""
     for name, count, minimum in (
@@ -86,6 +88,17 @@ def check_settings(
         if choice not in allowed:
             raise InputError(f"{name}: must be one of {allowed}, got {choice!r}")
     check_precision(precision, device)
+    if not isinstance(parts, Parts):
+        raise InputError(f"parts: must be gdfq.training.Parts, got {type(parts).__name__}")
+    if parts.mix_classes > num_classes:
+        raise InputError(
+            f"mix_classes: must be <= {num_classes}, the number of classes, got {parts.mix_classes}"
+        )
+    if parts.replay_batches and processes > 1:
+        raise InputError(
+            "replay_batches: older images are kept by one process alone, and this run has "
+            f"{processes}"
+        )
 
 
 def check_finite(name: str, module: nn.Module) -> None:

@@ -15,23 +15,30 @@ from torch import Tensor, fx, nn
 from gdfq.distributed import World
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.fusion import FusedModel, fuse
-from gdfq.losses import bns_loss, kd_ce_loss
+from gdfq.losses import bns_loss
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
+from gdfq.training.parts import Parts
+from gdfq.training.parts.average import Average
+from gdfq.training.parts.objective import student_loss
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
 from gdfq.training.start import NO_START, Start
 from gdfq.training.start.images import Images
 from gdfq.training.start.sequence import finish_start
 from gdfq.training.state import (
+    StatefulPart,
     check_module_state,
     check_optimizer_state,
+    check_parts_state,
     load_optimizer_state,
     optimizer_state,
 )
+
+NO_PARTS = Parts()
 
 # Finishes a network's update and returns the losses it was for.
 Finish = Callable[[], dict[str, Tensor]]
@@ -75,6 +82,7 @@ class GDFQTrainer:
         generator_lr: of the generator's Adam, whose betas are (0.5, 0.999).
         bns_weight: of the batch-norm-statistics loss in the generator's.
         temperature, alpha: see :func:`gdfq.losses.kd_ce_loss`.
+        parts: what is added to the paper's loop; nothing where not given.
         schedule: ``"step"``, ``"cosine"`` or ``"constant"``, for both learning rates; the
             student's cosine spans its fine-tuning.
         milestones: epochs at which ``"step"`` divides both learning rates by 10.
@@ -94,7 +102,7 @@ class GDFQTrainer:
             the generator take their statistics over all ranks then. None is this process alone.
 
     Attributes:
-        student: the student.
+        student: the student as it is trained; ``outcome`` is what to measure and to save.
         steps_done: steps so far.
         memory_format: what the step runs in; ``memory_format_seconds`` is what was measured.
         fused: the fused student, which lists what was fused; None without.
@@ -136,6 +144,7 @@ class GDFQTrainer:
         cuda_graph: bool = True,
         start: Start = NO_START,
         seed: int = 0,
+        parts: Parts = NO_PARTS,
         world: World | None = None,
     ) -> None:
         settings = {
@@ -161,6 +170,7 @@ class GDFQTrainer:
         self.bns_weight = bns_weight
         self.temperature = temperature
         self.alpha = alpha
+        self.parts = parts
         self.precision = precision
         self.cuda_graph = cuda_graph and self.device.type == "cuda"
         self.start = start
@@ -211,6 +221,7 @@ class GDFQTrainer:
             nesterov=momentum > 0,
             fused=True,
         )
+        self.average = Average(student, parts.ema_decay) if parts.ema_decay else None
         names = ("generator", "generator_ce", "bns", "student")
         self._totals = {name: torch.zeros((), device=self.device) for name in names}
         self._sound: dict[str, Tensor] = {}  # the student that a loss that is not finite undoes to
@@ -219,14 +230,15 @@ class GDFQTrainer:
     # ---- the algorithm ----
 
     def train(self, callback: TrainerCallback | None = None) -> nn.Module:
-        """Run the whole schedule from where it stands and return the student.
+        """Run the whole schedule from where it stands and return its ``outcome``.
 
         Raises:
             NonFiniteLossError: a loss became NaN or infinite; the student is put back to what it
                 was at the end of the last epoch that was sound.
         """
         callback = callback or TrainerCallback()
-        self._sound = self._sound or _snapshot(self.student)
+        if not self._sound:
+            self._keep_sound()
         while self.steps_done < self.epochs * self.steps_per_epoch:
             if self.steps_done == self.warmup_steps:
                 self._start_tuning(callback)
@@ -235,20 +247,25 @@ class GDFQTrainer:
             if self.steps_done % self.steps_per_epoch == 0:
                 means = self._epoch_means()
                 self._require_finite(means)
-                self._sound = _snapshot(self.student)
+                self._keep_sound()
                 callback.on_epoch(self, means)
             callback.between_steps(self, losses)
             if self.world.any(callback.should_stop()):
                 self._require_finite({name: float(loss) for name, loss in losses.items()})
-                return self.student
+                return self.outcome
         if self.steps_done == self.warmup_steps:
             self._start_tuning(callback)
-        return self.student
+        return self.outcome
+
+    @property
+    def outcome(self) -> nn.Module:
+        """The student to measure and to save: a copy with averaged parameters, if there are any."""
+        return self.student if self.average is None else self.average.applied()
 
     def _start_tuning(self, callback: TrainerCallback) -> None:
         if not self.calibrated:
             self.calibrate(self.calibration_batches)
-        self._sound = _snapshot(self.student)
+        self._keep_sound()
         callback.on_calibrated(self)
 
     def step(self) -> dict[str, Tensor]:
@@ -295,16 +312,28 @@ class GDFQTrainer:
         """The student's update."""
         with autocast(self.precision, self.device):
             logits = (self.fused or self.student)(images)
-            loss = kd_ce_loss(logits, teacher_logits, labels, self.temperature, self.alpha)
-        return self._start_update(self.student_optimizer, self.student_lr, {"student": loss})
+            loss = student_loss(
+                self.parts, logits, teacher_logits, labels, self.temperature, self.alpha
+            )
+        return self._start_update(
+            self.student_optimizer,
+            self.student_lr,
+            {"student": loss},
+            after=None if self.average is None else self.average.update,
+        )
 
     def _start_update(
-        self, optimizer: torch.optim.Optimizer, rate: LearningRate, losses: dict[str, Tensor]
+        self,
+        optimizer: torch.optim.Optimizer,
+        rate: LearningRate,
+        losses: dict[str, Tensor],
+        after: Callable[[], None] | None = None,
     ) -> Finish:
         """Gradients of the first of ``losses``, and what finishes the update they are for.
 
-        Alone, the update is finished here. With other ranks, gradients travel until then: the
-        generator's while the student computes its own.
+        ``after`` is called when the parameters have changed. Alone, the update is finished here.
+        With other ranks, gradients travel until then: the generator's while the student computes
+        its own.
         """
         name, loss = next(iter(losses.items()))
         optimizer.zero_grad()
@@ -315,6 +344,8 @@ class GDFQTrainer:
         def finish() -> dict[str, Tensor]:
             means = finish_averaging()
             optimizer.step()
+            if after is not None:
+                after()
             rate.advance()
             return means
 
@@ -368,6 +399,18 @@ class GDFQTrainer:
 
     # ---- what it takes to go on later ----
 
+    @property
+    def _stateful(self) -> dict[str, StatefulPart]:
+        """The parts that keep something from step to step."""
+        parts: dict[str, StatefulPart | None] = {"average": self.average}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _keep_sound(self) -> None:
+        """Remember the student as one that a loss that is not finite undoes to."""
+        self._sound = _snapshot(self.student)
+        if self.average is not None:
+            self.average.keep()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a trainer made with the same arguments needs to go on bit for bit.
 
@@ -375,8 +418,9 @@ class GDFQTrainer:
         ``student`` and ``generator`` (parameters, statistics, ranges), ``student_optimizer`` and
         ``generator_optimizer``, ``schedules``, ``random``, ``totals`` (the epoch's losses so
         far), ``sound`` (the student that :meth:`train` puts back after a loss that is not
-        finite), ``steps_done``, ``calibrated`` and ``device``. The teacher is not in it. Tensors
-        are the trainer's own, which go on changing, as in ``nn.Module.state_dict``.
+        finite), ``parts`` (what each part keeps), ``steps_done``, ``calibrated`` and ``device``.
+        The teacher is not in it. Tensors are the trainer's own, which go on changing, as in
+        ``nn.Module.state_dict``.
         """
         return {
             "student": self.student.state_dict(),
@@ -387,6 +431,7 @@ class GDFQTrainer:
             "random": self.random.get_state(),
             "totals": dict(self._totals),
             "sound": dict(self._sound),
+            "parts": {name: part.state_dict() for name, part in self._stateful.items()},
             "steps_done": self.steps_done,
             "calibrated": self.calibrated,
             "device": self.device.type,
@@ -404,7 +449,7 @@ class GDFQTrainer:
             InputError: ``state`` is of other networks, or of a trainer on another kind of device,
                 whose random numbers are others; nothing has been changed.
         """
-        missing = self.state_dict().keys() - state.keys()
+        missing = self.state_dict().keys() - state.keys() - {"parts"}
         if missing:
             raise InputError(f"state: has no {', '.join(sorted(missing))}")
         if state["device"] != self.device.type:
@@ -420,6 +465,7 @@ class GDFQTrainer:
         check_optimizer_state(
             "generator_optimizer", self.generator_optimizer, state["generator_optimizer"]
         )
+        check_parts_state(self._stateful, state.get("parts", {}))
         self.student.load_state_dict(state["student"])
         self.generator.load_state_dict(state["generator"])
         load_optimizer_state(self.student_optimizer, state["student_optimizer"])
@@ -432,6 +478,8 @@ class GDFQTrainer:
         self._sound = {
             name: value.to(self.device, copy=True) for name, value in state["sound"].items()
         }
+        for name, part in self._stateful.items():
+            part.load_state_dict(state["parts"][name])
         self.steps_done = state["steps_done"]
         self.calibrated = state["calibrated"]
         self._captured.clear()  # a graph may read optimizer state that has just gone
@@ -457,6 +505,7 @@ class GDFQTrainer:
         lines = (
             f"memory format: {self.memory_format}" + (f" (a step in {timed})" if timed else ""),
             f"execution: {self.execution}, {self.precision}",
+            f"parts: {self.parts.describe()}",
             f"fusion: {'none' if self.fused is None else self.fused.summary()}",
         )
         return "\n".join(lines)
@@ -505,6 +554,8 @@ class GDFQTrainer:
         for name, mean in means.items():
             if not math.isfinite(mean):
                 self.student.load_state_dict(self._sound)
+                if self.average is not None:
+                    self.average.put_back()
                 key = "student_lr" if name == "student" else "generator_lr"
                 raise NonFiniteLossError(
                     f"the {name} loss became {mean} by step {self.steps_done}; the student is "
