@@ -40,7 +40,9 @@ def picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer) -> Imag
         labels = torch.arange(len(names), device=trainer.device).repeat_interleave(repeats)
         shape = (len(labels), recipe.generator.latent_dim)
         z = torch.randn(shape, generator=random, device=trainer.device)
-        parts.append(generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
+        parts.append(
+            trainer.make_images(z, labels, generator).cpu().unflatten(0, (len(names), repeats))
+        )
     return image_grid(list(torch.cat(parts, 1)), names, images.mean, images.std)
 
 

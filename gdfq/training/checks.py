@@ -110,7 +110,11 @@ def check_finite(name: str, module: nn.Module) -> None:
 
 @torch.no_grad()
 def check_shapes(
-    teacher: StatisticsTeacher, student: nn.Module, generator: Any, num_classes: int
+    teacher: StatisticsTeacher,
+    student: nn.Module,
+    generator: Any,
+    num_classes: int,
+    mixed_labels: bool = False,
 ) -> Tensor:
     """Two generated images, after trying all three on copies.
 
@@ -129,6 +133,14 @@ def check_shapes(
     probe = copy.deepcopy(generator)  # a forward moves its running statistics
     z = torch.zeros(2, latent_dim, device=device)
     images = probe(z, torch.zeros(2, dtype=torch.int64, device=device))
+    if mixed_labels:
+        try:
+            probe(z, torch.full((2, num_classes), 1 / num_classes, device=device))
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise InputError(
+                f"mix_probability: the generator does not take labels (N, {num_classes}), shares "
+                f"of each class: {str(error).splitlines()[0]}"
+            ) from error
     try:
         logits, _ = teacher(images)
     except RuntimeError as error:

@@ -9,13 +9,11 @@ from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gdfq.distributed import World
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.fusion import FusedModel, fuse
-from gdfq.losses import bns_loss
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
@@ -23,7 +21,12 @@ from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
+from gdfq.training.parts.hard_samples import harder_images, teacher_cross_entropy
+from gdfq.training.parts.low_pass import LowPass
+from gdfq.training.parts.mixed_labels import mixed_labels
 from gdfq.training.parts.objective import student_loss
+from gdfq.training.parts.replay import Replay
+from gdfq.training.parts.statistics import StatisticsLoss
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
 from gdfq.training.start import NO_START, Start
@@ -178,7 +181,9 @@ class GDFQTrainer:
         self.calibrated = False
 
         self.random = torch.Generator(self.device).manual_seed(seed)
-        images = checks.check_shapes(self.teacher, self.student, self.generator, num_classes)
+        images = checks.check_shapes(
+            self.teacher, self.student, self.generator, num_classes, parts.mix_probability > 0
+        )
         if self.world.parallel:
             globalize_batch_norms(self.generator, "generator")
             state = self.random.get_state()
@@ -220,6 +225,13 @@ class GDFQTrainer:
             weight_decay=weight_decay,
             nesterov=momentum > 0,
             fused=True,
+        )
+        self.statistics_loss = StatisticsLoss(parts, self.teacher, student, images)
+        self.low_pass = None if parts.low_pass is None else LowPass(images, parts.low_pass)
+        self.replay = (
+            Replay(parts.replay_batches, parts.replay_share, batch_size, self.random)
+            if parts.replay_batches
+            else None
         )
         self.average = Average(student, parts.ema_decay) if parts.ema_decay else None
         names = ("generator", "generator_ce", "bns", "student")
@@ -287,22 +299,24 @@ class GDFQTrainer:
         return losses
 
     def _warm_up_step(self) -> dict[str, Tensor]:
-        finish_generator, *_ = self._generator_step()
+        finish_generator, *_ = self._generator_step(tuning=False)
         return self._record(finish_generator())
 
     def _tuning_step(self) -> dict[str, Tensor]:
-        finish_generator, *batch = self._generator_step()
+        finish_generator, *batch = self._generator_step(tuning=True)
         finish_student = self._student_step(*batch)
         return self._record({**finish_generator(), **finish_student()})
 
-    def _generator_step(self) -> tuple[Finish, Tensor, Tensor, Tensor]:
+    def _generator_step(self, tuning: bool) -> tuple[Finish, Tensor, Tensor, Tensor]:
         """The generator's update, and the images, their labels and the teacher's logits."""
         z, labels = map(self.world.share, self.sample())
         with autocast(self.precision, self.device):
-            images = self.generator(z, labels)
+            images = self.make_images(z, labels)
             teacher_logits, statistics = self.teacher(images)
-            cross_entropy = F.cross_entropy(teacher_logits, labels)
-            mismatch = bns_loss(*statistics)
+            cross_entropy = teacher_cross_entropy(
+                teacher_logits, labels, self.parts.hard_sample_gamma
+            )
+            mismatch = self.statistics_loss(statistics, images, tuning)
             loss = cross_entropy + self.bns_weight * mismatch
         losses = {"generator": loss, "generator_ce": cross_entropy, "bns": mismatch}
         finish = self._start_update(self.generator_optimizer, self.generator_lr, losses)
@@ -310,8 +324,13 @@ class GDFQTrainer:
 
     def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Finish:
         """The student's update."""
+        student = self.fused or self.student
+        if self.replay is not None:
+            images, labels, teacher_logits = self.replay(images, labels, teacher_logits)
         with autocast(self.precision, self.device):
-            logits = (self.fused or self.student)(images)
+            if self.parts.hard_sample_step:
+                images = harder_images(student, images, labels, self.parts.hard_sample_step)
+            logits = student(images)
             loss = student_loss(
                 self.parts, logits, teacher_logits, labels, self.temperature, self.alpha
             )
@@ -337,8 +356,9 @@ class GDFQTrainer:
         """
         name, loss = next(iter(losses.items()))
         optimizer.zero_grad()
-        loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # The student's statistics in the generator's loss are no reason for the student to learn.
+        loss.backward(inputs=parameters if self.parts.bns_of == "both" else None)
         finish_averaging = self.world.start_averaging(parameters, losses, f"{name}'s gradients")
 
         def finish() -> dict[str, Tensor]:
@@ -362,7 +382,7 @@ class GDFQTrainer:
         """
         samples = [self.sample() for _ in range(batches)]
         shares = [(self.world.share(z), self.world.share(labels)) for z, labels in samples]
-        images = Images(self.generator, shares, self.world)
+        images = Images(self.make_images, shares, self.world)
         with (
             multiplications(self.precision, self.device),
             autocast(self.precision, self.device),
@@ -386,23 +406,40 @@ class GDFQTrainer:
                 quantizer.eval()
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        """Standard normal noise ``(B, latent_dim)`` and uniform labels ``(B,)`` of all ranks.
+        """Standard normal noise ``(B, latent_dim)`` and uniform labels of all ranks.
 
-        Every rank draws the whole batch, so that one random state is all there is.
+        Labels are classes ``(B,)``, or with mixed ones shares ``(B, num_classes)``. Every rank
+        draws the whole batch, so that one random state is all there is.
         """
         shape = (self.batch_size, int(self.generator.latent_dim))  # type: ignore[arg-type]
         z = torch.randn(shape, generator=self.random, device=self.device)
         labels = torch.randint(
             self.num_classes, (self.batch_size,), generator=self.random, device=self.device
         )
+        if self.parts.mix_probability:
+            labels = mixed_labels(
+                labels,
+                self.num_classes,
+                self.parts.mix_probability,
+                self.parts.mix_classes,
+                self.random,
+            )
         return z, labels
+
+    def make_images(self, z: Tensor, labels: Tensor, generator: nn.Module | None = None) -> Tensor:
+        """The images that teacher and student see of what :meth:`sample` returns.
+
+        ``generator`` stands in for the trainer's.
+        """
+        images = (generator or self.generator)(z, labels)
+        return images if self.low_pass is None else self.low_pass(images)
 
     # ---- what it takes to go on later ----
 
     @property
     def _stateful(self) -> dict[str, StatefulPart]:
         """The parts that keep something from step to step."""
-        parts: dict[str, StatefulPart | None] = {"average": self.average}
+        parts: dict[str, StatefulPart | None] = {"average": self.average, "replay": self.replay}
         return {name: part for name, part in parts.items() if part is not None}
 
     def _keep_sound(self) -> None:
