@@ -45,6 +45,7 @@ class ActFacts(_Part):
 
     act_bits: int = Field(ge=2, le=8)
     act: Literal["relu", "relu6", "none"]
+    zero_in_range: bool = False
 
 
 class Header(_Part):
@@ -94,7 +95,7 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
     packed = packed_copy(student)
     header = Header(
         layers={p: _layer_facts(layer) for p, layer in _layers(packed).items()},
-        acts={p: ActFacts(act_bits=q.act_bits, act=q.act) for p, q in _acts(packed).items()},
+        acts={p: _act_facts(act) for p, act in _acts(packed).items()},
         recipe=None if recipe is None else recipe.to_toml(),
     )
     state, seen = {}, set()
@@ -135,6 +136,10 @@ def _layer_facts(layer: Any) -> LayerFacts:
         dtype=str(stored.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         channels_last=stored.channels_last,
     )
+
+
+def _act_facts(act: QAct) -> ActFacts:
+    return ActFacts(act_bits=act.act_bits, act=act.act, zero_in_range=act.zero_in_range)
 
 
 def _layers(model: nn.Module) -> dict[str, QConv2d | QLinear]:
@@ -223,6 +228,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     _replace(student, new)
     for name, act in _acts(student).items():
         act.act_bits = header.acts[name].act_bits
+        act.zero_in_range = header.acts[name].zero_in_range
     _load_state(student, state, path)
     if any(facts.channels_last for facts in header.layers.values()):
         student.to(memory_format=torch.channels_last)

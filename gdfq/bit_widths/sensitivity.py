@@ -26,6 +26,7 @@ def measure_sensitivities(
     widths: Iterable[int] = WIDTHS,
     on_layer: Callable[[Layer], None] = lambda layer: None,
     leaf_modules: Sequence[str | type] = (),
+    zero_in_range: bool = False,
 ) -> list[Layer]:
     """The sensitivity of each layer that :func:`gdfq.quantize_model` would quantize, by width.
 
@@ -41,6 +42,7 @@ def measure_sensitivities(
         widths: bits to try, each 2 to 8.
         on_layer: called with each layer as soon as it is measured.
         leaf_modules: what :func:`gdfq.quantize_model` is to leave in float.
+        zero_in_range: every range also contains 0, see :func:`gdfq.quantize_model`.
 
     Returns:
         The layers in the order of the network's modules, under their first names.
@@ -52,7 +54,7 @@ def measure_sensitivities(
     widths = tuple(widths)
     for width in widths:
         check_bits(width, "widths")
-    measure = _Divergence(teacher, batches)
+    measure = _Divergence(teacher, batches, zero_in_range)
     names = [
         name
         for name, module in quantize_model(teacher, leaf_modules=leaf_modules).named_modules()
@@ -67,20 +69,26 @@ def measure_sensitivities(
 
 
 @torch.no_grad()
-def divergence(teacher: nn.Module, batches: Sequence[Tensor], bits: Mapping[str, int]) -> float:
+def divergence(
+    teacher: nn.Module,
+    batches: Sequence[Tensor],
+    bits: Mapping[str, int],
+    zero_in_range: bool = False,
+) -> float:
     """That of the network in which each layer that ``bits`` names has a weight of so many bits.
 
     Arguments and errors are those of :func:`measure_sensitivities`.
     """
-    return _Divergence(teacher, batches)(bits)
+    return _Divergence(teacher, batches, zero_in_range)(bits)
 
 
 class _Divergence:
-    def __init__(self, teacher: nn.Module, batches: Sequence[Tensor]) -> None:
+    def __init__(self, teacher: nn.Module, batches: Sequence[Tensor], zero_in_range: bool) -> None:
         if not batches:
             raise InputError("batches: must hold at least one batch of images, got none")
         self.network = copy.deepcopy(teacher).eval()
         self.batches = batches
+        self.zero_in_range = zero_in_range
         self.images = sum(len(images) for images in batches)
         self.expected = [self._predict(images) for images in batches]
 
@@ -96,7 +104,10 @@ class _Divergence:
     def __call__(self, bits: Mapping[str, int]) -> float:
         trained = {name: self.weight(name).clone() for name in bits}
         for name, width in bits.items():
-            self.weight(name).copy_(fake_quantize_minmax(trained[name], width, axis=0))
+            quantized = fake_quantize_minmax(
+                trained[name], width, axis=0, zero_in_range=self.zero_in_range
+            )
+            self.weight(name).copy_(quantized)
         total = sum(
             F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)
             for images, expected in zip(self.batches, self.expected, strict=True)

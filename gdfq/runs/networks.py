@@ -51,6 +51,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         ste=spec.ste,
         momentum=spec.range_momentum,
         leaf_modules=spec.leaf_modules,
+        zero_in_range=spec.zero_in_range,
     )
 
 
