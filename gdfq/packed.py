@@ -80,7 +80,7 @@ def packed_copy(student: QuantizedModel) -> QuantizedModel:
 def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None) -> None:
     """Write a finished student as a packed safetensors file.
 
-    Weights are stored as codes of ``weight_bits`` each (a byte each with 5 bits or more) with a
+    Weights are stored as codes of ``weight_bits`` each with a
     float32 scale and zero point per output channel; everything else as ``student.state_dict()``
     has it. :func:`load` gives the student back.
 

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 import gdfq
+from gdfq.nn import QAct
 from gdfq.nn.packed import PackedConv2d, PackedLinear
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
@@ -14,9 +15,9 @@ from gdfq.runs.networks import build_student, build_teacher
 from tests.tiny import tiny_teacher
 
 
-def student_of(model, images, weight_bits=4, act_bits=4, channels_last=False):
+def student_of(model, images, weight_bits=4, act_bits=4, channels_last=False, **options):
     """A student whose ranges have seen ``images``."""
-    student = gdfq.quantize_model(model, weight_bits, act_bits)
+    student = gdfq.quantize_model(model, weight_bits, act_bits, **options)
     if channels_last:
         student.to(memory_format=torch.channels_last)
     observed = observing_copy(student)
@@ -45,6 +46,24 @@ def test_the_student_comes_back_bit_for_bit(tmp_path, bits, channels_last):
     # What was loaded can be written again, and is the same file.
     gdfq.save(loaded, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("quantize_inputs", [False, True])
+def test_zero_in_range_comes_back(tmp_path, quantize_inputs):
+    model, images = tiny_teacher(), torch.rand(8, 2, 8, 8) + 1
+    with torch.no_grad():
+        model[0].weight[:2] = 0.5 + torch.rand(2, *model[0].weight.shape[1:])
+    options = {"zero_in_range": True, "quantize_inputs": quantize_inputs}
+    student = student_of(model, images, **options)
+    codes, _, zero = student.get_submodule("0").weight_codes()
+    assert (zero - 8 <= 0).all()
+    gdfq.save(student, tmp_path / "s")
+    same = gdfq.quantize_model(model, quantize_inputs=quantize_inputs)
+    loaded = gdfq.load(tmp_path / "s", same)
+    assert torch.equal(loaded(images), student(images))
+    acts = [m for m in loaded.modules() if isinstance(m, QAct)]
+    assert all(act.zero_in_range and act.lo <= 0 <= act.hi for act in acts)
+    assert torch.equal(loaded.get_submodule("0").weight_codes()[0], codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -98,7 +98,7 @@ def _module_rows(name: str, module: nn.Module) -> list[Row]:
 
 def _weight_row(name: str, kind: str, bits: int, codes: Tensor, scale: Tensor, zero: Tensor) -> Row:
     values = (codes.flatten(1) + zero[:, None]) / scale[:, None]
-    size = codes.numel() * (bits if bits in (2, 3, 4) else 8)
+    size = codes.numel() * bits
     stored = -(-size // 8) + 4 * (scale.numel() + zero.numel())
     low, high = float(values.min()), float(values.max())
     return Row(name, kind, bits, tuple(codes.shape), low, high, stored)

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from gdfq.nn.conv import QConv2d
 from gdfq.nn.linear import QLinear
-from gdfq.ops.pack_codes import pack_codes, unpack_codes
-
-PACKED_BITS = (2, 3, 4)  # others take a byte a code
+from gdfq.ops.pack_codes import PACKED_BITS, pack_codes, unpack_codes
 
 
 class Stored(NamedTuple):
@@ -28,7 +26,7 @@ class PackedWeight(nn.Module):
     """Mixin for a quantized layer whose weight is codes, scales and zero points.
 
     The forward pass is that of the layer it was made of, bit for bit; the weight cannot be trained.
-    Buffers: ``codes`` (uint8, a stream of ``weight_bits`` a code; int8 with 5 bits or more),
+    Buffers: ``codes`` (uint8, a stream of ``weight_bits`` a code; int8 with 8 bits),
     ``scale`` and ``zero`` float32 ``(outputs,)``.
     """
 

@@ -198,13 +198,13 @@ def _quantize_codes(dtype: torch.dtype) -> Iterator[Call]:
 
 
 def _pack_codes(dtype: torch.dtype) -> Iterator[Call]:
-    for bits in (2, 3, 4):
+    for bits in range(2, 8):
         codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (2000,), dtype=torch.int8)
         yield lambda c=codes, b=bits: pack_codes.pack_codes(c, b)
 
 
 def _unpack_codes(dtype: torch.dtype) -> Iterator[Call]:
-    for bits in (2, 3, 4):
+    for bits in range(2, 8):
         packed = torch.randint(0, 256, (250 * bits,), dtype=torch.uint8)
         yield lambda p=packed, b=bits: pack_codes.unpack_codes(p, b, [2000])
 
