@@ -90,6 +90,9 @@ class Quantization(Section):
     zero_in_range: bool = Field(
         False, description="every range also contains 0, as integer kernels need"
     )
+    learned_ranges: Literal["none", "act", "weight", "both"] = Field(
+        "none", description="whose ranges are trained with the weights"
+    )
     leaf_modules: list[str] = Field(
         [], description="paths of modules that are not traced into and stay in float"
     )
@@ -196,6 +199,8 @@ class PartsSection(Section):
     replay_share: float = Field(
         0.5, gt=0, lt=1, description="share of the student's images taken from these"
     )
+
+    range_lr: Positive = Field(1e-2, description="learning rate of ranges that are learned")
 
     def build(self) -> Parts:
         """The parts as the trainer takes them.

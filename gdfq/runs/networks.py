@@ -52,6 +52,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         momentum=spec.range_momentum,
         leaf_modules=spec.leaf_modules,
         zero_in_range=spec.zero_in_range,
+        learned_ranges=spec.learned_ranges,
     )
 
 

@@ -18,6 +18,7 @@ from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
+from gdfq.training.learned_ranges import LearnedRanges
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
@@ -211,6 +212,8 @@ class GDFQTrainer:
             learning_rate_factor(schedule, tuned, steps_per_epoch, student_milestones),
             self.device,
         )
+        self.range_lr = LearningRate(parts.range_lr, self.student_lr.factor, self.device)
+        self.ranges = LearnedRanges(student)
         self.generator_optimizer = torch.optim.Adam(
             generator.parameters(),
             lr=self.generator_lr.value,
@@ -219,7 +222,7 @@ class GDFQTrainer:
             capturable=self.device.type == "cuda",
         )
         self.student_optimizer = torch.optim.SGD(
-            student.parameters(),
+            self.ranges.groups(student, self.range_lr.value),
             lr=self.student_lr.value,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -338,8 +341,21 @@ class GDFQTrainer:
             self.student_optimizer,
             self.student_lr,
             {"student": loss},
-            after=None if self.average is None else self.average.update,
+            after=self._after_student_update(),
         )
+
+    def _after_student_update(self) -> Callable[[], None]:
+        """What follows the update that is about to be made."""
+        widths = self.ranges.widths()
+
+        def after() -> None:
+            if self.ranges.parameters:
+                self.ranges.limit(widths)
+                self.range_lr.advance()
+            if self.average is not None:
+                self.average.update()
+
+        return after
 
     def _start_update(
         self,
@@ -508,6 +524,7 @@ class GDFQTrainer:
         load_optimizer_state(self.student_optimizer, state["student_optimizer"])
         load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
         self.student_lr.go_to(state["schedules"]["student"])
+        self.range_lr.go_to(state["schedules"]["student"])
         self.generator_lr.go_to(state["schedules"]["generator"])
         self.random.set_state(state["random"].cpu())
         for name, total in self._totals.items():
