@@ -221,6 +221,20 @@ class StartSection(Section):
     percentile: float = Field(
         99.9, gt=50, le=100, description="percent of an activation's values below its range's end"
     )
+    weight_ranges: Literal["minmax", "mse"] = Field(
+        "minmax", description="where weight ranges end: extremes or least squared error"
+    )
+    equalize: bool = Field(False, description="scale channels to use their ranges alike")
+    bias_correction: bool = Field(
+        False, description="take out by how much quantization moves each channel's mean"
+    )
+    bn_reestimate: bool = Field(
+        False, description="the same for means and standard deviations, in the batch norms"
+    )
+    bn_reestimate_end: bool = Field(False, description="once more when training has ended")
+    rounding: Literal["nearest", "flip"] = Field(
+        "nearest", description="'flip' rounds otherwise where that cancels a kernel's error"
+    )
 
     def build(self) -> Start:
         """The start as the trainer takes it."""

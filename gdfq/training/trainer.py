@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,9 +31,9 @@ from gdfq.training.parts.replay import Replay
 from gdfq.training.parts.statistics import StatisticsLoss
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
-from gdfq.training.start import NO_START, Start
+from gdfq.training.start import NO_START, Start, sequence
+from gdfq.training.start.correction import correct
 from gdfq.training.start.images import Images
-from gdfq.training.start.sequence import finish_start
 from gdfq.training.state import (
     StatefulPart,
     check_module_state,
@@ -190,6 +191,7 @@ class GDFQTrainer:
             state = self.random.get_state()
             self.world.copy_from_first(self.teacher, self.student, self.generator, state)
             self.random.set_state(state)
+        sequence.prepare(start, self.student)
         self.fused = _fuse(student, images) if fuse else None
         self.memory_format_seconds: dict[str, float] = {}
         if memory_format == "auto":
@@ -236,6 +238,7 @@ class GDFQTrainer:
             if parts.replay_batches
             else None
         )
+        self._corrected: nn.Module | None = None
         self.average = Average(student, parts.ema_decay) if parts.ema_decay else None
         names = ("generator", "generator_ce", "bns", "student")
         self._totals = {name: torch.zeros((), device=self.device) for name in names}
@@ -274,8 +277,38 @@ class GDFQTrainer:
 
     @property
     def outcome(self) -> nn.Module:
-        """The student to measure and to save: a copy with averaged parameters, if there are any."""
-        return self.student if self.average is None else self.average.applied()
+        """The student to measure and to save.
+
+        A copy where its parameters are averaged or, at the end, its batch norms corrected.
+        """
+        student = self.student if self.average is None else self.average.applied()
+        if not self.start.bn_reestimate_end or not self.calibrated or not self._ended:
+            return student
+        if self._corrected is None:
+            self._corrected = self._correct_copy(student)
+        return self._corrected
+
+    @property
+    def _ended(self) -> bool:
+        return self.steps_done >= self.epochs * self.steps_per_epoch
+
+    @torch.no_grad()
+    def _correct_copy(self, student: nn.Module) -> nn.Module:
+        """A copy of ``student``, corrected on new images; the trainer's state stays as it is."""
+        corrected, generator = copy.deepcopy((student, self.generator))
+        state = self.random.get_state()
+        samples = [
+            tuple(map(self.world.share, self.sample())) for _ in range(self.calibration_batches)
+        ]
+        self.random.set_state(state)
+        images = Images(partial(self.make_images, generator=generator), samples, self.world)
+        with (
+            multiplications(self.precision, self.device),
+            autocast(self.precision, self.device),
+            self.world.joined(),
+        ):
+            correct(corrected, self.teacher.model, images, spread=True)
+        return corrected
 
     def _start_tuning(self, callback: TrainerCallback) -> None:
         if not self.calibrated:
@@ -299,6 +332,7 @@ class GDFQTrainer:
         with multiplications(self.precision, self.device), self.world.joined():
             losses = self._compiled(self._tuning_step if tuning else self._warm_up_step)()
         self.steps_done += 1
+        self._corrected = None
         return losses
 
     def _warm_up_step(self) -> dict[str, Tensor]:
@@ -396,16 +430,14 @@ class GDFQTrainer:
 
         Sets its activation ranges, and does what ``start`` says.
         """
-        samples = [self.sample() for _ in range(batches)]
-        shares = [(self.world.share(z), self.world.share(labels)) for z, labels in samples]
-        images = Images(self.make_images, shares, self.world)
+        samples = [tuple(map(self.world.share, self.sample())) for _ in range(batches)]
+        images = Images(self.make_images, samples, self.world)
         with (
             multiplications(self.precision, self.device),
             autocast(self.precision, self.device),
             self.world.joined(),
         ):
-            self._observe(images)
-            finish_start(self.start, self.student, images)
+            sequence.begin(self.start, self.student, self.teacher.model, images, self._observe)
         self.calibrated = True
 
     def _observe(self, images: Images) -> None:
@@ -535,6 +567,7 @@ class GDFQTrainer:
         for name, part in self._stateful.items():
             part.load_state_dict(state["parts"][name])
         self.steps_done = state["steps_done"]
+        self._corrected = None
         self.calibrated = state["calibrated"]
         self._captured.clear()  # a graph may read optimizer state that has just gone
 

@@ -21,7 +21,7 @@ class Images:
     """
 
     def __init__(
-        self, generator: Callable[..., Tensor], samples: Sequence[tuple[Tensor, Tensor]],
+        self, generator: Callable[..., Tensor], samples: Sequence[tuple[Tensor, ...]],
         world: World,
     ) -> None:  # fmt: skip
         self.generator = generator
