@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gdfq.errors import InputError
 from gdfq.nn.qact import QAct
 from gdfq.ops._checks import LearnedSte, Ste, check_bits, check_ste
-from gdfq.ops.fake_quantize import fake_quantize
+from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.quantize_codes import quantize_codes
 
@@ -73,10 +73,14 @@ class QuantizedWeight(nn.Module):
         return isinstance(self.weight_hi, nn.Parameter)
 
     def weight_range(self) -> tuple[Tensor, Tensor]:
-        """The ends of each output's range, ``(outputs,)``: those kept, else minima and maxima."""
+        """Both ends of the range that each output's weight is quantized over, ``(outputs,)``.
+
+        Those that are kept, else its minimum and maximum.
+        """
+        lo, hi = self.weight_extremes()
         if self.weight_lo is not None and self.weight_hi is not None:
-            return self.weight_lo.detach(), self.weight_hi.detach()
-        return self.weight_extremes()
+            lo, hi = self.weight_lo.detach(), self.weight_hi.detach()
+        return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
 
     def weight_extremes(self) -> tuple[Tensor, Tensor]:
         """The minima and maxima of each output's weights, ``(outputs,)``."""
@@ -107,8 +111,7 @@ class QuantizedWeight(nn.Module):
         ``(codes + zero) / scale`` is the quantized weight, see
         :func:`gdfq.ops.quantize_codes.quantize_codes`.
         """
-        lo, hi = self.weight_range()
-        return quantize_codes(self.weight.detach(), lo, hi, self.weight_bits, 0, self.zero_in_range)
+        return quantize_codes(self.weight.detach(), *self.weight_range(), self.weight_bits, axis=0)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""

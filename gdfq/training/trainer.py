@@ -23,6 +23,7 @@ from gdfq.training.learned_ranges import LearnedRanges
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
+from gdfq.training.parts.code_changes import CodeChanges
 from gdfq.training.parts.hard_samples import harder_images, teacher_cross_entropy
 from gdfq.training.parts.low_pass import LowPass
 from gdfq.training.parts.mixed_labels import mixed_labels
@@ -234,11 +235,16 @@ class GDFQTrainer:
         self.statistics_loss = StatisticsLoss(parts, self.teacher, student, images)
         self.low_pass = None if parts.low_pass is None else LowPass(images, parts.low_pass)
         self.replay = (
-            Replay(parts.replay_batches, parts.replay_share, batch_size, self.random)
+            Replay(parts.replay_batches, parts.replay_share, batch_size, self.random, self.device)
             if parts.replay_batches
             else None
         )
         self._corrected: nn.Module | None = None
+        self.code_changes = (
+            None
+            if parts.code_change_share is None
+            else CodeChanges(student, parts.code_change_share)
+        )
         self.average = Average(student, parts.ema_decay) if parts.ema_decay else None
         names = ("generator", "generator_ce", "bns", "student")
         self._totals = {name: torch.zeros((), device=self.device) for name in names}
@@ -375,6 +381,7 @@ class GDFQTrainer:
             self.student_optimizer,
             self.student_lr,
             {"student": loss},
+            before=None if self.code_changes is None else self.code_changes.scale_gradients,
             after=self._after_student_update(),
         )
 
@@ -396,11 +403,13 @@ class GDFQTrainer:
         optimizer: torch.optim.Optimizer,
         rate: LearningRate,
         losses: dict[str, Tensor],
+        before: Callable[[Tensor], None] | None = None,
         after: Callable[[], None] | None = None,
     ) -> Finish:
         """Gradients of the first of ``losses``, and what finishes the update they are for.
 
-        ``after`` is called when the parameters have changed. Alone, the update is finished here.
+        ``before`` is called with the learning rate when the gradients are there, ``after`` when the
+        parameters have changed. Alone, the update is finished here.
         With other ranks, gradients travel until then: the generator's while the student computes
         its own.
         """
@@ -413,6 +422,8 @@ class GDFQTrainer:
 
         def finish() -> dict[str, Tensor]:
             means = finish_averaging()
+            if before is not None:
+                before(rate.value)
             optimizer.step()
             if after is not None:
                 after()

@@ -31,16 +31,22 @@ class Replay:
         share: of a batch that comes from these.
         batch_size: rows of each.
         random: where all random numbers are drawn from.
+        device: of batches and ``random``.
     """
 
     def __init__(
-        self, batches: int, share: float, batch_size: int, random: torch.Generator
+        self,
+        batches: int,
+        share: float,
+        batch_size: int,
+        random: torch.Generator,
+        device: torch.device,
     ) -> None:
         self.batches = batches
         self.share = share
         self.batch_size = batch_size
         self.random = random
-        self.stored = torch.zeros((), dtype=torch.int64, device=random.device)
+        self.stored = torch.zeros((), dtype=torch.int64, device=device)
         self.kept: dict[str, Tensor] = {}  # rows of all batches, one batch after the other
 
     def __call__(self, *batch: Tensor) -> list[Tensor]:
