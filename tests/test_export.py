@@ -148,7 +148,8 @@ def awkward_student(zero_in_range=False):
     student.eight.weight_bits = 8
     state["relu_3.lo"] = torch.tensor(0.5)  # a range without 0 ...
     state["relu_4.lo"] = torch.tensor(2.0)  # ... and one that does not fit uint8 either
-    state["relu_4.hi"] = torch.tensor(2.1)
+    if not zero_in_range:
+        state["relu_4.hi"] = torch.tensor(2.1)
     student.load_state_dict(state)
     return student, torch.randn(500, 2, 9, 9)
 

@@ -146,9 +146,20 @@ class WeightQuantizer(nn.Module):
         """``weight``, outputs along dimension 0, quantized per output."""
         return fake_quantize_minmax(weight, self.weight_bits, 0, self.ste, self.zero_in_range)
 
+    def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scale and zero point of ``weight``, see :meth:`QuantizedWeight.weight_codes`."""
+        return _codes(weight, self.weight_bits, self.zero_in_range)
+
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
-        return f"weight_bits={self.weight_bits}, ste={self.ste!r}"
+        zero = ", zero_in_range=True" if self.zero_in_range else ""
+        return f"weight_bits={self.weight_bits}, ste={self.ste!r}{zero}"
+
+
+def _codes(weight: Tensor, bits: int, zero_in_range: bool) -> tuple[Tensor, Tensor, Tensor]:
+    weight = weight.detach()
+    rows = weight.float().flatten(1)
+    return quantize_codes(weight, rows.amin(1), rows.amax(1), bits, 0, zero_in_range)
 
 
 def average_weight_bits(model: nn.Module) -> float:

@@ -32,7 +32,7 @@ def create_folder(folder: Path) -> None:
         raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
 
 
-def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
+def use_format(recipe: Recipe, *networks: nn.Module) -> None:
     """Bring networks into the memory format of a finished recipe, on which rounding depends."""
     name = recipe.training.memory_format
     for network in networks:
@@ -53,7 +53,7 @@ def load_run(folder: Path) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
     recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")))
     student = build_student(recipe, teacher.network)
-    _use_format(recipe, teacher.network, student)
+    use_format(recipe, teacher.network, student)
     try:
         student.load_state_dict(load_file(folder / "student.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as error:

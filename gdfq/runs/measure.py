@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from gdfq.data import Batches, open_test_set, top1
+from gdfq.data import Batches, confusion, open_test_set, share
 from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
@@ -52,7 +52,10 @@ def open_batches(
 
 
 class Measure:
-    """Top-1 on the recipe's data set, or None with the reason in the result."""
+    """Top-1 on the recipe's data set, or None with the reason in the result.
+
+    ``counts``: of what was measured last, see :func:`gdfq.data.confusion`.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Measure:
         self.result = result
         self.world = world
         self.batches: Batches | None = None
+        self.counts: Tensor | None = None
 
     def open(self) -> str | None:
         """Open the data set; why that failed, on this process or another, or None."""
@@ -88,13 +92,14 @@ class Measure:
         if self.batches is None:
             return None
         try:
-            share = top1(model, self.batches, self.world)
+            counts = confusion(model, self.batches, self.world)
         except InputError as error:
             self._skip(str(error))
             return None
+        self.counts = counts
         pictures = self.world.total(self.batches.pictures)
         self.result.evaluation = f"{pictures:,} test images of {self.batches.name}"
-        return share
+        return share(counts)
 
     def _skip(self, problem: str) -> str:
         self.result.evaluation = f"skipped: {problem}"

@@ -9,8 +9,10 @@ from torch import nn
 
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
+from gdfq.distributed import World
 from gdfq.recipes import Recipe
 from gdfq.sources import LoadedTeacher, Preprocessing, find_source, load_teacher
+from gdfq.training import GDFQTrainer
 
 
 def build_teacher(recipe: Recipe) -> tuple[Recipe, LoadedTeacher]:
@@ -66,3 +68,19 @@ def build_generator(recipe: Recipe, images: Preprocessing) -> models.Generator:
             images.channels,
             **recipe.generator.model_dump(),
         )
+
+
+def build_trainer(
+    recipe: Recipe, teacher: LoadedTeacher, generator: nn.Module, world: World | None = None
+) -> GDFQTrainer:
+    """The recipe's trainer of a new student, at step 0; it trains ``generator`` in place."""
+    return GDFQTrainer(
+        teacher.network,
+        build_student(recipe, teacher.network),
+        generator,
+        teacher.preprocessing.num_classes,
+        **recipe.training.model_dump(),
+        parts=recipe.parts.build(),
+        start=recipe.start.build(),
+        world=world,
+    )

@@ -6,25 +6,29 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from gdfq.convert import QuantizedModel
 from gdfq.distributed import World
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
+from gdfq.models import Generator
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.runs.folder import create_folder, save_student
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.measure import Measure, Result
 from gdfq.runs.metrics import Metrics
-from gdfq.runs.networks import build_generator, build_student, build_teacher
+from gdfq.runs.networks import build_generator, build_teacher, build_trainer
 from gdfq.runs.picture import picture
+from gdfq.runs.state import RunState, read_json
 from gdfq.runs.tensorboard import TensorBoard, require_tensorboard
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
@@ -74,6 +78,8 @@ class Options:
         workers: processes that decode test images, see :class:`gdfq.data.Batches`.
         world: the processes of the run. All call :func:`quantize` or :func:`resume`, the first
             writes, and all read: a resumed run's folder is one that every machine sees.
+        closing: called in the first process with a run that has come to its end, when everything
+            about it is written. An error there is a warning.
 
     Raises:
         InputError: ``checkpoint_every`` is negative, or TensorBoard is not installed.
@@ -84,6 +90,7 @@ class Options:
     tensorboard: bool = False
     workers: int | None = None
     world: World = field(default_factory=World)
+    closing: Callable[[RunState], None] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.checkpoint_every < math.inf:
@@ -159,19 +166,12 @@ def resume(
 
 def device_of(folder: Path) -> str:
     """The device that the run in ``folder`` began on; "auto" where that is not known."""
-    return _read_json(folder / "environment.json").get("device", "auto")
+    return read_json(folder / "environment.json").get("device", "auto")
 
 
 def _finished(folder: Path) -> Result | None:
-    stored = _read_json(folder / "result.json")
+    stored = read_json(folder / "result.json")
     return Result(**stored) if stored.get("finished") else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -181,19 +181,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _build(recipe: Recipe, options: Options) -> tuple[Recipe, LoadedTeacher, GDFQTrainer]:
     """The recipe in full, its teacher, and a trainer of its student at step 0."""
     recipe, loaded = build_teacher(recipe)
-    teacher, images = loaded.network.to(options.device), loaded.preprocessing
-    student = build_student(recipe, teacher)
-    generator = build_generator(recipe, images).to(options.device)
-    trainer = GDFQTrainer(
-        teacher,
-        student,
-        generator,
-        images.num_classes,
-        **recipe.training.model_dump(),
-        parts=recipe.parts.build(),
-        start=recipe.start.build(),
-        world=options.world,
-    )
+    teacher = loaded.network.to(options.device)
+    generator = build_generator(recipe, loaded.preprocessing).to(options.device)
+    trainer = build_trainer(recipe, loaded, generator, options.world)
     teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format])
     return recipe, loaded, trainer
 
@@ -213,6 +203,7 @@ class _Session(TrainerCallback):
     ) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.loaded_teacher = teacher
         self.teacher = teacher.network
         self.images = teacher.preprocessing
         self.trainer = trainer
@@ -231,6 +222,7 @@ class _Session(TrainerCallback):
             training_seconds=0.0,
         )
         self.measure = Measure(recipe, self.images, options.workers, self.result, self.world)
+        self.counts: dict[str, Tensor] = {}
         self.teacher_digest = digest(self.teacher)
         self.environment = {
             **environment(),
@@ -263,7 +255,7 @@ class _Session(TrainerCallback):
         self.result.training_seconds = state["training_seconds"]
         self.checkpoint, self.checkpoint_step = path, self.trainer.steps_done
         self.progress.phase(f"going on after step {self.trainer.steps_done}, from {path.name}")
-        earlier = _read_json(self.folder / "environment.json")
+        earlier = read_json(self.folder / "environment.json")
         for key in ROUNDING:
             if earlier.get(key, self.environment[key]) != self.environment[key]:
                 self.progress.warning(
@@ -291,6 +283,7 @@ class _Session(TrainerCallback):
                     self.tensorboard.close()
         if failure is not None:
             raise failure
+        self._close()
         return self.result
 
     def _prepare(self) -> None:
@@ -333,11 +326,39 @@ class _Session(TrainerCallback):
         if failure is None:
             self._announce("measuring teacher and student")
             with self.interrupts.at_once():
-                self.result.after = self.measure(self.trainer.outcome)
-                self.result.teacher = self.measure(self.teacher)
+                self.result.after = self._measure_for_report("student", self.trainer.outcome)
+                self.result.teacher = self._measure_for_report("teacher", self.teacher)
             self._log_accuracy("after", self.result.after)
             self._log_accuracy("teacher", self.result.teacher)
         self._write_result(finished=failure is None)
+
+    def _measure_for_report(self, name: str, model: nn.Module) -> float | None:
+        accuracy = self.measure(model)
+        if accuracy is not None and self.measure.counts is not None:
+            self.counts[name] = self.measure.counts
+        return accuracy
+
+    def _close(self) -> None:
+        """Hand the finished run on; whatever becomes of that, the run is complete."""
+        if self.options.closing is None or not self.world.first:
+            return
+        generator = self.trainer.generator
+        assert isinstance(self.trainer.student, QuantizedModel)
+        assert isinstance(generator, Generator)
+        state = RunState(
+            self.folder,
+            self.recipe,
+            self.loaded_teacher,
+            self.trainer.student,
+            generator,
+            self.trainer.steps_done,
+            self.counts,
+            asdict(self.result),
+        )
+        try:
+            self.options.closing(state)
+        except Exception as error:
+            self.progress.warning(f"no report: {type(error).__name__}: {error}")
 
     def _leave(self) -> None:
         """Leave quickly: a checkpoint, and the student as far as it is, unmeasured."""
