@@ -10,6 +10,9 @@ from gdfq.functional import activate, fake_quantize
 from gdfq.nn import QAct, QConv2d
 from gdfq.nn.qact import observing_copy
 from gdfq.nn.weight import QuantizedWeight
+from gdfq.recipes import load_recipe
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_generator, build_teacher, build_trainer
 from gdfq.training import Start
 from gdfq.training.start.act_ranges import set_act_ranges
 from gdfq.training.start.correction import correct
@@ -329,3 +332,28 @@ def test_going_on_with_a_start_is_bit_for_bit():
     for name, value in result.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     assert torch.equal(whole.random.get_state(), second.random.get_state())
+
+
+@pytest.mark.parametrize("learned", ["none", "both"])
+def test_the_embedded_network_with_every_start_is_exact_in_onnx(tmp_path, learned):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from gdfq.export import export_onnx
+    from gdfq.export.parity import compare
+
+    recipe = load_recipe("fashion-mnist-resnet20").with_options(
+        {"act_bits": 3, "weight_bits": 3, "batch_size": 8, "memory_format": "contiguous",
+         "epochs": 1, "steps_per_epoch": 2, "warmup_epochs": 0, "calibration_batches": 2,
+         "learned_ranges": learned, **EVERYTHING}
+    )  # fmt: skip
+    recipe, teacher = build_teacher(recipe)
+    generator = build_generator(recipe, teacher.preprocessing)
+    trainer = build_trainer(recipe, teacher, generator)
+    trainer.train()
+    student = trainer.outcome
+    images, labels = next(iter(open_batches(recipe, teacher.preprocessing)))
+    images, labels = images[:100], labels[:100]
+    export_onnx(student, tmp_path / "student.onnx", images[:2])
+    (parity,) = compare(student, tmp_path / "student.onnx", [(images, labels)], ["onnxruntime"])
+    assert parity.agreement == 100
+    assert parity.median_difference < 1e-4
