@@ -67,10 +67,12 @@ def tiny_teacher(num_classes: int = 4, channels: int = 2) -> nn.Module:
     return model.eval()
 
 
-def tiny_trainer(teacher: nn.Module | None = None, bits: int = 4, **options) -> gdfq.GDFQTrainer:
+def tiny_trainer(
+    teacher: nn.Module | None = None, bits: int = 4, learned_ranges: str = "none", **options
+) -> gdfq.GDFQTrainer:
     """A trainer of a few fast steps, everything seeded."""
     teacher = teacher or tiny_teacher()
-    student = gdfq.quantize_model(teacher, bits, bits)
+    student = gdfq.quantize_model(teacher, bits, bits, learned_ranges=learned_ranges)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         generator = gdfq.models.Generator(4, 8, channels=2, latent_dim=10, width=8)

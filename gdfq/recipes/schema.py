@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from gdfq.errors import InputError
 from gdfq.recipes.bits import Width, with_exceptions
-from gdfq.training import Parts
+from gdfq.training import Parts, Start
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -95,6 +95,9 @@ class Quantization(Section):
     )
     zero_in_range: bool = Field(
         False, description="every range also contains 0, as integer kernels need"
+    )
+    learned_ranges: Literal["none", "act", "weight", "both"] = Field(
+        "none", description="whose ranges are trained with the weights"
     )
     leaf_modules: list[str] = Field(
         [], description="paths of modules that are not traced into and stay in float"
@@ -203,6 +206,8 @@ class PartsSection(Section):
         0.5, gt=0, lt=1, description="share of the student's images taken from these"
     )
 
+    range_lr: Positive = Field(1e-2, description="learning rate of ranges that are learned")
+
     def build(self) -> Parts:
         """The parts as the trainer takes them.
 
@@ -210,6 +215,36 @@ class PartsSection(Section):
             InputError: two of them contradict each other.
         """
         return Parts(**self.model_dump())
+
+
+class StartSection(Section):
+    """What is done before fine-tuning; see gdfq.training.Start. All off by default."""
+
+    act_ranges: Literal["minmax", "mse", "percentile"] = Field(
+        "minmax",
+        description="where activation ranges end: extremes, least squared error or percentile",
+    )
+    percentile: float = Field(
+        99.9, gt=50, le=100, description="percent of an activation's values below its range's end"
+    )
+    weight_ranges: Literal["minmax", "mse"] = Field(
+        "minmax", description="where weight ranges end: extremes or least squared error"
+    )
+    equalize: bool = Field(False, description="scale channels to use their ranges alike")
+    bias_correction: bool = Field(
+        False, description="take out by how much quantization moves each channel's mean"
+    )
+    bn_reestimate: bool = Field(
+        False, description="the same for means and standard deviations, in the batch norms"
+    )
+    bn_reestimate_end: bool = Field(False, description="once more when training has ended")
+    rounding: Literal["nearest", "flip"] = Field(
+        "nearest", description="'flip' rounds otherwise where that cancels a kernel's error"
+    )
+
+    def build(self) -> Start:
+        """The start as the trainer takes it."""
+        return Start(**self.model_dump())
 
 
 class Recipe(Section):
@@ -222,6 +257,7 @@ class Recipe(Section):
     generator: GeneratorSection = GeneratorSection()
     training: Training = Training()
     parts: PartsSection = PartsSection()
+    start: StartSection = StartSection()
     bits: dict[str, LayerBits] = Field(
         {}, description="exceptions by glob pattern of layers' names; the last that matches wins"
     )

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +19,7 @@ from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
+from gdfq.training.learned_ranges import LearnedRanges
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
@@ -30,6 +32,9 @@ from gdfq.training.parts.replay import Replay
 from gdfq.training.parts.statistics import StatisticsLoss
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
+from gdfq.training.start import NO_START, Start, sequence
+from gdfq.training.start.correction import correct
+from gdfq.training.start.images import Images
 from gdfq.training.state import (
     StatefulPart,
     check_module_state,
@@ -95,6 +100,7 @@ class GDFQTrainer:
         fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
             passes over memory.
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
+        start: what is done to the student when its ranges are calibrated, beyond that.
         seed: of the noise and the labels. The generator's first weights are the caller's: seed
             them with ``torch.manual_seed`` before making it.
         world: of :func:`gdfq.distributed.start`, to train on many processes as on one: every
@@ -142,6 +148,7 @@ class GDFQTrainer:
         memory_format: MemoryFormat | Literal["auto"] = "auto",
         fuse: bool = True,
         cuda_graph: bool = True,
+        start: Start = NO_START,
         seed: int = 0,
         parts: Parts = NO_PARTS,
         world: World | None = None,
@@ -149,7 +156,7 @@ class GDFQTrainer:
         settings = {
             key: value
             for key, value in locals().items()
-            if key not in ("self", "teacher", "student", "generator", "world")
+            if key not in ("self", "teacher", "student", "generator", "start", "world")
         }
         self.device = next(teacher.parameters()).device
         self.world = world or World()
@@ -172,6 +179,7 @@ class GDFQTrainer:
         self.parts = parts
         self.precision = precision
         self.cuda_graph = cuda_graph and self.device.type == "cuda"
+        self.start = start
         self.steps_done = 0
         self.calibrated = False
 
@@ -184,6 +192,7 @@ class GDFQTrainer:
             state = self.random.get_state()
             self.world.copy_from_first(self.teacher, self.student, self.generator, state)
             self.random.set_state(state)
+        sequence.prepare(start, self.student)
         self.fused = _fuse(student, images) if fuse else None
         self.memory_format_seconds: dict[str, float] = {}
         if memory_format == "auto":
@@ -206,6 +215,8 @@ class GDFQTrainer:
             learning_rate_factor(schedule, tuned, steps_per_epoch, student_milestones),
             self.device,
         )
+        self.range_lr = LearningRate(parts.range_lr, self.student_lr.factor, self.device)
+        self.ranges = LearnedRanges(student)
         self.generator_optimizer = torch.optim.Adam(
             generator.parameters(),
             lr=self.generator_lr.value,
@@ -214,7 +225,7 @@ class GDFQTrainer:
             capturable=self.device.type == "cuda",
         )
         self.student_optimizer = torch.optim.SGD(
-            student.parameters(),
+            self.ranges.groups(student, self.range_lr.value),
             lr=self.student_lr.value,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -228,6 +239,7 @@ class GDFQTrainer:
             if parts.replay_batches
             else None
         )
+        self._corrected: nn.Module | None = None
         self.code_changes = (
             None
             if parts.code_change_share is None
@@ -271,8 +283,38 @@ class GDFQTrainer:
 
     @property
     def outcome(self) -> nn.Module:
-        """The student to measure and to save: a copy with averaged parameters, if there are any."""
-        return self.student if self.average is None else self.average.applied()
+        """The student to measure and to save.
+
+        A copy where its parameters are averaged or, at the end, its batch norms corrected.
+        """
+        student = self.student if self.average is None else self.average.applied()
+        if not self.start.bn_reestimate_end or not self.calibrated or not self._ended:
+            return student
+        if self._corrected is None:
+            self._corrected = self._correct_copy(student)
+        return self._corrected
+
+    @property
+    def _ended(self) -> bool:
+        return self.steps_done >= self.epochs * self.steps_per_epoch
+
+    @torch.no_grad()
+    def _correct_copy(self, student: nn.Module) -> nn.Module:
+        """A copy of ``student``, corrected on new images; the trainer's state stays as it is."""
+        corrected, generator = copy.deepcopy((student, self.generator))
+        state = self.random.get_state()
+        samples = [
+            tuple(map(self.world.share, self.sample())) for _ in range(self.calibration_batches)
+        ]
+        self.random.set_state(state)
+        images = Images(partial(self.make_images, generator=generator), samples, self.world)
+        with (
+            multiplications(self.precision, self.device),
+            autocast(self.precision, self.device),
+            self.world.joined(),
+        ):
+            correct(corrected, self.teacher.model, images, spread=True)
+        return corrected
 
     def _start_tuning(self, callback: TrainerCallback) -> None:
         if not self.calibrated:
@@ -296,6 +338,7 @@ class GDFQTrainer:
         with multiplications(self.precision, self.device), self.world.joined():
             losses = self._compiled(self._tuning_step if tuning else self._warm_up_step)()
         self.steps_done += 1
+        self._corrected = None
         return losses
 
     def _warm_up_step(self) -> dict[str, Tensor]:
@@ -339,8 +382,21 @@ class GDFQTrainer:
             self.student_lr,
             {"student": loss},
             before=None if self.code_changes is None else self.code_changes.scale_gradients,
-            after=None if self.average is None else self.average.update,
+            after=self._after_student_update(),
         )
+
+    def _after_student_update(self) -> Callable[[], None]:
+        """What follows the update that is about to be made."""
+        widths = self.ranges.widths()
+
+        def after() -> None:
+            if self.ranges.parameters:
+                self.ranges.limit(widths)
+                self.range_lr.advance()
+            if self.average is not None:
+                self.average.update()
+
+        return after
 
     def _start_update(
         self,
@@ -381,25 +437,32 @@ class GDFQTrainer:
 
     @torch.no_grad()
     def calibrate(self, batches: int) -> None:
-        """Set the student's activation ranges from ``batches`` batches of generated images."""
+        """Make the student ready to be fine-tuned, from ``batches`` batches of generated images.
+
+        Sets its activation ranges, and does what ``start`` says.
+        """
+        samples = [tuple(map(self.world.share, self.sample())) for _ in range(batches)]
+        images = Images(self.make_images, samples, self.world)
+        with (
+            multiplications(self.precision, self.device),
+            autocast(self.precision, self.device),
+            self.world.joined(),
+        ):
+            sequence.begin(self.start, self.student, self.teacher.model, images, self._observe)
+        self.calibrated = True
+
+    def _observe(self, images: Images) -> None:
+        """Set the student's activation ranges by the minima and maxima over ``images``."""
         quantizers = [module for module in self.student.modules() if isinstance(module, QAct)]
         for quantizer in quantizers:
             quantizer.reset_range()
             quantizer.train()
         try:
-            with (
-                multiplications(self.precision, self.device),
-                autocast(self.precision, self.device),
-                self.world.joined(),
-                self.fused.weights_kept() if self.fused else nullcontext(),
-            ):
-                for _ in range(batches):
-                    z, labels = map(self.world.share, self.sample())
-                    (self.fused or self.student)(self.make_images(z, labels))
+            with self.fused.weights_kept() if self.fused else nullcontext():
+                images.through(self.fused or self.student)
         finally:
             for quantizer in quantizers:
                 quantizer.eval()
-        self.calibrated = True
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """Standard normal noise ``(B, latent_dim)`` and uniform labels of all ranks.
@@ -501,6 +564,7 @@ class GDFQTrainer:
         load_optimizer_state(self.student_optimizer, state["student_optimizer"])
         load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
         self.student_lr.go_to(state["schedules"]["student"])
+        self.range_lr.go_to(state["schedules"]["student"])
         self.generator_lr.go_to(state["schedules"]["generator"])
         self.random.set_state(state["random"].cpu())
         for name, total in self._totals.items():
@@ -511,6 +575,7 @@ class GDFQTrainer:
         for name, part in self._stateful.items():
             part.load_state_dict(state["parts"][name])
         self.steps_done = state["steps_done"]
+        self._corrected = None
         self.calibrated = state["calibrated"]
         self._captured.clear()  # a graph may read optimizer state that has just gone
 

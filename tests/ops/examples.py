@@ -173,12 +173,12 @@ EXAMPLES: dict[str, Example] = {
     "fake_quantize_minmax_list": Example(
         functional.fake_quantize_minmax_list, _minmax_list, ("ws",), any_shape=("ws",)
     ),
-    "count_changed_codes": Example(
-        functional.count_changed_codes, _changed, any_shape=("ws",),
-    ),
     "fake_quantize_minmax_list:zero_in_range": Example(
         functional.fake_quantize_minmax_list, _off_zero(_minmax_list, "ws"), ("ws",),
         any_shape=("ws",),
+    ),
+    "count_changed_codes": Example(
+        functional.count_changed_codes, _changed, any_shape=("ws",),
     ),
     "observe_fake_quantize": Example(
         functional.observe_fake_quantize, _observe, ("x",), any_shape=("x",),

@@ -44,6 +44,8 @@ class Parts:
             With it, the average is what is measured and saved.
         replay_batches: batches of older images that are kept for the student; 0 keeps none.
         replay_share: share of the student's images taken from these, in (0, 1).
+        range_lr: learning rate of the ranges that are learned, > 0; it follows the student's
+            schedule. See :mod:`gdfq.training.learned_ranges`.
 
     Raises:
         InputError: a value is out of range, or two contradict each other.
@@ -64,6 +66,7 @@ class Parts:
     ema_decay: float = 0.0
     replay_batches: int = 0
     replay_share: float = 0.5
+    range_lr: float = 1e-2
 
     def __post_init__(self) -> None:
         _check_values(self)
@@ -119,6 +122,7 @@ def _check_values(parts: Parts) -> None:
             parts.low_pass is None or 0 < parts.low_pass < math.inf, "> 0 and finite",
         ),
         ("ema_decay", parts.ema_decay, 0 <= parts.ema_decay < 1, "in [0, 1)"),
+        ("range_lr", parts.range_lr, 0 < parts.range_lr < math.inf, "> 0 and finite"),
         ("replay_share", parts.replay_share, 0 < parts.replay_share < 1, "in (0, 1)"),
     ):  # fmt: skip
         if not sound:
