@@ -445,6 +445,17 @@ def test_a_stored_measurement_needs_no_network(finished, monkeypatch):
     assert "6 steps" in content.sentence
 
 
+def test_a_run_can_be_measured_again(finished, tmp_path):
+    run, _ = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    stored = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**stored, "notes": ["No test images."]}))
+    assert contents_of(folder, "x").measured.notes == ["No test images."]
+    assert contents_of(folder, "x", again=True).measured.notes == []
+    assert json.loads((folder / "report.json").read_text()) == stored
+
+
 def test_sizes_are_those_of_files(finished, tmp_path):
     run, _ = finished
     folder = tmp_path / "copy"
