@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gdfq.errors import InputError
 from gdfq.ops import _backend, _native
 
 
@@ -40,6 +41,14 @@ def environment() -> dict[str, Any]:
         "cpu_kernels": _backend.describe("CPU"),
         "cuda_kernels": _backend.describe("CUDA"),
     }
+
+
+def resolve_device(name: str) -> str:
+    """The device called so; "auto" is a GPU where there is one."""
+    gpu = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
+        raise InputError(f"device: must be auto, cpu, or cuda where there is a GPU, got {name!r}")
+    return ("cuda" if gpu else "cpu") if name == "auto" else name
 
 
 def _version() -> str:

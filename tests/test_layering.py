@@ -23,6 +23,8 @@ LAYERS = [
     ["runs"],
     ["packed", "bit_widths"],
     ["export", "report"],
+    ["result"],
+    ["api"],
     ["cli"],
     ["__main__"],
 ]

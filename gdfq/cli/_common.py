@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from gdfq.distributed import World
+from gdfq.environment import resolve_device as resolve_device
 from gdfq.errors import InputError, ProcessLostError
 
 console = Console()
@@ -83,14 +84,6 @@ def leave(world: World, error: BaseException) -> NoReturn:
         stream.flush()
     # Not sys.exit: leaving the others in good order would wait for those that are gone.
     os._exit(code)
-
-
-def resolve_device(name: str) -> str:
-    """The device called so; "auto" is a GPU where there is one."""
-    gpu = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
-        raise InputError(f"device: must be auto, cpu, or cuda where there is a GPU, got {name!r}")
-    return ("cuda" if gpu else "cpu") if name == "auto" else name
 
 
 def percent(value: float | None) -> str:

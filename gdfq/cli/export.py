@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 
-from gdfq import packed
 from gdfq.cli._common import EXIT_FAILED, console, percent, print_error
-from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
-from gdfq.export import export_onnx, export_pt2
+from gdfq.export.files import FORMATS, Exported, FileOptions, export_file
 from gdfq.export.form import Form
-from gdfq.export.onnx_file import check_options, require
-from gdfq.export.parity import REQUIRED_AGREEMENT, Parity, compare, difference
-from gdfq.export.source import Images, open_images, open_student
-
-FORMATS = ("onnx", "pt2", "safetensors")
+from gdfq.export.parity import REQUIRED_AGREEMENT
+from gdfq.export.source import open_images, open_student
 
 
 def export(
@@ -49,68 +43,34 @@ def export(
     ] = None,
 ) -> None:  # fmt: skip
     """Write a student for other runtimes, then run the file and compare it with the student."""
-    if format not in FORMATS:
-        raise InputError(f"format: must be one of {', '.join(FORMATS)}, got {format!r}")
-    for name, used, formats in (
-        ("mode", mode != "exact", "onnx"),
-        ("weights", weights != "int8", "onnx"),
-        ("decompose", decompose, "pt2"),
-    ):
-        if used and format != formats:
-            raise InputError(f"{name}: is for --format {formats} only")
-    kind, codes = check_options(mode, weights)
-    if format == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            require(package)
-    path = out or (run if run.is_dir() else run.parent) / _file_name(
-        format, mode, weights, decompose
-    )
+    options = FileOptions(format, mode, weights, decompose)
+    path = out or (run if run.is_dir() else run.parent) / options.file_name
     if path.exists():
         raise InputError(f"out: {path} exists; nothing is overwritten")
     recipe, student = open_student(run)
-    test = open_images(run, recipe, images)
-    if format == "onnx":
-        form = export_onnx(
-            student, path, test.example, mode=kind, weights=codes, input_range=test.range
+    written = export_file(student, path, options, open_images(run, recipe, images), recipe)
+    console.print(f"{path}: {written.size:,} bytes", highlight=False, soft_wrap=True)
+    if written.form is not None:
+        _print_form(written.form)
+        _print_parities(written)
+    else:
+        same = "bit for bit" if written.difference == 0 else f"to {written.difference:.2g}"
+        console.print(
+            f"Loaded again, it gives the student's logits on {written.images}, {same}.",
+            highlight=False,
         )
-        _print_file(path)
-        _print_form(form)
-        parities = _compare_onnx(student, path, test)
-        if mode == "exact" and any(p.agreement < REQUIRED_AGREEMENT for p in parities):
+    if not written.faithful:
+        if written.parities:
             print_error(
                 f"gdfq: {path} does not answer as the student does: agreement is below "
                 f"{REQUIRED_AGREEMENT}%"
             )
-            raise typer.Exit(EXIT_FAILED)
-        return
-    if format == "pt2":
-        export_pt2(student, path, test.example, decompose=decompose)
-        network: Any = torch.export.load(path).module()
-    else:
-        packed.save(student, path, recipe)
-        network = packed.load(path)
-    _print_file(path)
-    largest = difference(student, network, test.batches)
-    same = "bit for bit" if largest == 0 else f"to {largest:.2g}"
-    console.print(
-        f"Loaded again, it gives the student's logits on {test.name}, {same}.", highlight=False
-    )
-    if largest and format == "safetensors":
         raise typer.Exit(EXIT_FAILED)
 
 
-def _file_name(format: str, mode: str, weights: str, decompose: bool) -> str:
-    if format == "safetensors":
-        return "packed.safetensors"
-    integer = "-integer" if mode == "integer" else ""
-    int4 = "-int4" if weights == "int4" else ""
-    plain = "-decomposed" if decompose else ""
-    return f"student{integer}{int4}{plain}.{format}"
-
-
-def _compare_onnx(student: QuantizedModel, path: Path, test: Images) -> list[Parity]:
-    parities = compare(student, path, test.batches)
-    title = f"on {test.name}"
+def _print_parities(written: Exported) -> None:
+    parities = written.parities
+    title = f"on {written.images}"
     table = Table("against the student", *(p.runtime for p in parities), title=title)
     table.add_row("same answer", *(percent(p.agreement) for p in parities))
     table.add_row("median difference", *(f"{p.median_difference:.2g}" for p in parities))
@@ -119,11 +79,6 @@ def _compare_onnx(student: QuantizedModel, path: Path, test: Images) -> list[Par
         student_top1 = percent(parities[0].student_top1)
         table.add_row(f"top-1 (student {student_top1})", *(percent(p.file_top1) for p in parities))
     console.print(table)
-    return parities
-
-
-def _print_file(path: Path) -> None:
-    console.print(f"{path}: {path.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
 
 
 def _print_form(form: Form) -> None:

@@ -59,13 +59,19 @@ def open_student(path: Path) -> tuple[Recipe, QuantizedModel]:
     return found, packed.load(path)
 
 
-def open_images(path: Path, recipe: Recipe, limit: int | None = None) -> Images:
+def open_images(
+    path: Path,
+    recipe: Recipe,
+    limit: int | None = None,
+    given: Iterable[tuple[Tensor, Tensor]] | None = None,
+) -> Images:
     """Images for the student at ``path``: the recipe's data set; without one, generated ones.
 
     Args:
         path: run folder or packed file.
         recipe: of the student.
         limit: how many; None is all of the data set, or 256 generated ones.
+        given: batches that are used instead of both.
 
     Raises:
         InputError: the data set cannot be read; or there is none, and no checkpoint of a
@@ -75,6 +81,9 @@ def open_images(path: Path, recipe: Recipe, limit: int | None = None) -> Images:
     ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(facts.mean, facts.std, strict=True)]
     limits = min(low for low, _ in ends), max(high for _, high in ends)
     shape = facts.channels, facts.image_size, facts.image_size
+    if given is not None:
+        name = "the images given" if limit is None else f"{limit:,} of the images given"
+        return Images(given if limit is None else _first(given, limit), name, shape, limits)
     if recipe.teacher.data != "none":
         batches = open_batches(recipe, facts)
         count = min(limit or batches.pictures, batches.pictures)

@@ -179,8 +179,8 @@ class _Measurement:
     def sensitivity(self) -> None:
         wanted = SENSITIVITY_SMALL if self.small else SENSITIVITY_LARGE
         images = torch.cat(self.batches)[:wanted]
-        zero_in_range = self.run.recipe.quantization.zero_in_range
-        divergence = Divergence(self.run.teacher.network, images.split(PASS), zero_in_range)
+        spec = self.run.recipe.quantization
+        divergence = Divergence(self.run.teacher.network, images.split(PASS), spec.zero_in_range)
         self.result.sensitivity_images = len(images)
         for place in self.places:
             if place.weight and place.row.weight_bits is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from gdfq.errors import InputError
 from gdfq.files import write_file
@@ -38,6 +39,7 @@ def write_report(
     phase: Tell = lambda name: None,
     warning: Tell = lambda text: None,
     device: str = "cpu",
+    network: nn.Module | None = None,
     again: bool = False,
 ) -> None:
     """Write one page about the runs in ``folders`` to ``out``, in place of any file there.
@@ -51,6 +53,7 @@ def write_report(
         phase: told what is measured next.
         warning: told what is not as it should be.
         device: what is measured on.
+        network: the teacher of those runs that were given it in Python.
         again: measure also where ``report.json`` is there.
 
     Raises:
@@ -61,7 +64,7 @@ def write_report(
         raise InputError("runs: at least one run folder is needed")
     names = _names(folders)
     contents = [
-        contents_of(folder, name, phase, warning, device, again)
+        contents_of(folder, name, phase, warning, device, network, again)
         for folder, name in zip(folders, names, strict=True)
     ]
     try:
@@ -88,6 +91,7 @@ def contents_of(
     phase: Tell = lambda name: None,
     warning: Tell = lambda text: None,
     device: str = "cpu",
+    network: nn.Module | None = None,
     again: bool = False,
 ) -> Contents:
     """What a report shows of the run in ``folder`` under ``name``; see :func:`write_report`."""
@@ -98,7 +102,8 @@ def contents_of(
     if measured is not None:
         recipe = load_recipe(str(folder / "recipe.toml"))
         return _contents(folder, name, recipe, result, measured)
-    run = open_run(folder, warning, device)
+    in_memory = load_recipe(str(folder / "recipe.toml")).teacher.in_memory
+    run = open_run(folder, warning, device, network if in_memory else None)
     measured = measure(run, lambda what: phase(f"{name}: measuring {what}"))
     for note in measured.notes:
         warning(f"{name}: {note}")

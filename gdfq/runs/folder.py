@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.runs.networks import build_student, build_teacher
+from gdfq.runs.networks import TEACHER_FILE, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
 from gdfq.training.memory_format import TORCH_FORMATS
+
+STUDENT_FILE = "student.safetensors"
 
 
 def create_folder(folder: Path) -> None:
@@ -41,21 +44,43 @@ def use_format(recipe: Recipe, *networks: nn.Module) -> None:
 
 def save_student(student: nn.Module, recipe: Recipe, path: Path) -> None:
     """Write the student's state as safetensors; loading it gives the same outputs bit for bit."""
-    state = {name: value.contiguous() for name, value in student.state_dict().items()}
     # One entry: safetensors writes several in an order that changes from run to run.
     # Written by Python, so that the file gets the permissions of any other.
-    write_file(path, save(state, metadata={"recipe": recipe.to_toml()}))
+    write_file(path, save(_state(student), metadata={"recipe": recipe.to_toml()}))
 
 
-def load_run(folder: Path) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
-    """Recipe, teacher and student of a run folder."""
+def save_teacher(teacher: nn.Module, folder: Path) -> None:
+    """Write the weights of a teacher that the caller gave into the run's folder."""
+    write_file(folder / TEACHER_FILE, save(_state(teacher)))
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state; what it has under several names, several times."""
+    return {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
+
+
+def load_run(
+    folder: Path, network: nn.Module | None = None
+) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
+    """Recipe, teacher and student of a run folder.
+
+    Args:
+        folder: of the run.
+        network: the teacher, where the run was given it in Python; of any weights.
+
+    Raises:
+        InputError: ``folder`` holds no run, or none that can be loaded.
+    """
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")))
+    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")), network, folder)
     student = build_student(recipe, teacher.network)
     use_format(recipe, teacher.network, student)
     try:
-        student.load_state_dict(load_file(folder / "student.safetensors"))
+        student.load_state_dict(load_file(folder / STUDENT_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"run: cannot load {folder / 'student.safetensors'}: {error}") from error
     if not all(m.num_batches_tracked for m in student.modules() if isinstance(m, QAct)):

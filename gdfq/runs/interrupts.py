@@ -21,17 +21,26 @@ class Interrupted(KeyboardInterrupt):
 class Interrupts:
     """While entered, the first of ``signals`` is kept in ``arrived``, and a second one kills.
 
+    With ``kill=False`` a second one does what it did before: it is the caller's process.
+
     :meth:`check` raises what has arrived, and within :meth:`at_once` it is raised when it does.
     Signals that the process was started to ignore stay ignored.
 
     Args:
         signals: which; none for a caller that has its own handlers.
         notice: called when one arrives that is kept.
+        kill: whether a second one ends the process.
     """
 
-    def __init__(self, *signals: signal.Signals, notice: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        *signals: signal.Signals,
+        notice: Callable[[], None] = lambda: None,
+        kill: bool = True,
+    ) -> None:
         self.signals = signals
         self.notice = notice
+        self.kill = kill
         self.arrived: int | None = None
         self._at_once = False
         self._handlers: dict[signal.Signals, object] = {}
@@ -48,8 +57,8 @@ class Interrupts:
         self._handlers.clear()
 
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        for other in self._handlers:
-            signal.signal(other, signal.SIG_DFL)
+        for other, before in self._handlers.items():
+            signal.signal(other, signal.SIG_DFL if self.kill else before)  # type: ignore[arg-type]
         self.arrived = signum
         if self._at_once:
             raise Interrupted(signum)

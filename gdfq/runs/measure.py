@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gdfq.data import Batches, confusion, open_test_set, share
@@ -11,6 +15,9 @@ from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
+
+# Batches of normalized images and labels, or what says a network's top-1 in percent.
+Evaluate = Iterable[tuple[Tensor, Tensor]] | Callable[[nn.Module], float]
 
 
 @dataclass
@@ -52,10 +59,30 @@ def open_batches(
 
 
 class Measure:
-    """Top-1 on the recipe's data set, or None with the reason in the result.
+    """Top-1 in percent, None where nothing is measured; the result says on what, or why not.
 
-    ``counts``: of what was measured last, see :func:`gdfq.data.confusion`.
+    ``ready`` says whether calling it measures; ``counts`` is of what was measured last, see
+    :func:`gdfq.data.confusion`, where that is known.
     """
+
+    ready = False
+    counts: Tensor | None = None
+
+    def __init__(self, result: Result, world: World) -> None:
+        self.result = result
+        self.world = world
+
+    def open(self) -> str | None:
+        """Get ready; why that failed, on this process or another, or None."""
+        return None
+
+    def __call__(self, model: nn.Module) -> float | None:
+        """Top-1 of ``model``."""
+        return None
+
+
+class MeasureOnData(Measure):
+    """On the recipe's data set."""
 
     def __init__(
         self,
@@ -65,18 +92,19 @@ class Measure:
         result: Result,
         world: World,
     ) -> None:
+        super().__init__(result, world)
         self.recipe = recipe
         self.images = images
         self.workers = workers
-        self.result = result
-        self.world = world
         self.batches: Batches | None = None
-        self.counts: Tensor | None = None
+
+    @property
+    def ready(self) -> bool:  # type: ignore[override]
+        """Whether the data set is open."""
+        return self.batches is not None
 
     def open(self) -> str | None:
-        """Open the data set; why that failed, on this process or another, or None."""
-        if self.recipe.teacher.data == "none":
-            return None
+        """Open the data set."""
         problem = ""
         try:
             self.batches = open_batches(self.recipe, self.images, self.workers, self.world)
@@ -88,7 +116,7 @@ class Measure:
         return None
 
     def __call__(self, model: nn.Module) -> float | None:
-        """Top-1 of ``model`` in percent; None where no data set is open."""
+        """Top-1 of ``model``; None where no data set is open."""
         if self.batches is None:
             return None
         try:
@@ -104,3 +132,122 @@ class Measure:
     def _skip(self, problem: str) -> str:
         self.result.evaluation = f"skipped: {problem}"
         return problem
+
+
+class MeasureOnBatches(Measure):
+    """On batches of the caller's."""
+
+    ready = True
+
+    def __init__(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        images: Preprocessing,
+        result: Result,
+        world: World,
+    ) -> None:
+        super().__init__(result, world)
+        if iter(batches) is batches:
+            raise InputError(
+                "evaluate: an iterator can be read once, and it is read three times; give a list "
+                "or a DataLoader"
+            )
+        _check_batch(next(iter(batches), None), images)
+        self.batches = batches
+
+    def __call__(self, model: nn.Module) -> float:
+        """Top-1 of ``model``."""
+        self.count = 0
+        self.counts = confusion(model, self._counted(), self.world)
+        self.result.evaluation = f"{self.world.total(self.count):,} images given as batches"
+        return share(self.counts)
+
+    def _counted(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches:
+            self.count += len(images)
+            yield images, labels.long().cpu()
+
+
+def _check_batch(batch: Any, images: Preprocessing) -> None:
+    shape = (images.channels, images.image_size, images.image_size)
+    wanted = f"(images, labels): images (N, {', '.join(map(str, shape))}) float32, labels (N,)"
+    if batch is None:
+        raise InputError(f"evaluate: there is no batch; must be batches of {wanted}")
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise InputError(f"evaluate: must be batches of {wanted}; got a {type(batch).__name__}")
+    for name, part in zip(("images", "labels"), batch, strict=True):
+        if not isinstance(part, Tensor):
+            raise InputError(
+                f"evaluate: must be batches of {wanted}; {name} are a {type(part).__name__}"
+            )
+    pixels, labels = batch
+    if pixels.shape[1:] != shape or pixels.dtype != torch.float32:
+        raise InputError(
+            f"evaluate: must be batches of {wanted}; got images {tuple(pixels.shape)} of "
+            f"{pixels.dtype}"
+        )
+    if labels.shape != pixels.shape[:1] or labels.is_floating_point():
+        raise InputError(
+            f"evaluate: must be batches of {wanted}; got labels {tuple(labels.shape)} of "
+            f"{labels.dtype}"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < images.num_classes:
+        raise InputError(
+            f"evaluate: labels must be 0 to {images.num_classes - 1}, got {int(labels.min())} to "
+            f"{int(labels.max())}"
+        )
+
+
+class MeasureByFunction(Measure):
+    """By a function of the caller's, which gets a copy of the network."""
+
+    ready = True
+
+    def __init__(
+        self, function: Callable[[nn.Module], float], result: Result, world: World
+    ) -> None:
+        super().__init__(result, world)
+        self.function = function
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        """What the function says of ``model``."""
+        said = self.function(copy.deepcopy(model).eval())
+        try:
+            accuracy = float(said)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"evaluate: must return top-1 in percent, got a {type(said).__name__}"
+            ) from None
+        if not 0 <= accuracy <= 100:
+            raise InputError(f"evaluate: must return top-1 in percent, 0 to 100, got {accuracy}")
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        self.result.evaluation = f"by {name}"
+        return accuracy
+
+
+def make_measure(
+    recipe: Recipe,
+    images: Preprocessing,
+    result: Result,
+    world: World,
+    workers: int | None = None,
+    evaluate: Evaluate | None = None,
+) -> Measure:
+    """What measures a run: ``evaluate``, else the recipe's data set, else nothing.
+
+    Raises:
+        InputError: ``evaluate`` is nothing that can.
+    """
+    if callable(evaluate):
+        return MeasureByFunction(evaluate, result, world)
+    if evaluate is not None:
+        if not isinstance(evaluate, Iterable):
+            raise InputError(
+                "evaluate: must be batches of (images, labels) or a function of a network, got a "
+                f"{type(evaluate).__name__}"
+            )
+        return MeasureOnBatches(evaluate, images, result, world)
+    if recipe.teacher.data == "none":
+        return Measure(result, world)
+    return MeasureOnData(recipe, images, workers, result, world)

@@ -10,20 +10,33 @@ from torch import nn
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.distributed import World
+from gdfq.errors import InputError
 from gdfq.recipes import Recipe
 from gdfq.sources import LoadedTeacher, Preprocessing, find_source, load_teacher
 from gdfq.training import GDFQTrainer
 
+# In a run's folder: the weights of a teacher that the caller gave.
+TEACHER_FILE = "teacher.safetensors"
 
-def build_teacher(recipe: Recipe) -> tuple[Recipe, LoadedTeacher]:
+
+def build_teacher(
+    recipe: Recipe, network: nn.Module | None = None, folder: Path | None = None
+) -> tuple[Recipe, LoadedTeacher]:
     """The recipe's teacher, and the recipe with everything about it filled in.
+
+    Args:
+        recipe: names the teacher.
+        network: what it names, where the caller has it.
+        folder: of the run; its own file of weights is named without it.
 
     Raises:
         InputError: see :func:`gdfq.sources.load_teacher`.
     """
     given = recipe.teacher.model_dump(exclude={"data_path"})
-    teacher = load_teacher(**given, seed=recipe.training.seed)
+    teacher = load_teacher(**given, seed=recipe.training.seed, network=network)
     found = {**teacher.preprocessing.fields(), "weights": teacher.weights}
+    if folder is not None and teacher.weights == str((folder / TEACHER_FILE).resolve()):
+        found["weights"] = TEACHER_FILE
     if recipe.teacher.data_path is not None:
         found["data_path"] = str(Path(recipe.teacher.data_path).resolve())
     return recipe.with_options(found), teacher
@@ -41,6 +54,30 @@ def build_network(recipe: Recipe) -> nn.Module:
         return source.build(None, {k: v for k, v in given.items() if v is not None}).eval()
 
 
+@torch.no_grad()
+def check_factory(recipe: Recipe, teacher: nn.Module) -> None:
+    """Check that what the recipe names makes a network that ``teacher``'s weights make the same.
+
+    Raises:
+        InputError: it does not.
+    """
+    factory = recipe.teacher.model
+    network = build_network(recipe)
+    try:
+        network.load_state_dict(teacher.state_dict())
+    except RuntimeError as error:
+        problem = str(error).splitlines()[1].strip()
+        raise InputError(f"factory: {factory} makes another network: {problem}") from error
+    size = recipe.teacher.image_size
+    shape = (2, recipe.teacher.channels, size, size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    images[1] *= 100  # far out, where one activation function differs from another
+    if not torch.equal(network(images), teacher(images)):
+        raise InputError(
+            f"factory: {factory} makes another network: with the same weights it answers otherwise"
+        )
+
+
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
     """The quantized copy of ``teacher``, its ranges not yet set."""
     spec = recipe.quantization
@@ -54,6 +91,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         momentum=spec.range_momentum,
         leaf_modules=spec.leaf_modules,
         zero_in_range=spec.zero_in_range,
+        learned_ranges=spec.learned_ranges,
     )
 
 
@@ -79,5 +117,7 @@ def build_trainer(
         generator,
         teacher.preprocessing.num_classes,
         **recipe.training.model_dump(),
+        parts=recipe.parts.build(),
+        start=recipe.start.build(),
         world=world,
     )

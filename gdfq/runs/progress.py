@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 from rich.console import Console
 from rich.progress import (
@@ -18,11 +19,13 @@ from torch import Tensor
 from gdfq.training import GDFQTrainer
 
 
-def _phase(trainer: GDFQTrainer) -> str:
+def phase_of(trainer: GDFQTrainer) -> str:
+    """What the last step was a part of."""
     return "warm-up" if trainer.steps_done <= trainer.warmup_steps else "fine-tuning"
 
 
-def _losses(losses: dict[str, Tensor] | dict[str, float]) -> str:
+def losses_text(losses: dict[str, Tensor] | dict[str, float]) -> str:
+    """The losses that are shown, as text."""
     shown = {"generator": "generator", "bns": "BNS", "student": "student"}
     return "  ".join(
         f"{label} {float(losses[key]):.3f}" for key, label in shown.items() if key in losses
@@ -33,7 +36,7 @@ def _warn(console: Console, text: str) -> None:
     console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
-class _Rate:
+class Rate:
     """Images per second, leaving out what is not training."""
 
     def __init__(self) -> None:
@@ -42,9 +45,11 @@ class _Rate:
         self.last = time.perf_counter()
 
     def restart(self) -> None:
+        """Leave out what went before."""
         self.last = time.perf_counter()
 
     def step(self, images: int) -> float:
+        """The rate after a step of so many images."""
         now = time.perf_counter()
         # An exponential average, so that the rate follows a change of phase.
         self.images = int(0.9 * self.images) + images
@@ -71,7 +76,7 @@ class LiveProgress:
             TextColumn("{task.fields[losses]}"),
             console=console,
         )
-        self.rate = _Rate()
+        self.rate = Rate()
         self.read = 0.0
 
     def start(self, trainer: GDFQTrainer) -> None:
@@ -98,9 +103,9 @@ class LiveProgress:
         now = time.perf_counter()
         if now - self.read >= SECONDS_BETWEEN_LOSSES:
             self.read = now
-            self.progress.update(self.task, losses=_losses(losses))
+            self.progress.update(self.task, losses=losses_text(losses))
         self.progress.update(
-            self.task, advance=1, description=_phase(trainer), rate=f"{rate:.0f} images/s"
+            self.task, advance=1, description=phase_of(trainer), rate=f"{rate:.0f} images/s"
         )
 
     def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
@@ -125,7 +130,7 @@ class PlainProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.rate = _Rate()
+        self.rate = Rate()
         self.images_per_second = 0.0
 
     def start(self, trainer: GDFQTrainer) -> None:
@@ -150,7 +155,7 @@ class PlainProgress:
         epoch = trainer.steps_done // trainer.steps_per_epoch
         left = (trainer.epochs - epoch) * trainer.steps_per_epoch * trainer.batch_size
         self.console.print(
-            f"epoch {epoch}/{trainer.epochs}  {_phase(trainer)}  {_losses(losses)}  "
+            f"epoch {epoch}/{trainer.epochs}  {phase_of(trainer)}  {losses_text(losses)}  "
             f"{self.images_per_second:.0f} images/s  {left / self.images_per_second:.0f} s left",
             highlight=False,
             soft_wrap=True,
@@ -167,3 +172,26 @@ class PlainProgress:
 
     def stop(self) -> None:
         """Nothing to clean up."""
+
+
+class SilentProgress:
+    """Shows nothing; what is not as it should be is a warning of Python's."""
+
+    def start(self, trainer: GDFQTrainer) -> None:
+        """Nothing."""
+
+    def phase(self, name: str) -> None:
+        """Nothing."""
+
+    def warning(self, text: str) -> None:
+        """Warn."""
+        warnings.warn(f"gdfq: {text}", stacklevel=2)
+
+    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+        """Nothing."""
+
+    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""

@@ -22,11 +22,17 @@ from gdfq.files import is_partial, locked, remove, write_file
 from gdfq.models import Generator
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.runs.folder import create_folder, save_student
+from gdfq.runs.folder import STUDENT_FILE, create_folder, save_student, save_teacher
 from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.measure import Measure, Result
+from gdfq.runs.measure import Evaluate, Result, make_measure
 from gdfq.runs.metrics import Metrics
-from gdfq.runs.networks import build_generator, build_teacher, build_trainer
+from gdfq.runs.networks import (
+    TEACHER_FILE,
+    build_generator,
+    build_teacher,
+    build_trainer,
+    check_factory,
+)
 from gdfq.runs.picture import picture
 from gdfq.runs.state import RunState, read_json
 from gdfq.runs.tensorboard import TensorBoard, require_tensorboard
@@ -80,6 +86,8 @@ class Options:
             writes, and all read: a resumed run's folder is one that every machine sees.
         closing: called in the first process with a run that has come to its end, when everything
             about it is written. An error there is a warning.
+        network: the teacher, where the caller has it; the recipe says what it is called.
+        evaluate: what accuracy is measured with, instead of the recipe's data set.
 
     Raises:
         InputError: ``checkpoint_every`` is negative, or TensorBoard is not installed.
@@ -91,6 +99,8 @@ class Options:
     workers: int | None = None
     world: World = field(default_factory=World)
     closing: Callable[[RunState], None] | None = None
+    network: nn.Module | None = field(default=None, kw_only=True)
+    evaluate: Evaluate | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.checkpoint_every < math.inf:
@@ -123,17 +133,23 @@ def quantize(
     recipe, teacher, trainer = _build(recipe, options)
     for note in teacher.notes:
         progress.warning(note)
+    if options.network is not None:
+        recipe = recipe.with_options({"weights": TEACHER_FILE})
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
+    session = _Session(recipe, folder, teacher, trainer, progress, options, interrupts)
+    session.try_evaluate()
     if options.world.first:
         create_folder(folder)
         try:
-            # With it the run can be resumed, so it comes first.
+            if options.network is not None:
+                save_teacher(teacher.network, folder)
+            # With these the run can be resumed, so they come first.
             write_file(folder / "recipe.toml", recipe.to_toml().encode())
         except OSError as error:
             raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
     with locked(folder / "recipe.toml") if options.world.first else nullcontext():
-        return _Session(recipe, folder, teacher, trainer, progress, options, interrupts).go()
+        return session.go()
 
 
 def resume(
@@ -158,7 +174,7 @@ def resume(
             return done
         if options.world.first:
             remove(path for path in folder.iterdir() if is_partial(path))
-        recipe, teacher, trainer = _build(recipe, options)
+        recipe, teacher, trainer = _build(recipe, options, folder)
         session = _Session(recipe, folder, teacher, trainer, progress, options, interrupts)
         session.load_newest()
         return session.go()
@@ -178,9 +194,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _build(recipe: Recipe, options: Options) -> tuple[Recipe, LoadedTeacher, GDFQTrainer]:
+def _build(
+    recipe: Recipe, options: Options, folder: Path | None = None
+) -> tuple[Recipe, LoadedTeacher, GDFQTrainer]:
     """The recipe in full, its teacher, and a trainer of its student at step 0."""
-    recipe, loaded = build_teacher(recipe)
+    recipe, loaded = build_teacher(recipe, options.network, folder)
+    if options.network is not None and not recipe.teacher.in_memory:
+        check_factory(recipe, loaded.network)
     teacher = loaded.network.to(options.device)
     generator = build_generator(recipe, loaded.preprocessing).to(options.device)
     trainer = build_trainer(recipe, loaded, generator, options.world)
@@ -221,7 +241,9 @@ class _Session(TrainerCallback):
             finished=False,
             training_seconds=0.0,
         )
-        self.measure = Measure(recipe, self.images, options.workers, self.result, self.world)
+        self.measure = make_measure(
+            recipe, self.images, self.result, self.world, options.workers, options.evaluate
+        )
         self.counts: dict[str, Tensor] = {}
         self.teacher_digest = digest(self.teacher)
         self.environment = {
@@ -262,6 +284,12 @@ class _Session(TrainerCallback):
                     f"{key} was {earlier[key]!r} when the run began and is "
                     f"{self.environment[key]!r} now: rounding may differ"
                 )
+
+    def try_evaluate(self) -> None:
+        """Measure the teacher with what the caller gave: if that fails, nothing has begun yet."""
+        if self.options.evaluate is not None:
+            self.progress.phase("measuring the teacher")
+            self.result.teacher = self._measure_for_report("teacher", self.teacher)
 
     # ---- from here to the end ----
 
@@ -319,15 +347,16 @@ class _Session(TrainerCallback):
             if failure is None:
                 self._save_checkpoint()
             self.metrics.write()
-            save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
+            save_student(self.trainer.outcome, self.recipe, self.folder / STUDENT_FILE)
             image = io.BytesIO()
             picture(self.recipe, self.images, self.trainer).save(image, "png")
             write_file(self.folder / "images.png", image.getvalue())
         if failure is None:
             self._announce("measuring teacher and student")
             with self.interrupts.at_once():
-                self.result.after = self._measure_for_report("student", self.trainer.student)
-                self.result.teacher = self._measure_for_report("teacher", self.teacher)
+                self.result.after = self._measure_for_report("student", self.trainer.outcome)
+                if self.result.teacher is None:
+                    self.result.teacher = self._measure_for_report("teacher", self.teacher)
             self._log_accuracy("after", self.result.after)
             self._log_accuracy("teacher", self.result.teacher)
         self._write_result(finished=failure is None)
@@ -342,14 +371,14 @@ class _Session(TrainerCallback):
         """Hand the finished run on; whatever becomes of that, the run is complete."""
         if self.options.closing is None or not self.world.first:
             return
-        generator = self.trainer.generator
-        assert isinstance(self.trainer.student, QuantizedModel)
+        student, generator = self.trainer.outcome, self.trainer.generator
+        assert isinstance(student, QuantizedModel)
         assert isinstance(generator, Generator)
         state = RunState(
             self.folder,
             self.recipe,
             self.loaded_teacher,
-            self.trainer.student,
+            student,
             generator,
             self.trainer.steps_done,
             self.counts,
@@ -367,7 +396,7 @@ class _Session(TrainerCallback):
         self._save_checkpoint()
         try:
             if self.trainer.calibrated:
-                save_student(self.trainer.student, self.recipe, self.folder / "student.safetensors")
+                save_student(self.trainer.outcome, self.recipe, self.folder / STUDENT_FILE)
             self._write_result(finished=False)
         except OSError as error:
             self.progress.warning(f"cannot write to {self.folder}: {error.strerror}")
@@ -408,7 +437,7 @@ class _Session(TrainerCallback):
         self.began = now
 
     def _announce(self, measuring: str) -> None:
-        if self.measure.batches is not None:
+        if self.measure.ready:
             self.progress.phase(measuring)
 
     def _log_accuracy(self, name: str, value: float | None) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.nn import QAct, average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.runs.folder import use_format
+from gdfq.runs.folder import STUDENT_FILE, use_format
 from gdfq.runs.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
 from gdfq.training.checkpoint import newest_sound
@@ -70,20 +70,26 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def open_run(folder: Path, report: Callable[[str], None], device: str = "cpu") -> RunState:
+def open_run(
+    folder: Path,
+    report: Callable[[str], None],
+    device: str = "cpu",
+    network: nn.Module | None = None,
+) -> RunState:
     """The state of the run in ``folder``, finished or not.
 
     Args:
         folder: of the run.
         report: told, in a line, about each file that cannot be used.
         device: where the networks are put.
+        network: the teacher, where the run was given it in Python; of any weights.
 
     Raises:
         InputError: ``folder`` holds no run, or its teacher cannot be built.
     """
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")))
+    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")), network, folder)
     student = build_student(recipe, teacher.network)
     generator: Generator | None = build_generator(recipe, teacher.preprocessing)
     assert generator is not None
@@ -102,7 +108,7 @@ def open_run(folder: Path, report: Callable[[str], None], device: str = "cpu") -
     # Later than any checkpoint: of a run that ended, or of one whose checkpoints are gone.
     if result.get("finished") or result.get("failure") or found is None:
         try:
-            student.load_state_dict(load_file(folder / "student.safetensors"))
+            student.load_state_dict(load_file(folder / STUDENT_FILE))
             step = result.get("steps", step)
         except (OSError, SafetensorError, RuntimeError) as error:
             report(f"cannot load {folder / 'student.safetensors'}: {error}")

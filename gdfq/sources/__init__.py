@@ -1,11 +1,12 @@
 """Teachers from where people have them: other packages, their own code, this package."""
 
 from gdfq.sources.preprocessing import DATA_SETS, Preprocessing
-from gdfq.sources.registries import find_source
+from gdfq.sources.registries import InMemory, find_source
 from gdfq.sources.teacher import LoadedTeacher, expected_image_size, load_teacher
 
 __all__ = [
     "DATA_SETS",
+    "InMemory",
     "LoadedTeacher",
     "Preprocessing",
     "expected_image_size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gdfq import models
 from gdfq.errors import InputError
@@ -295,8 +297,71 @@ class Factory(Source):
         return network
 
 
+class InMemory(Source):
+    """A network that exists in the caller's program; its weights stay in the run's folder.
+
+    A recipe names it ``memory:CLASS``, which finds nothing: who reads the recipe gives the network.
+
+    Args:
+        name: of its class; where ``network`` is given, its own.
+        network: it.
+
+    Raises:
+        InputError: there is no ``network``, or it has no values to copy.
+    """
+
+    prefix = "memory"
+
+    def __init__(self, name: str, network: nn.Module | None = None) -> None:
+        super().__init__(name)
+        if network is None:
+            raise InputError(
+                f"model: the network {name} was given in Python, and a run keeps weights but no "
+                "code: give the network again (gdfq.open_run, gdfq.resume and gdfq.load take "
+                "it); or name what makes it, gdfq.quantize(..., factory='package.module:function')"
+            )
+        self.network = _plain(network)
+        self.name = type(self.network).__name__
+
+    def tags(self) -> list[str]:
+        """``builtin``: the network's own."""
+        return ["builtin"]
+
+    def facts(self, tag: str | None) -> dict[str, Any]:
+        """The channels that the first convolution reads."""
+        convolutions = (m for m in self.network.modules() if isinstance(m, nn.Conv2d))
+        first = next(convolutions, None)
+        return {} if first is None else {"channels": first.in_channels}
+
+    def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
+        """A copy in float32, on the CPU."""
+        try:
+            return copy.deepcopy(self.network).cpu().float()
+        except Exception as error:
+            raise InputError(f"model: {self.name} cannot be copied: {_told(error)}") from error
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """``network`` without what data parallelism and torch.compile put around it, checked."""
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"model: must be an nn.Module or one of {FORMS}, got a {type(network).__name__}"
+        )
+    while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        network = network.module
+    network = getattr(network, "_orig_mod", network)
+    for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        if is_lazy(value):
+            raise InputError(f"model: {name} has no shape yet: call the network on an image first")
+        if value.is_meta:
+            raise InputError(
+                f"model: {name} is on the meta device, where it has no values: load the weights"
+            )
+    return network
+
+
 REGISTRIES: dict[str, type[Source]] = {
-    source.prefix: source for source in (Torchvision, Timm, Pytorchcv, Embedded)
+    source.prefix: source for source in (Torchvision, Timm, Pytorchcv, Embedded, InMemory)
 }
 
 

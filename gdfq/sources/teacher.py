@@ -13,7 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gdfq.errors import InputError
 from gdfq.sources import preprocessing
 from gdfq.sources.preprocessing import DATA_SETS, Preprocessing
-from gdfq.sources.registries import Embedded, Factory, Source, build_pretrained, find_source
+from gdfq.sources.registries import (
+    Embedded,
+    Factory,
+    InMemory,
+    Source,
+    build_pretrained,
+    find_source,
+)
 from gdfq.sources.state import load_state
 
 FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -37,7 +44,12 @@ class LoadedTeacher:
 
 
 def load_teacher(
-    model: str, weights: str | None = None, data: str = "none", seed: int = 0, **given: Any
+    model: str,
+    weights: str | None = None,
+    data: str = "none",
+    seed: int = 0,
+    network: nn.Module | None = None,
+    **given: Any,
 ) -> LoadedTeacher:
     """The network that ``model`` names, with weights, tried on an image.
 
@@ -50,6 +62,8 @@ def load_teacher(
             ``"random"``. None is what the source has, except for a factory.
         data: data set of the evaluation, see ``DATA_SETS``; its usual values are the last resort.
         seed: of what a network without weights is initialized with.
+        network: what ``model`` names, where the caller has it: a copy of it is the teacher, with
+            its own weights unless ``weights`` is a file.
         given: fields of :class:`Preprocessing`, which come before what the source says.
 
     Raises:
@@ -57,10 +71,12 @@ def load_teacher(
             network does not take such images, or does not return logits of such a shape.
     """
     given = {key: value for key, value in given.items() if value is not None}
-    source = find_source(model)
+    source = find_source(model) if network is None else InMemory(model, network)
     kind, weights = _which_weights(source, weights)
     tag = weights if kind == "tag" else None
     facts = source.facts(tag)
+    if network is not None:
+        model = source.name  # in messages
     size = preprocessing.image_size(model, given, facts, data)
     asked = dict(given)
     if isinstance(source, Embedded) and data in DATA_SETS:
@@ -70,14 +86,14 @@ def load_teacher(
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        network = build_pretrained(source, tag, asked) if tag else source.build(None, asked)
+        loaded = build_pretrained(source, tag, asked) if tag else source.build(None, asked)
         if kind == "file":
-            load_state(network, Path(weights), model)
+            load_state(loaded, Path(weights), model)
         shape = (asked.get("channels", facts.get("channels", 3)), size, size)
         if kind == "random":
-            _settle_batch_norms(network, shape, model)
-    network.eval()
-    classes = _try(network, shape, model)
+            _settle_batch_norms(loaded, shape, model)
+    loaded.eval()
+    classes = _try(loaded, shape, model)
     if given.get("num_classes", classes) != classes:
         raise InputError(
             f"num_classes: {given['num_classes']} given, but {model} with these weights has "
@@ -92,14 +108,17 @@ def load_teacher(
         )
     if kind == "random":
         notes.append("weights: random ones; good for trying out, the accuracy means nothing")
-    return LoadedTeacher(network, weights, found, notes)
+    return LoadedTeacher(loaded, weights, found, notes)
 
 
 def expected_image_size(model: str, weights: str | None, data: str, given: int | None) -> int:
     """Height and width of the images that the network takes, without making it."""
-    source = find_source(model)
-    kind, weights = _which_weights(source, weights)
-    facts = source.facts(weights if kind == "tag" else None)
+    facts: dict[str, Any] = {}
+    if not model.startswith(f"{InMemory.prefix}:"):
+        source = find_source(model)
+        kind, weights = _which_weights(source, weights)
+        facts = source.facts(weights if kind == "tag" else None)
+    model = model.removeprefix(f"{InMemory.prefix}:")
     asked = {} if given is None else {"image_size": given}
     return preprocessing.image_size(model, asked, facts, data)
 

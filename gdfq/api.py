@@ -1,0 +1,256 @@
+"""A network in, a quantized one out: what the command line does, as three functions."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from torch import nn
+
+from gdfq.convert import QuantizedModel
+from gdfq.environment import resolve_device
+from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.recipes import Recipe, load_recipe, recipe_for_model
+from gdfq.recipes.own import QUICK
+from gdfq.report.run import close
+from gdfq.result import QuantizationResult
+from gdfq.runs import session
+from gdfq.runs.folder import STUDENT_FILE
+from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.measure import Evaluate, Result
+from gdfq.runs.notebook import NotebookProgress, in_notebook
+from gdfq.runs.progress import LiveProgress, PlainProgress, SilentProgress
+from gdfq.runs.session import Options, Progress, device_of
+from gdfq.runs.state import RunState
+from gdfq.sources import InMemory
+from gdfq.training.checkpoint import checkpoints
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from gdfq.recipes.options import RecipeOptions
+
+SOURCE = "gdfq.quantize"  # in messages about options
+Show = bool | Literal["auto"]
+
+
+def quantize(
+    model: nn.Module | str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    evaluate: Evaluate | None = None,
+    factory: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    progress: Show = "auto",
+    checkpoint_every: float = 60.0,
+    workers: int | None = None,
+    tensorboard: bool = False,
+    **options: Unpack[RecipeOptions],
+) -> QuantizationResult:
+    """Quantize a trained network without its training data.
+
+    It is what ``gdfq quantize`` does, and leaves the same run folder: a generator learns images
+    from the network's batch norms and classes, and a quantized copy is fine-tuned on them.
+
+    Args:
+        model: a trained network with batch norms, which is copied and never modified (the copy is
+            in evaluation mode and float32); or the name of one, as in recipes:
+            ``"torchvision:resnet18"``, ``"timm:NAME"``, ``"package.module:factory"``. None takes
+            the one that ``recipe`` names.
+        num_classes: of its logits. None takes as many as it has.
+        image_size: height and width of its images. None takes what a named model's source says.
+        recipe: whose constants are used, by name, path or as a recipe; None gives an answer soon:
+            those of ``fashion-mnist-resnet20`` (600 steps) for images below 64 pixels, of
+            ``imagenet-resnet18-quick`` (20,000 steps, for a GPU) for larger ones. The paper's
+            are ``cifar10-resnet20`` and ``imagenet-resnet18``.
+        evaluate: what top-1 is measured with: batches of ``(images, labels)`` that can be iterated
+            several times, such as a DataLoader's, normalized as the network takes them; or a
+            function that gets a network and returns its top-1 in percent. Only measures.
+        factory: ``"package.module:function"`` that makes the same network without weights. With it,
+            the run's folder and packed files need nothing else: ``gdfq export FOLDER``,
+            ``gdfq.load(file)``. Without it, they want ``model`` again.
+        out: the run's folder, which must not exist or be empty. None is a temporary one, which is
+            deleted with the result; it stays where the run was interrupted.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
+        progress: False shows nothing and warns by Python's warnings; True and ``"auto"`` show a
+            live bar in notebooks and terminals, and elsewhere a line an epoch.
+        checkpoint_every: seconds between checkpoints.
+        workers: processes that decode test images, where ``data`` names a data set.
+        tensorboard: log to ``tensorboard`` in the folder.
+        options: any field of a recipe by its name: ``weight_bits``, ``act_bits``, ``epochs``,
+            ``seed``, ``mean``, ``std``, ``channels``, ``bits``, ``leaf_modules``, ...; see
+            ``gdfq quantize --help``.
+
+    Returns:
+        The result: ``result.student`` is the quantized network.
+
+    Raises:
+        InputError: an argument or option is none of the above, or does not fit the network; the
+            message names it.
+        NonFiniteLossError: a loss became NaN; the message says what to change.
+        KeyboardInterrupt: the run was interrupted; the message says how to go on.
+    """
+    found = _recipe(model, num_classes, image_size, recipe, factory, dict(options))
+    network = None if model is None or isinstance(model, str) else model
+    shown = make_progress(progress)
+    settings = Options(
+        resolve_device(device),
+        checkpoint_every,
+        tensorboard,
+        workers,
+        closing=partial(_report, shown),
+        network=network,
+        evaluate=evaluate,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="gdfq-") if out is None else out)
+    try:
+        _go(partial(session.quantize, found, folder, shown, settings), folder)
+        result = QuantizationResult(folder, network, settings.device, evaluate)
+    except BaseException:
+        if out is None and not checkpoints(folder) and not (folder / STUDENT_FILE).exists():
+            rmtree(folder, ignore_errors=True)
+        raise
+    if out is None:
+        weakref.finalize(result, rmtree, folder, ignore_errors=True)
+    return result
+
+
+def resume(
+    folder: str | Path,
+    model: nn.Module | None = None,
+    *,
+    evaluate: Evaluate | None = None,
+    device: str = "auto",
+    progress: Show = "auto",
+    checkpoint_every: float = 60.0,
+    workers: int | None = None,
+) -> QuantizationResult:
+    """Go on with an interrupted run, to the result that it would have had.
+
+    Args:
+        folder: the run's, of :func:`quantize` or of ``gdfq quantize``.
+        model: the network, where the run was given it as ``nn.Module`` without ``factory``; only
+            its architecture counts, the weights are in the folder.
+        evaluate, device, progress, checkpoint_every, workers: see :func:`quantize`; ``"auto"`` is
+            the device that the run began on.
+
+    Raises:
+        InputError: the folder holds no run, or ``model`` is not its network.
+        NonFiniteLossError, KeyboardInterrupt: see :func:`quantize`.
+    """
+    folder = Path(folder)
+    shown = make_progress(progress)
+    settings = Options(
+        resolve_device(device_of(folder) if device == "auto" else device),
+        checkpoint_every,
+        (folder / "tensorboard").is_dir(),
+        workers,
+        closing=partial(_report, shown),
+        network=model,
+        evaluate=evaluate,
+    )
+    _go(partial(session.resume, folder, shown, settings), folder)
+    return QuantizationResult(folder, model, settings.device, evaluate)
+
+
+def open_run(
+    folder: str | Path, model: nn.Module | None = None, *, device: str = "cpu"
+) -> QuantizationResult:
+    """The result in a run's folder, finished or interrupted after fine-tuning began.
+
+    Args:
+        folder: the run's, of :func:`quantize` or of ``gdfq quantize``.
+        model: see :func:`resume`.
+        device: where the networks are put.
+
+    Raises:
+        InputError: the folder holds no run, or no student yet, or ``model`` is not its network.
+    """
+    return QuantizationResult(Path(folder), model, resolve_device(device))
+
+
+def _recipe(
+    model: nn.Module | str | None,
+    num_classes: int | None,
+    image_size: int | None,
+    recipe: str | Path | Recipe | None,
+    factory: str | None,
+    options: dict[str, Any],
+) -> Recipe:
+    """The recipe that the arguments say together."""
+    base = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    if base is not None and not isinstance(base, Recipe):
+        raise InputError(f"recipe: must be a name, a path or a Recipe, got a {_kind(recipe)}")
+    named = {"num_classes": num_classes, "image_size": image_size, **options}
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in named.items() if v is not None}
+    if not isinstance(given.get("bits", {}), dict):
+        raise InputError(
+            f"bits: must be a dict like {{'layer1.*': {{'weight': 8}}}}, got {given['bits']!r}"
+        )
+    if factory is not None and not isinstance(model, nn.Module):
+        raise InputError("factory: is for a model that is given as an nn.Module")
+    if model is None or isinstance(model, str):
+        if model is not None:
+            given["model"] = model
+        if base is None:
+            base = recipe_for_model(given, QUICK, source=SOURCE)
+        return base.with_options(given, SOURCE)
+    if isinstance(model, QuantizedModel):
+        raise InputError("model: is quantized already; give the float network")
+    if "weights" in given:
+        raise InputError("weights: are for a model given by name; this one has its own")
+    given["model"] = InMemory("", model).model
+    found = recipe_for_model(given, QUICK, base, SOURCE).with_options(given, SOURCE)
+    return found if factory is None else found.with_options({"model": factory}, SOURCE)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def make_progress(show: Show) -> Progress:
+    """What shows a run where this process shows things."""
+    if show not in (True, False, "auto"):
+        raise InputError(f"progress: must be True, False or 'auto', got {show!r}")
+    if not show:
+        return SilentProgress()
+    if in_notebook():
+        return NotebookProgress()
+    console = Console()
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def _report(shown: Progress, run: RunState) -> None:
+    shown.phase("measuring the layers for the report")
+    close(run)
+
+
+def _go(run: Callable[[Interrupts], Result], folder: Path) -> None:
+    """Run to the end; where that is not reached, say what is left and how to go on."""
+    main = threading.current_thread() is threading.main_thread()
+    interrupts = Interrupts(*([signal.SIGINT] if main else []), kill=False)
+    again = f"gdfq.resume({str(folder)!r}) goes on from there"
+    try:
+        run(interrupts)
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error}; the last sound student is in {folder}") from None
+    except Interrupted:
+        raise KeyboardInterrupt(f"stopped, and saved in {folder}: {again}") from None
+    except InputError:
+        raise
+    except Exception:
+        if checkpoints(folder):
+            warnings.warn(f"gdfq: the run did not end, but is saved: {again}", stacklevel=3)
+        raise

@@ -1,0 +1,136 @@
+"""A student as a file of any format, run once it is written and compared with the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gdfq import packed
+from gdfq.convert import QuantizedModel
+from gdfq.errors import InputError
+from gdfq.export.form import Form
+from gdfq.export.onnx_file import check_options, export_onnx, require
+from gdfq.export.parity import REQUIRED_AGREEMENT, Parity, compare, difference
+from gdfq.export.pt2 import export_pt2
+from gdfq.export.source import Images
+from gdfq.recipes import Recipe
+
+FORMATS = ("onnx", "pt2", "safetensors")
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What is written.
+
+    Attributes:
+        format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``.
+        mode: of ONNX; ``"exact"`` keeps every answer, ``"integer"`` computes convolutions and sums
+            in integers, which changes some.
+        weights: of ONNX; ``"int8"``, or ``"int4"`` for half the size.
+        decompose: pt2 in PyTorch's own operators, which loads without this package.
+
+    Raises:
+        InputError: there is no such file, or a package that writes it is not installed.
+    """
+
+    format: str = "onnx"
+    mode: str = "exact"
+    weights: str = "int8"
+    decompose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise InputError(f"format: must be one of {', '.join(FORMATS)}, got {self.format!r}")
+        for name, used, formats in (
+            ("mode", self.mode != "exact", "onnx"),
+            ("weights", self.weights != "int8", "onnx"),
+            ("decompose", self.decompose, "pt2"),
+        ):
+            if used and self.format != formats:
+                raise InputError(f"{name}: is for the format {formats} only")
+        check_options(self.mode, self.weights)
+        if self.format == "onnx":
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                require(package)
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called where nobody says."""
+        if self.format == "safetensors":
+            return "packed.safetensors"
+        integer = "-integer" if self.mode == "integer" else ""
+        int4 = "-int4" if self.weights == "int4" else ""
+        plain = "-decomposed" if self.decompose else ""
+        return f"student{integer}{int4}{plain}.{self.format}"
+
+
+@dataclass(frozen=True, repr=False)
+class Exported:
+    """A file that was written, and how it answers.
+
+    Attributes:
+        path: of the file; ``size`` is its bytes.
+        options: what was written.
+        images: what it was compared on, in words.
+        parities: of ONNX: the file beside the student, for each runtime.
+        difference: of the others: the largest difference between their logits; 0 is bit for bit.
+        form: of ONNX: how each layer is stored.
+    """
+
+    path: Path
+    size: int
+    options: FileOptions
+    images: str
+    parities: list[Parity] = field(default_factory=list)
+    difference: float | None = None
+    form: Form | None = None
+
+    @property
+    def faithful(self) -> bool:
+        """Whether it answers as the student does, where it is meant to."""
+        if self.options.format == "safetensors":
+            return self.difference == 0
+        return self.options.mode != "exact" or all(
+            parity.agreement >= REQUIRED_AGREEMENT for parity in self.parities
+        )
+
+    def __str__(self) -> str:
+        answers = [
+            f"{parity.runtime} answers as the student does on {parity.agreement:.2f}% of them"
+            for parity in self.parities
+        ]
+        if self.difference is not None:
+            same = "bit for bit" if self.difference == 0 else f"to {self.difference:.2g}"
+            answers = [f"loaded again, it gives the student's logits, {same}"]
+        return f"{self.path}: {self.size:,} bytes; compared on {self.images}: {'; '.join(answers)}"
+
+    __repr__ = __str__
+
+
+def export_file(
+    student: QuantizedModel, path: Path, options: FileOptions, test: Images, recipe: Recipe | None
+) -> Exported:
+    """Write ``student`` to ``path``, load the file and compare it on the images of ``test``.
+
+    Raises:
+        InputError: see :func:`export_onnx`, :func:`export_pt2` and :func:`gdfq.save`.
+    """
+    if options.format == "onnx":
+        mode, weights = check_options(options.mode, options.weights)
+        form = export_onnx(
+            student, path, test.example, mode=mode, weights=weights, input_range=test.range
+        )
+        parities = compare(student, path, test.batches)
+        return Exported(path, path.stat().st_size, options, test.name, parities, form=form)
+    if options.format == "pt2":
+        export_pt2(student, path, test.example, decompose=options.decompose)
+        network: Any = torch.export.load(path).module()
+    else:
+        packed.save(student, path, recipe)
+        named = recipe is not None and not recipe.teacher.in_memory
+        network = packed.load(path, None if named else student)
+    largest = difference(student, network, test.batches)
+    return Exported(path, path.stat().st_size, options, test.name, difference=largest)

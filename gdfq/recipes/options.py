@@ -1,0 +1,57 @@
+"""Fields of a recipe as keyword arguments, for type checkers and editors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+
+class RecipeOptions(TypedDict, total=False):
+    """Every field of a recipe by its name alone, see :mod:`gdfq.recipes.schema`.
+
+    ``bits``: ``{"layer1.*": {"weight": 8, "act": 6}, ...}``, exceptions by glob pattern.
+    """
+
+    name: str
+    description: str
+    bits: Mapping[str, Mapping[str, int]]
+    # teacher; the model, its classes and size are arguments of their own
+    weights: str
+    data: Literal["fashion-mnist", "cifar10", "cifar100", "imagenet", "none"]
+    data_path: str
+    channels: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    resize: int
+    crop: Literal["center", "squash"]
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    # quantization
+    weight_bits: int
+    act_bits: int
+    first_last_bits: int
+    ste: Literal["identity", "clip"]
+    range_momentum: float
+    zero_in_range: bool
+    leaf_modules: Sequence[str]
+    # generator
+    latent_dim: int
+    width: int
+    conditional_bn: bool
+    # training
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    warmup_epochs: int
+    calibration_batches: int
+    student_lr: float
+    momentum: float
+    weight_decay: float
+    generator_lr: float
+    bns_weight: float
+    temperature: float
+    alpha: float
+    schedule: Literal["step", "cosine", "constant"]
+    milestones: Sequence[int]
+    precision: Literal["fp32", "tf32", "bf16"]
+    memory_format: Literal["auto", "channels_last", "contiguous"]
+    seed: int

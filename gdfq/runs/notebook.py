@@ -1,0 +1,90 @@
+"""How a run shows itself in a notebook: one output that is written again as the run goes on."""
+
+from __future__ import annotations
+
+import html
+import time
+from typing import Any
+
+from torch import Tensor
+
+from gdfq.runs.progress import SECONDS_BETWEEN_LOSSES, Rate, losses_text, phase_of
+from gdfq.training import GDFQTrainer
+
+
+def in_notebook() -> bool:
+    """Whether what this process displays is shown in a notebook."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+class NotebookProgress:
+    """A bar with phase, losses, images per second and the time left, and lines above it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.bar = ""
+        self.rate = Rate()
+        self.shown = 0.0
+        self.display: Any = None
+
+    def start(self, trainer: GDFQTrainer) -> None:
+        """Say how steps are run and show the bar."""
+        self.phase(trainer.describe())
+        self._show_bar(trainer, "", 0.0)
+        self.rate.restart()
+
+    def phase(self, name: str) -> None:
+        """Name what is done between steps."""
+        self.lines.append(html.escape(name))
+        self._write()
+
+    def warning(self, text: str) -> None:
+        """Say it above the bar."""
+        self.lines.append(f"<b>warning:</b> {html.escape(text)}")
+        self._write()
+
+    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+        """Move the bar, now and then."""
+        rate = self.rate.step(trainer.batch_size)
+        now = time.perf_counter()
+        last = trainer.steps_done == trainer.epochs * trainer.steps_per_epoch
+        if last or now - self.shown >= SECONDS_BETWEEN_LOSSES:
+            self.shown = now
+            self._show_bar(trainer, losses_text(losses), rate)
+
+    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+        """Nothing: the bar has it."""
+
+    def stop(self) -> None:
+        """Leave the bar where it is."""
+        self._write()
+
+    def _show_bar(self, trainer: GDFQTrainer, losses: str, rate: float) -> None:
+        done, steps = trainer.steps_done, trainer.epochs * trainer.steps_per_epoch
+        parts = [phase_of(trainer), f"{done}/{steps} steps", losses]
+        if rate:
+            left = (steps - done) * trainer.batch_size / rate
+            parts += [f"{rate:.0f} images/s", f"{_clock(left)} left" if done < steps else ""]
+        text = " &middot; ".join(html.escape(part) for part in parts if part)
+        self.bar = f'<progress value="{done}" max="{steps}"></progress> {text}'
+        self._write()
+
+    def _write(self) -> None:
+        from IPython.display import HTML, display
+
+        lines = "".join(f"<div>{line}</div>" for line in [*self.lines, self.bar] if line)
+        shown = HTML(f'<div class="gdfq-progress">{lines}</div>')
+        if self.display is None:
+            self.display = display(shown, display_id=True)
+        else:
+            self.display.update(shown)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
