@@ -14,7 +14,6 @@ from gdfq.data import class_names
 from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
 from gdfq.training import GDFQTrainer
-from gdfq.training.parts.low_pass import LowPass
 
 # Classes that are shown, and images of each.
 ROWS, COLUMNS = 20, 10
