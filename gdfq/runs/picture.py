@@ -37,7 +37,12 @@ def shown_classes(recipe: Recipe, images: Preprocessing) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def class_images(recipe: Recipe, classes: int, count: int, generator: nn.Module) -> Tensor:
+def class_images(
+    recipe: Recipe,
+    classes: int,
+    count: int,
+    generator: nn.Module,
+) -> Tensor:
     """``(classes, count, C, H, W)`` generated images of the first classes, on the CPU.
 
     They are made as in training, in batches that are balanced over these classes and, as far
@@ -53,11 +58,17 @@ def class_images(recipe: Recipe, classes: int, count: int, generator: nn.Module)
         labels = torch.arange(classes, device=device).repeat_interleave(repeats)
         shape = (len(labels), recipe.generator.latent_dim)
         z = torch.randn(shape, generator=random, device=device)
-        images = generator(z, labels)
-        if recipe.parts.low_pass is not None:
-            images = LowPass(images, recipe.parts.low_pass)(images)
-        parts.append(images.cpu().unflatten(0, (classes, repeats)))
+        parts.append(
+            make_images(recipe, generator, z, labels).cpu().unflatten(0, (classes, repeats))
+        )
     return torch.cat(parts, 1)
+
+
+def make_images(recipe: Recipe, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
+    """What teacher and student of a run of ``recipe`` see for noise ``z`` and ``labels``."""
+    images: Tensor = generator(z, labels)
+    width = recipe.parts.low_pass
+    return images if width is None else LowPass(images, width)(images)
 
 
 def image_grid(
