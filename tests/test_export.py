@@ -341,7 +341,8 @@ def test_without_a_data_set_generated_images_are_compared(capsys, tmp_path):
     short = [
         "quantize", "--recipe", "fashion-mnist-resnet20", "--data", "none", "--width", "8",
         "--batch-size", "8", "--epochs", "2", "--steps-per-epoch", "1", "--warmup-epochs", "1",
-        "--calibration-batches", "2", "--memory-format", "contiguous", "--out", tmp_path / "run",
+        "--calibration-batches", "2", "--memory-format", "contiguous", "--no-report",
+        "--out", tmp_path / "run",
     ]  # fmt: skip
     code, *_ = gdfq_command(capsys, *short)
     assert code == 0

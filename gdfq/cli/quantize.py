@@ -62,6 +62,9 @@ def quantize(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="log to `tensorboard` in the run folder")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="leave report.html in the run folder")
+    ] = True,
     **options: Any,
 ) -> None:
     """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
@@ -79,7 +82,7 @@ def quantize(
             tensorboard,
             workers,
             world,
-            partial(_write_report, progress),
+            partial(_write_report, progress) if report else None,
         )
 
     if resume is not None:

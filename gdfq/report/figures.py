@@ -56,7 +56,7 @@ def training_figures(runs: Sequence[Contents]) -> list[Figure]:
     for name in order:
         title, note = CURVES.get(name, (name, ""))
         lines = [
-            Line(run.name, curve.steps, curve.values, i)
+            Line(run.name if len(runs) > 1 else curve.kind, curve.steps, curve.values, i)
             for i, run in enumerate(runs)
             for curve in run.curves
             if curve.name == name and curve.steps
@@ -196,7 +196,7 @@ def layer_figures(runs: Sequence[Contents]) -> list[Figure]:
 def _layer_line(
     name: str, rows: Sequence[LayerRow], value: Callable[[LayerRow], float | None], series: int
 ) -> Line:
-    points = [(i, v) for i, row in enumerate(rows) if (v := value(row)) is not None]
+    points = [(i, v) for i, row in enumerate(rows) if is_number(v := value(row))]
     return Line(name, [i for i, _ in points], [v for _, v in points], series)
 
 

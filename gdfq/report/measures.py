@@ -28,7 +28,7 @@ from gdfq.runs.state import RunState
 SMALL = 64
 IMAGES_SMALL, IMAGES_LARGE = 256, 64
 # Sensitivity takes a forward pass per layer.
-SENSITIVITY_SMALL, SENSITIVITY_LARGE = 256, 32
+SENSITIVITY_SMALL, SENSITIVITY_LARGE = 128, 32
 # Images of each class that are averaged.
 PER_CLASS_SMALL, PER_CLASS_LARGE = 32, 8
 PASS = 64  # images in a forward pass
@@ -179,8 +179,8 @@ class _Measurement:
     def sensitivity(self) -> None:
         wanted = SENSITIVITY_SMALL if self.small else SENSITIVITY_LARGE
         images = torch.cat(self.batches)[:wanted]
-        spec = self.run.recipe.quantization
-        divergence = Divergence(self.run.teacher.network, images.split(PASS), spec.zero_in_range)
+        zero_in_range = self.run.recipe.quantization.zero_in_range
+        divergence = Divergence(self.run.teacher.network, images.split(PASS), zero_in_range)
         self.result.sensitivity_images = len(images)
         for place in self.places:
             if place.weight and place.row.weight_bits is not None:

@@ -39,6 +39,7 @@ def write_report(
     phase: Tell = lambda name: None,
     warning: Tell = lambda text: None,
     device: str = "cpu",
+    again: bool = False,
     network: nn.Module | None = None,
 ) -> None:
     """Write one page about the runs in ``folders`` to ``out``, in place of any file there.
@@ -52,6 +53,7 @@ def write_report(
         phase: told what is measured next.
         warning: told what is not as it should be.
         device: what is measured on.
+        again: measure also where ``report.json`` is there.
         network: the teacher of those runs that were given it in Python.
 
     Raises:
@@ -62,7 +64,7 @@ def write_report(
         raise InputError("runs: at least one run folder is needed")
     names = _names(folders)
     contents = [
-        contents_of(folder, name, phase, warning, device, network)
+        contents_of(folder, name, phase, warning, device, again, network)
         for folder, name in zip(folders, names, strict=True)
     ]
     try:
@@ -89,13 +91,14 @@ def contents_of(
     phase: Tell = lambda name: None,
     warning: Tell = lambda text: None,
     device: str = "cpu",
+    again: bool = False,
     network: nn.Module | None = None,
 ) -> Contents:
     """What a report shows of the run in ``folder`` under ``name``; see :func:`write_report`."""
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
     result = read_json(folder / "result.json")
-    measured = _stored(folder, result)
+    measured = None if again else _stored(folder, result)
     if measured is not None:
         recipe = load_recipe(str(folder / "recipe.toml"))
         return _contents(folder, name, recipe, result, measured)

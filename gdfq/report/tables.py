@@ -72,12 +72,12 @@ def comparison_rows(runs: Sequence[Contents]) -> list[dict[str, Any]]:
     for i, run in enumerate(runs):
         whole, packed = file_bytes(run, "float"), file_bytes(run, "packed safetensors")
         cells = [
-            f"W{run.weight_bits}A{run.act_bits}",
-            fixed_bits(run.average_weight_bits),
             percent(run.accuracy.teacher),
             percent(run.accuracy.before),
             percent(run.accuracy.after),
             _lost(run, run.accuracy.after),
+            f"W{run.weight_bits}A{run.act_bits}",
+            fixed_bits(run.average_weight_bits),
             size(whole),
             size(packed),
             ratio(whole, packed),
@@ -141,8 +141,9 @@ def layer_rows(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
 
 def _what(row: LayerRow) -> str:
     shape = " " + "\N{MULTIPLICATION SIGN}".join(map(str, row.shape)) if row.shape else ""
-    parts = [f"{row.kind}{shape}", *(name for name in (row.norm, row.act) if name)]
-    return ", ".join(parts)
+    inner = row.name.rpartition(".")[0] + "."  # said once, where the neighbours have it too
+    names = (name.removeprefix(inner) for name in (row.norm, row.act) if name)
+    return ", ".join([f"{row.kind}{shape}", *names])
 
 
 def _layer_cells(row: LayerRow) -> list[tuple[str, float | None]]:
