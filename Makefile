@@ -11,7 +11,7 @@ RECIPE := fashion-mnist-resnet20
 # spinning makes a training step several times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test bench bench-step gpu-check lint format clean
+.PHONY: demo test docs bench bench-step gpu-check lint format clean
 
 demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 4 --act-bits 4 --out $(RUNS)/w4a4
@@ -21,6 +21,11 @@ demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 
 test: $(VENV)/.test-tools ## Run the tests, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# In quiet, mkdocs says what is wrong and nothing else; a link or reference that leads nowhere is an error.
+docs: $(VENV)/.docs-tools ## Build the documents into site/, which works without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 bench: $(VENV)/.bench-tools ## Time the operators; writes benchmarks/results/operators-cpu.*
 	$(BIN)/python -m benchmarks.table
@@ -43,7 +48,7 @@ format: $(VENV)/.dev-tools ## Format everything
 	$(BIN)/clang-format -i $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 clean: ## Remove what was built and installed
-	rm -rf $(VENV) build *.egg-info gdfq/*.so
+	rm -rf $(VENV) build site *.egg-info gdfq/*.so
 
 # torch and torchvision together, so that they fit each other; the kernels are built against torch.
 $(VENV)/.torch:
@@ -63,6 +68,10 @@ $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
 
 $(VENV)/.test-tools: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.docs-tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.bench-tools: $(VENV)/.installed

@@ -18,6 +18,7 @@ from benchmarks import readme
 from gdfq.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
+SPEED = Path(__file__).parents[1] / "docs" / "speed.md"
 RIVALS = ("eager", "torch.compile", "aten", "copy")
 
 HEADING = """\
@@ -126,7 +127,7 @@ def markdown(rows: list[Row], device: str, plot: str | None, late: int = 0) -> s
 
 
 def summary(rows: list[Row]) -> str:
-    """The means alone, as the README has them."""
+    """The means alone, as docs/speed.md has them."""
     head = ["| operation | " + " | ".join(RIVALS) + " |", "|---" * (len(RIVALS) + 1) + "|"]
     lines = [line(f"`{name}`", means(group)) for name, group in by_operation(rows).items()]
     return "\n".join([*head, *lines, line(f"**all {len(rows)} rows**", means(rows))])
@@ -169,7 +170,7 @@ def main() -> None:
     table = markdown(rows, arguments.device, picture.name if picture else None, late)
     out.write_text(table, encoding="utf-8")
     if out == RESULTS / "operators-cpu.md" and not arguments.selection:
-        readme.write("operators", summary(rows))
+        readme.write("operators", summary(rows), SPEED)
     text = json.dumps(record(rows, arguments.device), indent=1) + "\n"
     out.with_suffix(".json").write_text(text, encoding="utf-8")
     print(table)

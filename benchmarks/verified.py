@@ -1,4 +1,4 @@
-"""The README's table of what was verified where: ``python -m benchmarks.verified``.
+"""The table of what was verified where: ``python -m benchmarks.verified``.
 
 Runs the operators' tests on every backend that this machine can run, counts them by operator, and
 reads what ``make gpu-check`` left in ``benchmarks/results/``. A cell is the number of tests that
@@ -26,6 +26,7 @@ from gdfq.ops import _backend, triton
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 RECORD = RESULTS / "verified.json"
+DOCUMENT = ROOT / "docs" / "verified.md"
 
 # Column: pytest's arguments and the environment. The interpreter is slow: it runs one in 19 of each
 # test's parameters, which divides no number of dtypes, layouts or shapes.
@@ -144,7 +145,7 @@ def main() -> None:
             record[column] = {"date": today, "operators": results}
             RESULTS.mkdir(parents=True, exist_ok=True)
             RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    readme.write("verified", table(record))
+    readme.write("verified", table(record), DOCUMENT)
 
 
 if __name__ == "__main__":

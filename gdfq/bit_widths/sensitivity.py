@@ -80,9 +80,8 @@ def divergence(
 
     Arguments and errors are those of :func:`measure_sensitivities`.
     """
-    return Divergence(teacher, batches, zero_in_range)(
-        {f"{name}.weight": width for name, width in bits.items()}
-    )
+    measure = Divergence(teacher, batches, zero_in_range)
+    return measure({f"{name}.weight": width for name, width in bits.items()})
 
 
 class Divergence:
@@ -122,9 +121,10 @@ class Divergence:
         """Nats, with the weight at each path in ``bits`` quantized to so many bits."""
         trained = {path: self.weight(path).clone() for path in bits}
         for path, width in bits.items():
-            self.weight(path).copy_(
-                fake_quantize_minmax(trained[path], width, 0, zero_in_range=self.zero_in_range)
+            quantized = fake_quantize_minmax(
+                trained[path], width, axis=0, zero_in_range=self.zero_in_range
             )
+            self.weight(path).copy_(quantized)
         total = sum(
             F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)
             for images, expected in zip(self.batches, self.expected, strict=True)

@@ -91,7 +91,9 @@ def deviations_chart(
     *,
     description: str,
 ) -> Markup:
-    """A circle per channel, a short line per class and channel, and the band from -1 to 1.
+    """A circle per channel, a short line per class and channel.
+
+    Where they reach further than -1 or 1, the band between these is shaded.
 
     Args:
         title: its name for a screen reader.
@@ -100,15 +102,16 @@ def deviations_chart(
         names: of the classes.
         description: what there is to see, for who does not see it.
     """
-    values = [v for row in (deviations, *by_class) for v in row if is_number(v)] + [-1.0, 1.0]
+    values = [v for row in (deviations, *by_class) for v in row if is_number(v)] + [-0.1, 0.1]
     ticks = nice_ticks(min(values), max(values), 5)
     # Half a channel of room at both ends.
     scale = _Scale(-0.5, len(deviations) - 0.5, ticks[0], ticks[-1], False)
-    top, bottom = scale.y(1.0), scale.y(-1.0)
+    top, bottom = scale.y(min(1.0, ticks[-1])), scale.y(max(-1.0, ticks[0]))
+    band = Markup('<rect class="band" x="{}" y="{}" width="{}" height="{}"/>').format(
+        LEFT, top, WIDTH - LEFT - RIGHT, round(bottom - top, 1)
+    )
     parts = [
-        Markup('<rect class="band" x="{}" y="{}" width="{}" height="{}"/>').format(
-            LEFT, top, WIDTH - LEFT - RIGHT, round(bottom - top, 1)
-        ),
+        band if ticks[0] < -1 or ticks[-1] > 1 else Markup(""),
         _grid(scale, [], ticks),
         Markup('<path class="zero" d="M{},{}H{}"/>').format(LEFT, scale.y(0.0), WIDTH - RIGHT),
         _axis_label("channels", False),

@@ -118,11 +118,17 @@ _SENSITIVITY = _Measure(
     compact,
     True,
 )
+
+
+def _share(value: float) -> str:
+    return compact(value) + "%"
+
+
 _CLIPPED = _Measure(
     "Clipped values",
-    "share of the activation outside its range",
+    "percent of the activation outside its range",
     (("clipped", lambda row: None if row.clipped is None else 100 * row.clipped),),
-    percent,
+    _share,
 )
 _ONE_RUN = (
     _Measure("SQNR", "decibels; higher is better", (_WEIGHT_SQNR, _ACT_SQNR), _decibels),
@@ -211,12 +217,15 @@ def norm_figure(norm: NormStatistics, classes: Sequence[ClassImages]) -> Figure:
         if shown == norm.channels
         else f"first {shown} of {norm.channels} channels"
     )
-    finite = [abs(v) for v in overall if v is not None]
-    within = sum(v <= 1 for v in finite)
-    description = (
-        f"Of {len(finite)} channels, {within} have a mean within one standard deviation of the "
-        "stored mean."
-    )
+    sizes = [(abs(v), c) for c, v in enumerate(overall) if v is not None]
+    description = "No channel has a deviation to compare with."
+    if sizes:
+        mean = math.sqrt(sum(v * v for v, _ in sizes) / len(sizes))
+        largest, channel = max(sizes)
+        description = (
+            f"The means are {fixed(mean, 2)} standard deviations from the stored ones (root mean "
+            f"square over channels), at most {fixed(largest, 2)} (channel {channel})."
+        )
     rows = [
         (
             str(c),

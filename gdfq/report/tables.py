@@ -126,7 +126,7 @@ LAYER_COLUMNS = [
     Column("Weight SQNR", "dB", first="ascending"),
     Column("Act. SQNR", "dB", first="ascending"),
     Column("Range", "of the activation"),
-    Column("Clipped"),
+    Column("Clipped", "percent"),
     Column("BN mismatch", "teacher"),
     Column("BN mismatch", "before"),
     Column("BN mismatch", "after"),
@@ -142,8 +142,9 @@ def layer_rows(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
 def _what(row: LayerRow) -> str:
     shape = " " + "\N{MULTIPLICATION SIGN}".join(map(str, row.shape)) if row.shape else ""
     inner = row.name.rpartition(".")[0] + "."  # said once, where the neighbours have it too
-    names = (name.removeprefix(inner) for name in (row.norm, row.act) if name)
-    return ", ".join([f"{row.kind}{shape}", *names])
+    names = [(name, name.removeprefix(inner)) for name in (row.norm, row.act) if name]
+    short = (name if rest.isdigit() else rest for name, rest in names)
+    return ", ".join([f"{row.kind}{shape}", *short])
 
 
 def _layer_cells(row: LayerRow) -> list[tuple[str, float | None]]:
@@ -161,7 +162,7 @@ def _layer_cells(row: LayerRow) -> list[tuple[str, float | None]]:
         (fixed(row.weight_sqnr, 1), row.weight_sqnr),
         (fixed(row.act_sqnr, 1), row.act_sqnr),
         (ends, width),
-        (percent(clipped), clipped),
+        (compact(clipped), clipped),
         *((compact(value), value) for value in numbers),
     ]
     return [(text, None if text == MISSING else value) for text, value in cells]

@@ -1,0 +1,275 @@
+"""What the site shows beside the pages in this folder: mkdocs calls the functions ``on_...``.
+
+Commands and recipe fields are read off the program, so that their pages cannot go stale; the
+changelog and the tables of `benchmarks/results` are shown where they lie; docstrings, which are
+Google's sections with reStructuredText within, become Markdown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import griffe
+import typer
+from mkdocs.structure.files import File, Files
+
+from gdfq.cli import app
+from gdfq.recipes import load_recipe, recipe_names
+from gdfq.recipes.schema import LayerBits, fields
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = {
+    "": "",
+    "teacher": "The network to quantize, and the images it takes.",
+    "quantization": "How the student is quantized.",
+    "generator": "The generator's shape.",
+    "training": "The schedule and the losses.",
+}
+
+WORKER = "https://unpkg.com/iframe-worker/shim"
+
+# ---- the command line ----
+
+
+def commands() -> str:
+    """All commands with their arguments and options, as Markdown."""
+    callbacks = {c.callback for c in app.registered_commands}
+    parts = []
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        callback = next(c for c in callbacks if c and c.__name__ == name.replace("-", "_"))
+        annotations = {
+            key: parameter.annotation
+            for key, parameter in inspect.signature(callback, eval_str=True).parameters.items()
+        }
+        parts.append(_command(name, command, annotations))
+    return "\n\n".join(parts)
+
+
+def _command(name: str, command: Any, annotations: dict[str, Any]) -> str:
+    own: list[Any] = [p for p in command.params if p.name != "help"]
+    arguments = [p for p in own if not p.opts[0].startswith("-")]
+    panels: dict[str, list[Any]] = {}
+    for option in own:
+        if option not in arguments:
+            panels.setdefault(getattr(option, "rich_help_panel", None) or "", []).append(option)
+    usage = " ".join(_capital(p.name) if p.required else f"[{_capital(p.name)}]" for p in arguments)
+    lines = [f"## gdfq {name}", inspect.cleandoc(command.help or "")]
+    lines.append(f"```text\ngdfq {name} [OPTIONS] {usage}".rstrip() + "\n```")
+    for panel, options in panels.items():
+        if not panel:
+            lines.append(_options_table([*arguments, *options], annotations))
+        elif name != "quantize":
+            lines.append(
+                "Fields of a recipe as options too, as of [gdfq quantize](#gdfq-quantize)."
+            )
+            break
+        else:
+            lines.append(f"### {panel} {{: #{_slug(name, panel)} }}")
+            lines.append(_options_table(options, annotations))
+    return "\n\n".join(lines)
+
+
+def _options_table(options: list[Any], annotations: dict[str, Any]) -> str:
+    rows = ["| | |", "|---|---|"]
+    for option in options:
+        if not option.opts[0].startswith("-"):
+            shown = f"`{_capital(option.name)}`"
+        elif option.is_flag:
+            shown = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+        else:
+            shown = f"`{option.opts[0]} {_kind(annotations.get(option.name))}`"
+        help_text = _cell(option.help or "")
+        if option.required:
+            help_text += " (has to be given)" if option.opts[0].startswith("-") else ""
+        elif option.default not in (None, False, (), []) and option.show_default:
+            default = option.default
+            help_text += f" (default: {'yes' if default is True else f'`{default}`'})"
+        rows.append(f"| {shown} | {help_text} |")
+    return "\n".join(rows)
+
+
+def _kind(annotation: Any) -> str:
+    """What stands for a value of this type on the command line."""
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) is list or type(None) in get_args(annotation):
+        return _kind(get_args(annotation)[0])
+    return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+
+
+def _capital(name: str) -> str:
+    return name.upper().replace("_", "-")
+
+
+def _slug(*words: str) -> str:
+    return re.sub(r"[^a-z]+", "-", " ".join(words).lower())
+
+
+def _cell(text: str) -> str:
+    # Patterns in a help text are code here, or their asterisks would be emphasis; so are options.
+    text = re.sub(r"'(\S*[*=]\S*)'", r"`\1`", text)
+    text = re.sub(r"(?<![\w`-])(--[a-z-]+)", r"`\1`", text)
+    return text.replace("|", "\\|")
+
+
+# ---- recipes ----
+
+
+def recipe_fields() -> str:
+    """Every field of a recipe by section, as Markdown."""
+    sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
+    for section, key, definition in fields():
+        default = "" if definition.is_required() else _toml(definition.default)
+        told = "has to be given" if definition.is_required() else default and f"`{default}`"
+        allowed = _allowed(definition.annotation, definition.metadata)
+        description = _cell(definition.description or "")
+        sections[section].append(f"| `{key}` | {allowed} | {told} | {description} |")
+    header = "| field | allowed | default | |\n|---|---|---|---|\n"
+    parts = []
+    for name, rows in sections.items():
+        title = f"### [{name}]" if name else "### At the top"
+        parts.append(f"{title}\n\n{SECTIONS[name]}\n\n{header}" + "\n".join(rows))
+    keys = ", ".join(f"`{key}`" for key in LayerBits.model_fields)
+    parts.append(
+        "### [bits]\n\nExceptions by glob pattern of layers' names, each a table with one or both "
+        f"of {keys}: 2 to 8. The last pattern that matches wins."
+    )
+    return "\n\n".join(parts)
+
+
+def recipes() -> str:
+    """The recipes in the package, as a table."""
+    rows = ["| recipe | |", "|---|---|"]
+    for name in recipe_names():
+        rows.append(f"| `{name}` | {_cell(load_recipe(name).description)} |")
+    return "\n".join(rows)
+
+
+def _allowed(annotation: Any, metadata: list[Any]) -> str:
+    """The values that a field takes, in words."""
+    if get_origin(annotation) is Annotated:
+        base, *constraints = get_args(annotation)
+        inner = [m for c in constraints for m in getattr(c, "metadata", [c])]
+        return _allowed(base, [*metadata, *inner])
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is Union or type(None) in get_args(annotation):
+        return _allowed(get_args(annotation)[0], metadata)
+    if get_origin(annotation) is list:
+        return f"list of: {_allowed(get_args(annotation)[0], metadata)}"
+    word = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
+    bounds: list[tuple[str, str]] = [("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")]
+    limits = [
+        f"{sign} {_number(getattr(m, key))}"
+        for m in metadata
+        for key, sign in bounds
+        if getattr(m, key, None) is not None
+    ]
+    return " ".join([word.get(annotation, "text"), ", ".join(limits)]).strip()
+
+
+def _number(value: float) -> str:
+    return "2^63" if value == 2**63 else f"{value:g}"
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", '"')
+
+
+# ---- the README's and the results' parts ----
+
+
+def part_of_readme(name: str) -> str:
+    """What a command wrote into the README, between its markers."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0]
+
+
+INSERTED: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "recipe fields": recipe_fields,
+    "recipes": recipes,
+    "step": lambda: part_of_readme("step"),
+}
+
+
+def _shown_from_elsewhere() -> Iterator[tuple[str, Path]]:
+    """Files outside this folder that the site has, by their place in the site."""
+    yield "changelog.md", ROOT / "CHANGELOG.md"
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.[mp][dn]*")):
+        yield f"benchmarks/results/{path.name}", path
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages and pictures that lie elsewhere."""
+    for uri, path in _shown_from_elsewhere():
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put in what is generated, and turn links within the repository to the site's."""
+    for name, make in INSERTED.items():
+        if f"<!-- insert: {name} -->" in markdown:
+            markdown = markdown.replace(f"<!-- insert: {name} -->", make())
+    if page.file.src_uri == "changelog.md":
+        return markdown.replace("](docs/", "](")
+    return markdown.replace("](../benchmarks/", "](benchmarks/")
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Take the script that search needs on a disk from here, not from the network."""
+    return output.replace(WORKER, "../" * page.url.count("/") + "iframe-worker.js")
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same, for the page that says that there is none."""
+    return output_content.replace(WORKER, "iframe-worker.js")
+
+
+# ---- docstrings ----
+
+ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`(~?)([\w.]+)`")
+PARAGRAPH = re.compile(r"^( *)(Source|Shape|Shapes|Gradient|Learned ranges): ", re.M)
+
+RETURNS = re.compile(r"^( *Returns:\n\s+)(?=\S)", re.M)
+
+
+class PlainDocstrings(griffe.Extension):
+    """Roles become references, ``::`` and paragraphs with a title what Markdown has for them."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called for everything that has a docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = plain(obj.docstring.value, obj)
+            returns = getattr(obj, "returns", None)
+            if returns is not None:
+                # Griffe would take the text up to the first colon for the type.
+                obj.docstring.value = RETURNS.sub(
+                    lambda match: f"{match[1]}{returns}: ", obj.docstring.value
+                )
+
+
+def plain(text: str, obj: griffe.Object) -> str:
+    """A docstring's text as Markdown; sections are left to griffe."""
+
+    def reference(match: re.Match[str]) -> str:
+        short, name = match.groups()
+        shown = name.rsplit(".", 1)[-1] if short else name
+        target = name
+        if not name.startswith("gdfq"):
+            target = f"{obj.canonical_path}.{name}"
+            with contextlib.suppress(griffe.NameResolutionError):
+                target = obj.resolve(name)
+        return f'<autoref identifier="{target}" optional><code>{shown}</code></autoref>'
+
+    text = ROLE.sub(reference, text)
+    text = re.sub(r"::$", ":", text, flags=re.M)
+    return PARAGRAPH.sub(r"\1**\2:** ", text)
