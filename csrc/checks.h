@@ -121,7 +121,7 @@ inline void check_batch_affine_gradient(const at::Tensor& grad, const at::Tensor
 // Pointers to the buffers.
 inline MovingRange moving_range(const at::Tensor& average_lo, const at::Tensor& average_hi,
                                 const at::Tensor& lo, const at::Tensor& hi,
-                                const at::Tensor& num_batches_tracked) {
+                                const at::Tensor& num_batches_tracked, bool zero_in_range) {
   TORCH_CHECK(num_batches_tracked.dim() == 0 && num_batches_tracked.scalar_type() == at::kLong,
               "num_batches_tracked must be one int64 number, got ",
               num_batches_tracked.scalar_type(), " of shape ", num_batches_tracked.sizes());
@@ -130,8 +130,12 @@ inline MovingRange moving_range(const at::Tensor& average_lo, const at::Tensor& 
                 " must be one float32 number, got ", t.scalar_type(), " of shape ", t.sizes());
     return t.mutable_data_ptr<float>();
   };
-  return {number(average_lo, "average_lo"), number(average_hi, "average_hi"), number(lo, "lo"),
-          number(hi, "hi"), num_batches_tracked.mutable_data_ptr<int64_t>()};
+  return {number(average_lo, "average_lo"),
+          number(average_hi, "average_hi"),
+          number(lo, "lo"),
+          number(hi, "hi"),
+          num_batches_tracked.mutable_data_ptr<int64_t>(),
+          zero_in_range};
 }
 
 // Of bns_loss: one entry per layer in each list.

@@ -5,13 +5,14 @@
 
 namespace gdfq {
 
-// One number each.
+// One number each. zero_in_range: lo and hi, not their averages, are moved to contain 0.
 struct MovingRange {
   float* average_lo;
   float* average_hi;
   float* lo;
   float* hi;
   int64_t* num_batches_tracked;
+  bool zero_in_range;
 };
 
 }  // namespace gdfq

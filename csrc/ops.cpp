@@ -14,13 +14,14 @@ TORCH_LIBRARY(gdfq, m) {
       "fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor lo, Tensor hi, int bits,"
       " int? axis) -> (Tensor grad_x, Tensor grad_lo, Tensor grad_hi)");
 
+  // zero_in_range: 0 is in the range, whatever the values are.
   m.def(
-      "fake_quantize_minmax(Tensor w, int bits, int? axis, str ste)"
+      "fake_quantize_minmax(Tensor w, int bits, int? axis, str ste, bool zero_in_range)"
       " -> (Tensor y, Tensor lo, Tensor hi)");
 
   // Dimension 0 of each tensor, with its own number of bits.
   m.def(
-      "fake_quantize_minmax_list(Tensor[] ws, int[] bits, str ste)"
+      "fake_quantize_minmax_list(Tensor[] ws, int[] bits, str ste, bool zero_in_range)"
       " -> (Tensor[] ys, Tensor[] los, Tensor[] his)");
   m.def(
       "fake_quantize_minmax_list_backward(Tensor[] grads, Tensor[] ws, Tensor[] los, Tensor[] his,"
@@ -29,7 +30,7 @@ TORCH_LIBRARY(gdfq, m) {
   m.def(
       "observe_fake_quantize(Tensor x, Tensor(a!) average_lo, Tensor(b!) average_hi,"
       " Tensor(c!) lo, Tensor(d!) hi, Tensor(e!) num_batches_tracked, int bits, float momentum,"
-      " str ste) -> Tensor");
+      " str ste, bool zero_in_range) -> Tensor");
 
   // Codes are int8, centred: -2^(bits - 1) to 2^(bits - 1) - 1. Packed, they are a stream of bits.
   m.def(
@@ -60,7 +61,7 @@ TORCH_LIBRARY(gdfq, m) {
       "observe_bn_act_fake_quantize(Tensor x, Tensor running_mean, Tensor running_var,"
       " Tensor? weight, Tensor? bias, float eps, Tensor(a!) average_lo, Tensor(b!) average_hi,"
       " Tensor(c!) lo, Tensor(d!) hi, Tensor(e!) num_batches_tracked, int bits, float momentum,"
-      " str act, Tensor? residual, str ste) -> Tensor");
+      " str act, Tensor? residual, str ste, bool zero_in_range) -> Tensor");
 
   // weight and bias: one per channel, or one per sample and channel. mean and var: the batch's.
   m.def(

@@ -60,6 +60,12 @@ GDFQ_INLINE CodeBounds code_bounds(int bits) {
   return {-half, half - 1.0f};
 }
 
+// The ends of a range are moved so that it contains 0. NaN stays.
+GDFQ_INLINE void contain_zero(float& lo, float& hi) {
+  lo = lo > 0.0f ? 0.0f : lo;
+  hi = hi < 0.0f ? 0.0f : hi;
+}
+
 GDFQ_INLINE Grid make_grid(float lo, float hi, int bits) {
   const float levels = static_cast<float>((1 << bits) - 1);
   float width = sub_rn(hi, lo);

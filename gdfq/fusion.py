@@ -143,16 +143,17 @@ class _Fusing:
                 self.graph.erase_node(node)
 
     def weights(self) -> None:
-        """Quantize all weights by one call per estimator and device."""
+        """Quantize all weights by one call per estimator, kind of range and device."""
         groups: dict[Any, list[fx.Node]] = defaultdict(list)
         for node in self.graph.nodes:
             if self.calls(node, _LAYERS) and type(self.module(node)) in _LAYERS:
                 layer = self.module(node)
-                groups[layer.ste, layer.weight.device].append(node)
+                groups[layer.ste, layer.zero_in_range, layer.weight.device].append(node)
         first = next(iter(self.graph.nodes))
-        for (ste, _), nodes in groups.items():
+        for (ste, zero_in_range, _), nodes in groups.items():
             layers = list({self.module(node): None for node in nodes})
-            name = self.add_module("quantized_weights", QuantizedWeights(layers, ste))
+            module = QuantizedWeights(layers, ste, zero_in_range)
+            name = self.add_module("quantized_weights", module)
             with self.graph.inserting_before(first):
                 quantized = self.graph.call_module(name)
                 weights = [

@@ -103,6 +103,28 @@ def test_eight_bits_are_close_to_the_teacher():
     assert error < 0.05
 
 
+def test_zero_in_range_is_that_of_every_layer():
+    model = Everything().eval()
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.weight.abs_()
+    options = {"zero_in_range": True, "quantize_inputs": True}
+    student = calibrated(gdfq.quantize_model(model, **options), torch.rand(8, 3, 8, 8) + 1)
+    seen = set()
+    for module in student.modules():
+        if isinstance(module, QAct):
+            assert module.lo <= 0 <= module.hi
+        elif isinstance(module, (QConv2d, QLinear)):
+            zero = module.weight_codes()[2]
+            assert ((zero - 8 <= 0) & (zero + 7 >= 0)).all()
+        seen.add((type(module), getattr(module, "zero_in_range", None)))
+    assert {(QAct, True), (QConv2d, True), (QLinear, True)} <= seen
+    assert not any(zero is False for _, zero in seen)
+    plain = gdfq.quantize_model(model)
+    assert not any(getattr(module, "zero_in_range", False) for module in plain.modules())
+
+
 def test_copies_and_pickles():
     x = torch.randn(2, 3, 8, 8)
     student = calibrated(gdfq.quantize_model(Everything()), x)

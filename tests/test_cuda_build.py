@@ -28,12 +28,12 @@ SCALAR_KERNELS = (
     r"sum_rowsI(f|6__half|13__nv_bfloat16)Li1E",
     *("finish_", "move_range", "quantizer_grids", "bns_loss", "kd_ce_loss"),
 )
-# Kernels that only reduce, and those whose one side is a stream of 2 or 3 bits a code.
+# Kernels that only reduce, and those whose one side is a stream of other than 4 bits a code.
 KERNELS_THAT_STORE_NO_VECTOR = (
     *(r"batch_norm_stats_r.*Lb0E", "LeakySums", "range_flat", "range_rows"),
-    r"15pack_codes_flatILi[23]E",
+    r"15pack_codes_flatILi[23567]E",
 )
-KERNELS_THAT_LOAD_NO_VECTOR = (r"17unpack_codes_flatILi[23]E",)
+KERNELS_THAT_LOAD_NO_VECTOR = (r"17unpack_codes_flatILi[23567]E",)
 QUANTIZER_KERNELS = (
     *("FakeQuantize", "ClipGradient", "LearnedGradient", "quantize_minmax_", "clip_gradient_list"),
     "quantize_codes_flat",

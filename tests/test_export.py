@@ -134,7 +134,7 @@ class Awkward(nn.Module):
         return self.last(x)
 
 
-def awkward_student():
+def awkward_student(zero_in_range=False):
     torch.manual_seed(0)
     net, images = Awkward(), torch.randn(64, 2, 9, 9)
     with torch.no_grad():
@@ -143,11 +143,14 @@ def awkward_student():
         net.first.input_quantizer.train()
         for _ in range(30):
             net(images)
-    student = calibrated(gdfq.quantize_model(net.eval()), images)
+    student = gdfq.quantize_model(net.eval(), zero_in_range=zero_in_range)
+    state = calibrated(student, images).state_dict()
     student.eight.weight_bits = 8
-    student.relu_3.lo.fill_(0.5)  # a range without 0 ...
-    student.relu_4.lo.fill_(2.0)  # ... and one that does not fit uint8 either
-    student.relu_4.hi.fill_(2.1)
+    state["relu_3.lo"] = torch.tensor(0.5)  # a range without 0 ...
+    state["relu_4.lo"] = torch.tensor(2.0)  # ... and one that does not fit uint8 either
+    if not zero_in_range:
+        state["relu_4.hi"] = torch.tensor(2.1)
+    student.load_state_dict(state)
     return student, torch.randn(500, 2, 9, 9)
 
 
@@ -179,6 +182,18 @@ def test_what_does_not_fit_is_said_and_still_right(tmp_path, weights):
         assert parity.agreement > 99
         assert parity.median_difference < 1e-6
         assert parity.noticeable < 5
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_zero_in_range_leaves_nothing_to_say(tmp_path, weights):
+    student, images = awkward_student(zero_in_range=True)
+    student.eight.weight_bits = 4
+    form = export_onnx(student, tmp_path / "x.onnx", images, weights=weights)
+    assert [part for part in form.parts if part.note] == []
+    assert not any(part.stored.startswith("float") for part in form.parts)
+    for parity in compare(student, tmp_path / "x.onnx", [(images, None)]):
+        assert parity.agreement > 99
+        assert parity.median_difference < 1e-6
 
 
 def test_integer_mode_says_what_stays_in_float(tmp_path):
@@ -327,7 +342,8 @@ def test_without_a_data_set_generated_images_are_compared(capsys, tmp_path):
     short = [
         "quantize", "--recipe", "fashion-mnist-resnet20", "--data", "none", "--width", "8",
         "--batch-size", "8", "--epochs", "2", "--steps-per-epoch", "1", "--warmup-epochs", "1",
-        "--calibration-batches", "2", "--memory-format", "contiguous", "--out", tmp_path / "run",
+        "--calibration-batches", "2", "--memory-format", "contiguous", "--no-report",
+        "--out", tmp_path / "run",
     ]  # fmt: skip
     code, *_ = gdfq_command(capsys, *short)
     assert code == 0

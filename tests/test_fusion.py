@@ -41,9 +41,13 @@ class Net(nn.Module):
         return self.body(self, F.relu(self.stem(x)))
 
 
-def student_of(body, ste="identity"):
+def student_of(body, **options):
     torch.manual_seed(0)
-    student = gdfq.quantize_model(Net(body).eval(), 4, 4, ste=ste, leaf_modules=[HalvingBatchNorm])
+    net = Net(body).eval()
+    with torch.no_grad():  # ranges without 0, of two channels' weights and of an activation
+        net.a[0].weight[:2] = 0.1 + torch.rand(2, 8, 3, 3)
+        net.a[1].bias += 20
+    student = gdfq.quantize_model(net, 4, 4, leaf_modules=[HalvingBatchNorm], **options)
     acts = [m for m in student.modules() if isinstance(m, QAct)]
     for act in acts:
         act.train()
@@ -95,9 +99,10 @@ BODIES = [plus, swapped, by_keyword, in_place, two_norms, residual_changed, chan
 
 
 @pytest.mark.parametrize("ste", ["identity", "clip"])
+@pytest.mark.parametrize("zero_in_range", [False, True])
 @pytest.mark.parametrize("body", BODIES, ids=lambda b: b.__name__)
-def test_same_outputs_and_gradients(body, ste):
-    student = student_of(body, ste=ste)
+def test_same_outputs_and_gradients(body, ste, zero_in_range):
+    student = student_of(body, ste=ste, zero_in_range=zero_in_range)
     twin = copy.deepcopy(student)
     fused = fuse(student, IMAGES)
     assert all(p.fused for p in fused.places if "relu" in p.name), fused.summary()
@@ -114,6 +119,28 @@ def test_one_call_quantizes_all_weights():
     fused = fuse(student_of(plus), IMAGES)
     weights = [m for m in fused.modules() if isinstance(m, QuantizedWeights)]
     assert [len(w.layers) for w in weights] == [3]
+
+
+@pytest.mark.parametrize("zero_in_range", [False, True])
+def test_a_fused_batch_moves_the_ranges_as_an_unfused_one(zero_in_range):
+    student = student_of(plus, zero_in_range=zero_in_range)
+    for act in (m for m in student.modules() if isinstance(m, QAct)):
+        act.train().reset_range()
+    twin = copy.deepcopy(student)
+    fused = fuse(student, IMAGES)
+    fused(IMAGES), twin(IMAGES)
+    for (name, buffer), expected in zip(student.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-5, atol=1e-5, msg=name)
+        if zero_in_range and name.endswith(".lo"):
+            assert buffer <= 0
+
+
+def test_weights_with_and_without_zero_in_range_are_not_one_call():
+    student = student_of(plus)
+    student.a[0].zero_in_range = True
+    fused, twin = fuse(student, IMAGES), copy.deepcopy(student)
+    assert len([m for m in fused.modules() if isinstance(m, QuantizedWeights)]) == 2
+    torch.testing.assert_close(fused(IMAGES), twin(IMAGES), rtol=0, atol=1e-5)
 
 
 def used_twice(m, x):

@@ -79,3 +79,15 @@ def test_bad_arguments(images):
         measure_sensitivities(planted(), [])
     with pytest.raises(gdfq.InputError, match=r"widths: .* got 9"):
         measure_sensitivities(planted(), images, [4, 9])
+
+
+def test_zero_in_range_is_measured_with_zero_in_it(images):
+    model = planted()
+    with torch.no_grad():
+        model[3].weight.uniform_(1, 1.5)
+    narrow, wide = (
+        measure_sensitivities(model, images, [3], zero_in_range=zero)[1].sensitivity[3]
+        for zero in (False, True)
+    )
+    assert wide > narrow
+    assert divergence(model, images, {"3": 3}, zero_in_range=True) == wide

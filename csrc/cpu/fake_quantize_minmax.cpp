@@ -20,7 +20,8 @@ namespace gdfq::cpu {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Tensor& w,
                                                                     int64_t bits,
                                                                     std::optional<int64_t> axis,
-                                                                    c10::string_view ste) {
+                                                                    c10::string_view ste,
+                                                                    bool zero_in_range) {
   check_bits(bits);
   check_ste(ste);
   const at::Tensor input = dense(w);
@@ -43,6 +44,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
       lo = input.amin().to(at::kFloat);
       hi = input.amax().to(at::kFloat);
     }
+    if (zero_in_range) {
+      lo.clamp_max_(0);
+      hi.clamp_min_(0);
+    }
     return {fake_quantize(input, lo, hi, bits, axis, ste), lo, hi};
   }
 
@@ -59,7 +64,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
         const int64_t grain = std::max<int64_t>(1, kGrain / inner);
         at::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
           for (int64_t c = begin; c < end; ++c) {
-            const MinMax range = minmax(in + c * inner, inner);
+            MinMax range = minmax(in + c * inner, inner);
+            if (zero_in_range) contain_zero(range.low, range.high);
             lows[c] = range.low;
             highs[c] = range.high;
             quantize_over(in + c * inner, out + c * inner, inner, range, static_cast<int>(bits));

@@ -10,6 +10,7 @@ namespace gdfq::cpu {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Tensor& w,
                                                                     int64_t bits,
                                                                     std::optional<int64_t> axis,
-                                                                    c10::string_view ste);
+                                                                    c10::string_view ste,
+                                                                    bool zero_in_range);
 
 }  // namespace gdfq::cpu

@@ -68,7 +68,8 @@ bool has_rows(const at::Tensor& dense_tensor) {
 
 using Lists = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
-Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::string_view ste) {
+Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::string_view ste,
+                                bool zero_in_range) {
   check_weights(ws, bits);
   check_ste(ste);
   const size_t count = ws.size();
@@ -76,7 +77,7 @@ Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::st
   for (size_t t = 0; t < count; ++t) {
     const at::Tensor input = dense(ws[t]);
     if (!has_rows(input)) {  // empty, or rows are scattered
-      std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste);
+      std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste, zero_in_range);
       continue;
     }
     inputs[t] = input;
@@ -91,7 +92,8 @@ Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::st
         at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_minmax_list", [&] {
           const scalar_t* in = input.const_data_ptr<scalar_t>() + offset;
           scalar_t* out = ys[row.tensor].mutable_data_ptr<scalar_t>() + offset;
-          const MinMax range = minmax(in, inner);
+          MinMax range = minmax(in, inner);
+          if (zero_in_range) contain_zero(range.low, range.high);
           los[row.tensor].mutable_data_ptr<float>()[row.index] = range.low;
           his[row.tensor].mutable_data_ptr<float>()[row.index] = range.high;
           quantize_over(in, out, inner, range, static_cast<int>(bits[row.tensor]));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../moving_range.h"
+#include "../quantizer.h"
 #include "minmax.h"
 
 namespace gdfq::cpu {
@@ -28,6 +29,7 @@ inline void move_range(const MovingRange& range, MinMax batch, double momentum) 
   const double correction = 1 - std::pow(momentum, static_cast<double>(t));
   *range.lo = static_cast<float>(*range.average_lo / correction);
   *range.hi = static_cast<float>(*range.average_hi / correction);
+  if (range.zero_in_range) contain_zero(*range.lo, *range.hi);
 }
 
 }  // namespace gdfq::cpu

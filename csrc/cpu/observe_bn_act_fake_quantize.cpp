@@ -133,11 +133,12 @@ at::Tensor observe_bn_act_fake_quantize(
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
     at::Tensor average_lo, at::Tensor average_hi, at::Tensor lo, at::Tensor hi,
     at::Tensor num_batches_tracked, int64_t bits, double momentum, c10::string_view act,
-    const std::optional<at::Tensor>& residual, c10::string_view ste) {
+    const std::optional<at::Tensor>& residual, c10::string_view ste, bool zero_in_range) {
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
   check_bits(bits);
   check_ste(ste);
-  const MovingRange range = moving_range(average_lo, average_hi, lo, hi, num_batches_tracked);
+  const MovingRange range =
+      moving_range(average_lo, average_hi, lo, hi, num_batches_tracked, zero_in_range);
   const at::Tensor input = walkable(x);
   const std::optional<at::Tensor> added =
       residual ? std::optional(in_layout_of(residual->to(input.scalar_type()), input))

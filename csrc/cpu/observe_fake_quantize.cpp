@@ -40,10 +40,12 @@ MinMax minmax_of(const at::Tensor& input) {
 
 at::Tensor observe_fake_quantize(const at::Tensor& x, at::Tensor average_lo, at::Tensor average_hi,
                                  at::Tensor lo, at::Tensor hi, at::Tensor num_batches_tracked,
-                                 int64_t bits, double momentum, c10::string_view ste) {
+                                 int64_t bits, double momentum, c10::string_view ste,
+                                 bool zero_in_range) {
   check_bits(bits);
   check_ste(ste);
-  const MovingRange range = moving_range(average_lo, average_hi, lo, hi, num_batches_tracked);
+  const MovingRange range =
+      moving_range(average_lo, average_hi, lo, hi, num_batches_tracked, zero_in_range);
   const at::Tensor input = dense(x);
   if (input.numel() > 0) move_range(range, minmax_of(input), momentum);
   return fake_quantize(input, lo, hi, bits, std::nullopt, ste);

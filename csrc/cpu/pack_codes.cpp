@@ -108,10 +108,13 @@ void unpack(const uint8_t* packed, int8_t* codes, int64_t numel) {
 // Calls f with the number of bits as a constant.
 template <typename F>
 void with_bits(int64_t bits, const F& f) {
-  TORCH_CHECK(bits >= 2 && bits <= 4, "bits must be 2 to 4, got ", bits);
+  TORCH_CHECK(bits >= 2 && bits <= 7, "bits must be 2 to 7, got ", bits);
   if (bits == 2) f(std::integral_constant<int, 2>{});
   if (bits == 3) f(std::integral_constant<int, 3>{});
   if (bits == 4) f(std::integral_constant<int, 4>{});
+  if (bits == 5) f(std::integral_constant<int, 5>{});
+  if (bits == 6) f(std::integral_constant<int, 6>{});
+  if (bits == 7) f(std::integral_constant<int, 7>{});
 }
 
 // Calls f(begin, end) on stretches of whole groups.

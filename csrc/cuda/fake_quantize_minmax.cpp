@@ -17,11 +17,12 @@ namespace gdfq::cuda {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Tensor& w,
                                                                     int64_t bits,
                                                                     std::optional<int64_t> axis,
-                                                                    c10::string_view ste) {
+                                                                    c10::string_view ste,
+                                                                    bool zero_in_range) {
   check_bits(bits);
   check_ste(ste);
   if (w.scalar_type() == at::kDouble) {
-    auto [y, lo, hi] = fake_quantize_minmax(w.to(at::kFloat), bits, axis, ste);
+    auto [y, lo, hi] = fake_quantize_minmax(w.to(at::kFloat), bits, axis, ste, zero_in_range);
     return {y.to(at::kDouble), lo, hi};
   }
   const c10::cuda::CUDAGuard guard(w.device());
@@ -40,6 +41,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
     const bool alone = axis && reduced.empty();
     at::Tensor lo = (alone ? input : input.amin(reduced)).to(at::kFloat, false, true);
     at::Tensor hi = (alone ? input : input.amax(reduced)).to(at::kFloat, false, true);
+    if (zero_in_range) {
+      lo.clamp_max_(0);
+      hi.clamp_min_(0);
+    }
     return {fake_quantize(input, lo, hi, bits, axis, ste), lo, hi};
   }
   const int64_t rows = input.size(*axis);
@@ -47,8 +52,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
   at::Tensor lo = at::empty({rows}, float32), hi = at::empty({rows}, float32);
   C10_CUDA_CHECK(launch_fake_quantize_minmax(
       dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
-      lo.mutable_data_ptr<float>(), hi.mutable_data_ptr<float>(), static_cast<int>(bits), rows,
-      input.numel() / rows, c10::cuda::getCurrentCUDAStream()));
+      lo.mutable_data_ptr<float>(), hi.mutable_data_ptr<float>(), static_cast<int>(bits),
+      zero_in_range, rows, input.numel() / rows, c10::cuda::getCurrentCUDAStream()));
   return {output, lo, hi};
 }
 

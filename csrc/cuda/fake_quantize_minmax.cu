@@ -5,7 +5,7 @@
 namespace gdfq::cuda {
 
 cudaError_t launch_fake_quantize_minmax(Dtype dtype, const void* w, void* y, float* lo, float* hi,
-                                        int bits, int64_t rows, int64_t length,
+                                        int bits, bool zero_in_range, int64_t rows, int64_t length,
                                         cudaStream_t stream) {
   return with_type(dtype, [&](auto value) {
     using T = decltype(value);
@@ -20,9 +20,9 @@ cudaError_t launch_fake_quantize_minmax(Dtype dtype, const void* w, void* y, flo
     T* out = static_cast<T*>(y);
     if (bytes <= kRowBytesOnChip)
       return launch(quantize_minmax_rows<T, true>, grid, block, static_cast<size_t>(bytes), stream,
-                    in, out, lo, hi, bits, length);
+                    in, out, lo, hi, bits, zero_in_range, length);
     return launch(quantize_minmax_rows<T, false>, grid, block, 0, stream, in, out, lo, hi, bits,
-                  length);
+                  zero_in_range, length);
   });
 }
 

@@ -26,7 +26,8 @@ namespace {
 template <typename T, bool kOnChip>
 __device__ __forceinline__ void quantize_minmax_row(const T* __restrict__ row, T* __restrict__ out,
                                                     float* __restrict__ lo, float* __restrict__ hi,
-                                                    int bits, int64_t length, uint4* chip) {
+                                                    int bits, bool zero_in_range, int64_t length,
+                                                    uint4* chip) {
   __shared__ float low_of_warp[kRowThreads / 32];
   __shared__ float high_of_warp[kRowThreads / 32];
   const int skew = misalignment(row);
@@ -50,6 +51,7 @@ __device__ __forceinline__ void quantize_minmax_row(const T* __restrict__ row, T
   }
   low = reduce_block(low, low_of_warp, minimum);
   high = reduce_block(high, high_of_warp, maximum);
+  if (zero_in_range) contain_zero(low, high);
   if (threadIdx.x == 0) {
     *lo = low;
     *hi = high;
@@ -75,10 +77,10 @@ __device__ __forceinline__ void quantize_minmax_row(const T* __restrict__ row, T
 template <typename T, bool kOnChip>
 __global__ void __launch_bounds__(kRowThreads)
     quantize_minmax_rows(const T* __restrict__ w, T* __restrict__ y, float* __restrict__ lo,
-                         float* __restrict__ hi, int bits, int64_t length) {
+                         float* __restrict__ hi, int bits, bool zero_in_range, int64_t length) {
   GDFQ_DYNAMIC_SHARED(uint4, chip);
   quantize_minmax_row<T, kOnChip>(w + blockIdx.x * length, y + blockIdx.x * length, lo + blockIdx.x,
-                                  hi + blockIdx.x, bits, length, chip);
+                                  hi + blockIdx.x, bits, zero_in_range, length, chip);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 namespace gdfq::cuda {
 
 cudaError_t launch_fake_quantize_minmax(Dtype dtype, const void* w, void* y, float* lo, float* hi,
-                                        int bits, int64_t rows, int64_t length,
+                                        int bits, bool zero_in_range, int64_t rows, int64_t length,
                                         cudaStream_t stream);
 
 }  // namespace gdfq::cuda

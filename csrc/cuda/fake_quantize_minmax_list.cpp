@@ -42,7 +42,8 @@ struct Lists {
 
 std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList ws,
                                                                 at::IntArrayRef bits,
-                                                                c10::string_view ste) {
+                                                                c10::string_view ste,
+                                                                bool zero_in_range) {
   check_weights(ws, bits);
   check_ste(ste);
   const size_t count = ws.size();
@@ -54,16 +55,17 @@ std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList w
     inputs[t] = dense(ws[t]);
     const at::Tensor& input = inputs[t];
     if (!has_rows(input)) {
-      std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste);
+      std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste, zero_in_range);
       continue;
     }
     const int64_t rows = input.size(0);
     ys[t] = at::empty_like(input);
     los[t] = at::empty({rows}, input.options().dtype(at::kFloat));
     his[t] = at::empty_like(los[t]);
-    lists.add(dtype_of(input), {input.const_data_ptr(), ys[t].mutable_data_ptr(),
-                                los[t].mutable_data_ptr<float>(), his[t].mutable_data_ptr<float>(),
-                                rows, input.numel() / rows, static_cast<int>(bits[t])});
+    lists.add(dtype_of(input),
+              {input.const_data_ptr(), ys[t].mutable_data_ptr(), los[t].mutable_data_ptr<float>(),
+               his[t].mutable_data_ptr<float>(), rows, input.numel() / rows,
+               static_cast<int>(bits[t]), zero_in_range});
   }
   lists.launch(launch_fake_quantize_minmax_list);
   return {ys, los, his};

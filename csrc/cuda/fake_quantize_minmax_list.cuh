@@ -52,9 +52,9 @@ __global__ void __launch_bounds__(kListThreads) quantize_minmax_list(RowList<Qua
   const int t = list.find(blockIdx.x);
   const QuantizedRows& tensor = list.tensor[t];
   const int64_t row = blockIdx.x - list.start[t], offset = row * tensor.length;
-  quantize_minmax_row<T, false>(static_cast<const T*>(tensor.w) + offset,
-                                static_cast<T*>(tensor.y) + offset, tensor.lo + row,
-                                tensor.hi + row, tensor.bits, tensor.length, nullptr);
+  quantize_minmax_row<T, false>(
+      static_cast<const T*>(tensor.w) + offset, static_cast<T*>(tensor.y) + offset, tensor.lo + row,
+      tensor.hi + row, tensor.bits, tensor.zero_in_range, tensor.length, nullptr);
 }
 
 template <typename T>

@@ -18,6 +18,7 @@ struct QuantizedRows {
   int64_t rows;
   int64_t length;
   int bits;
+  bool zero_in_range;
 };
 
 cudaError_t launch_fake_quantize_minmax_list(Dtype dtype, const QuantizedRows* tensors,

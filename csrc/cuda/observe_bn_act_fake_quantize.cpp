@@ -19,16 +19,19 @@ at::Tensor observe_bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& r
                                         at::Tensor average_hi, at::Tensor lo, at::Tensor hi,
                                         at::Tensor num_batches_tracked, int64_t bits,
                                         double momentum, c10::string_view act,
-                                        const Optional& residual, c10::string_view ste) {
+                                        const Optional& residual, c10::string_view ste,
+                                        bool zero_in_range) {
   if (x.scalar_type() == at::kDouble)
     return observe_bn_act_fake_quantize(x.to(at::kFloat), running_mean, running_var, weight, bias,
                                         eps, average_lo, average_hi, lo, hi, num_batches_tracked,
-                                        bits, momentum, act, wide_to_float(residual), ste)
+                                        bits, momentum, act, wide_to_float(residual), ste,
+                                        zero_in_range)
         .to(at::kDouble);
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
   check_bits(bits);
   check_ste(ste);
-  const MovingRange range = moving_range(average_lo, average_hi, lo, hi, num_batches_tracked);
+  const MovingRange range =
+      moving_range(average_lo, average_hi, lo, hi, num_batches_tracked, zero_in_range);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = walkable(x);
   const Optional added = residual_of(residual, input);

@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   const float past = static_cast<float>(momentum), present = static_cast<float>(1 - momentum);
   move_end(low, past, present, correction, range.average_lo, range.lo);
   move_end(high, past, present, correction, range.average_hi, range.hi);
+  if (range.zero_in_range) contain_zero(*range.lo, *range.hi);
 }
 
 }  // namespace

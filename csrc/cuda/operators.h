@@ -26,6 +26,7 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Tensor& w,
                                                                     int64_t bits,
                                                                     std::optional<int64_t> axis,
-                                                                    c10::string_view ste);
+                                                                    c10::string_view ste,
+                                                                    bool zero_in_range);
 
 }  // namespace gdfq::cuda

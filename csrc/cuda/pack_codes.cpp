@@ -12,7 +12,7 @@ namespace {
 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
   TORCH_CHECK(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
-  TORCH_CHECK(bits >= 2 && bits <= 4, "bits must be 2 to 4, got ", bits);
+  TORCH_CHECK(bits >= 2 && bits <= 7, "bits must be 2 to 7, got ", bits);
   const c10::cuda::CUDAGuard guard(codes.device());
   const at::Tensor input = codes.contiguous();
   const int64_t numel = input.numel();
@@ -27,7 +27,7 @@ at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
 at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, at::IntArrayRef shape) {
   TORCH_CHECK(packed.scalar_type() == at::kByte, "packed must be uint8, got ",
               packed.scalar_type());
-  TORCH_CHECK(bits >= 2 && bits <= 4, "bits must be 2 to 4, got ", bits);
+  TORCH_CHECK(bits >= 2 && bits <= 7, "bits must be 2 to 7, got ", bits);
   const c10::cuda::CUDAGuard guard(packed.device());
   const at::Tensor input = packed.contiguous();
   at::Tensor codes = at::empty(shape, input.options().dtype(at::kChar));

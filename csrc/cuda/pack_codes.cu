@@ -17,7 +17,10 @@ cudaError_t launch_pack_codes(const int8_t* codes, uint8_t* packed, int bits, in
                               cudaStream_t stream) {
   const auto kernel = bits == 2   ? pack_codes_flat<2>
                       : bits == 3 ? pack_codes_flat<3>
-                                  : pack_codes_flat<4>;
+                      : bits == 4 ? pack_codes_flat<4>
+                      : bits == 5 ? pack_codes_flat<5>
+                      : bits == 6 ? pack_codes_flat<6>
+                                  : pack_codes_flat<7>;
   return launch(kernel, grid_of(numel), dim3(kPackThreads), 0, stream, codes, packed, numel,
                 is_aligned(codes));
 }
@@ -26,7 +29,10 @@ cudaError_t launch_unpack_codes(const uint8_t* packed, int8_t* codes, int bits, 
                                 cudaStream_t stream) {
   const auto kernel = bits == 2   ? unpack_codes_flat<2>
                       : bits == 3 ? unpack_codes_flat<3>
-                                  : unpack_codes_flat<4>;
+                      : bits == 4 ? unpack_codes_flat<4>
+                      : bits == 5 ? unpack_codes_flat<5>
+                      : bits == 6 ? unpack_codes_flat<6>
+                                  : unpack_codes_flat<7>;
   return launch(kernel, grid_of(numel), dim3(kPackThreads), 0, stream, packed, codes, numel,
                 is_aligned(packed));
 }

@@ -1,4 +1,4 @@
-// Launchers of pack_codes and unpack_codes; at least one code, 2 to 4 bits. The result is 16-byte
+// Launchers of pack_codes and unpack_codes; at least one code, 2 to 7 bits. The result is 16-byte
 // aligned.
 #pragma once
 

@@ -96,12 +96,14 @@ def suggest_bits(
     progress.start_layers(
         sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in teacher.modules())
     )
+    zero_in_range = recipe.quantization.zero_in_range
     try:
         layers = measure_sensitivities(
             teacher,
             images,
             on_layer=lambda layer: progress.layer(layer.name),
             leaf_modules=recipe.quantization.leaf_modules,
+            zero_in_range=zero_in_range,
         )
     finally:
         progress.stop()
@@ -112,8 +114,11 @@ def suggest_bits(
         layers,
         bits,
         sum(bits[layer.name] * layer.parameters for layer in layers) / parameters,
-        divergence(teacher, images, bits),
-        {width: divergence(teacher, images, dict.fromkeys(bits, width)) for width in sides},
+        divergence(teacher, images, bits, zero_in_range),
+        {
+            width: divergence(teacher, images, dict.fromkeys(bits, width), zero_in_range)
+            for width in sides
+        },
         with_weight_bits(recipe, f"{recipe.name}-{budget:g}bits", bits, layers),
     )
 

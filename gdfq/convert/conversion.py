@@ -42,12 +42,14 @@ class Converter:
         bits: BitWidths,
         make_act: Callable[[int, Activation], QAct],
         ste: Ste,
+        zero_in_range: bool,
     ) -> None:
         self.root = root
         self.graph = graph
         self.bits = bits
         self.make_act = make_act
         self.ste = ste
+        self.zero_in_range = zero_in_range
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.taken = set(self.modules) | root.state_dict().keys()
         self.replaced: dict[nn.Module, nn.Module] = {}
@@ -146,7 +148,8 @@ class Converter:
             bits = self.bits.weight(path, self.paths_of(module), key=module)
             if module not in self.replaced:
                 layer = QConv2d if type(module) is nn.Conv2d else QLinear
-                self.swap(module, layer.from_float(module, bits, ste=self.ste))
+                quantized = layer.from_float(module, bits, None, self.ste, self.zero_in_range)
+                self.swap(module, quantized)
             self.note_layer(node, path, kind, bits)
         elif type(module) in ACTIVATION_MODULES:
             act = ACTIVATION_MODULES[type(module)]
@@ -216,7 +219,8 @@ class Converter:
         assert isinstance(weight, fx.Node)
         name = self.scoped_name(node, f"{kind}_weight")
         bits = self.bits.weight(name, key=node)
-        self.root.set_submodule(name, WeightQuantizer(bits, self.ste).eval())
+        quantizer = WeightQuantizer(bits, self.ste, self.zero_in_range)
+        self.root.set_submodule(name, quantizer.eval())
         with self.graph.inserting_before(node):
             quantized = self.graph.call_module(name, (weight,))
         node.replace_input_with(weight, quantized)

@@ -31,6 +31,7 @@ def quantize_model(
     momentum: float = 0.9,
     leaf_modules: Sequence[str | type] = (),
     strict: bool = False,
+    zero_in_range: bool = False,
 ) -> QuantizedModel:
     """Convert a trained network into its quantized student.
 
@@ -61,6 +62,8 @@ def quantize_model(
         momentum: of the activation ranges' moving average, in [0, 1).
         leaf_modules: classes or paths of modules not to trace into; they stay in float.
         strict: raise if an operation that should be quantized cannot be.
+        zero_in_range: every range, of weights and of activations, also contains 0, as integer
+            kernels that pad with zeros need; a range without 0 is widened to it.
 
     Returns:
         The student, in evaluation mode, its activation ranges not yet set. ``student.coverage``
@@ -85,9 +88,9 @@ def quantize_model(
     device = next((p.device for p in root.parameters()), None)
 
     def make_act(act_bits: int, act: Activation) -> QAct:
-        return QAct(act_bits, act, ste, momentum, device=device).eval()
+        return QAct(act_bits, act, ste, momentum, device, zero_in_range).eval()
 
-    converter = Converter(root, graph, widths, make_act, ste)
+    converter = Converter(root, graph, widths, make_act, ste, zero_in_range)
     layers = converter.layers()
     if first_last_bits is not None and layers:
         widths.fix_weights((layers[0], layers[-1]), first_last_bits)

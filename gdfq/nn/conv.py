@@ -22,6 +22,7 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
         act_bits: quantize the input too, with a :class:`QAct` named ``input_quantizer``; None
             leaves it as it comes.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
+        zero_in_range: every range, of weights and of the input, also contains 0.
 
     All other arguments, and the shapes, are those of ``nn.Conv2d``.
 
@@ -37,10 +38,11 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
         weight_bits: int = 4,
         act_bits: int | None = None,
         ste: Ste = "identity",
+        zero_in_range: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._init_quantizers(weight_bits, act_bits, ste)
+        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range)
 
     @classmethod
     def from_float(
@@ -49,6 +51,7 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
         weight_bits: int = 4,
         act_bits: int | None = None,
         ste: Ste = "identity",
+        zero_in_range: bool = False,
     ) -> QConv2d:
         """The quantized counterpart of ``module``, sharing its parameters."""
         if not isinstance(module, nn.Conv2d):
@@ -67,6 +70,7 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
             weight_bits=weight_bits,
             act_bits=act_bits,
             ste=ste,
+            zero_in_range=zero_in_range,
         )
         quantized._share_parameters(module)
         return quantized

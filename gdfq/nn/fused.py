@@ -48,8 +48,9 @@ class FusedBatchNormAct(nn.Module):
         frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
         if q.training:
             moving = q.moving_range(x)
+            options = (q.act, residual, q.ste, q.zero_in_range)
             return observe_bn_act_fake_quantize(
-                x, *frozen, *moving, q.act_bits, q.momentum, q.act, residual, q.ste
+                x, *frozen, *moving, q.act_bits, q.momentum, *options
             )
         q.require_range()
         return bn_act_fake_quantize(x, *frozen, q.lo, q.hi, q.act_bits, q.act, residual, q.ste)
@@ -59,14 +60,18 @@ class QuantizedWeights(nn.Module):
     """The quantized weights of many layers, from one call.
 
     Args:
-        layers: whose weights, in the order of the result; all with one ``ste``.
+        layers: whose weights, in the order of the result; all with one ``ste`` and one
+            ``zero_in_range``.
     """
 
-    def __init__(self, layers: Sequence[QConv2d | QLinear], ste: Ste) -> None:
+    def __init__(
+        self, layers: Sequence[QConv2d | QLinear], ste: Ste, zero_in_range: bool = False
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.bits = [layer.weight_bits for layer in layers]
         self.ste = ste
+        self.zero_in_range = zero_in_range
         self._kept: list[Tensor] | None = None
 
     def forward(self) -> list[Tensor]:
@@ -74,7 +79,12 @@ class QuantizedWeights(nn.Module):
         if self._kept is not None:
             return self._kept
         weights = [layer.weight for layer in self.layers]
-        return fake_quantize_minmax_list(weights, self.bits, self.ste)  # type: ignore[arg-type]
+        return fake_quantize_minmax_list(
+            weights,  # type: ignore[arg-type]
+            self.bits,
+            self.ste,
+            self.zero_in_range,
+        )
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
         act_bits: quantize the input too, with a :class:`QAct` named ``input_quantizer``; None
             leaves it as it comes.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
+        zero_in_range: every range, of weights and of the input, also contains 0.
 
     All other arguments, and the shapes, are those of ``nn.Linear``.
 
@@ -38,10 +39,11 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
         weight_bits: int = 4,
         act_bits: int | None = None,
         ste: Ste = "identity",
+        zero_in_range: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._init_quantizers(weight_bits, act_bits, ste)
+        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range)
 
     @classmethod
     def from_float(
@@ -50,6 +52,7 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
         weight_bits: int = 4,
         act_bits: int | None = None,
         ste: Ste = "identity",
+        zero_in_range: bool = False,
     ) -> QLinear:
         """The quantized counterpart of ``module``, sharing its parameters."""
         if not isinstance(module, nn.Linear):
@@ -62,6 +65,7 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
             weight_bits=weight_bits,
             act_bits=act_bits,
             ste=ste,
+            zero_in_range=zero_in_range,
         )
         quantized._share_parameters(module)
         return quantized

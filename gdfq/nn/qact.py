@@ -13,7 +13,7 @@ from gdfq.distributed import World, joined_world
 from gdfq.errors import InputError
 from gdfq.functional import Activation, activate
 from gdfq.ops._checks import Ste, check_bits, check_ste
-from gdfq.ops.fake_quantize import fake_quantize
+from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -28,7 +28,8 @@ class QAct(nn.Module):
         average <- momentum * average + (1 - momentum) * batch minimum (maximum)
         lo (hi)  = average / (1 - momentum**t)        after t batches
 
-    The correction for the average's start at 0 is applied to a copy, never to the average. To
+    The correction for the average's start at 0 is applied to a copy, never to the average, and so
+    is ``zero_in_range``: ``lo = min(lo, 0)``, ``hi = max(hi, 0)``. To
     train weights with fixed ranges, call ``eval()`` on the :class:`QAct` modules.
 
     Args:
@@ -37,6 +38,7 @@ class QAct(nn.Module):
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
         momentum: weight of the past in the moving average, in [0, 1).
         device: where the range is kept.
+        zero_in_range: the range also contains 0; so does one that is loaded.
 
     Shape: any; the output has the input's shape, dtype and memory format.
 
@@ -60,6 +62,7 @@ class QAct(nn.Module):
         ste: Ste = "identity",
         momentum: float = 0.9,
         device: Any = None,
+        zero_in_range: bool = False,
     ) -> None:
         super().__init__()
         check_bits(act_bits, "act_bits")
@@ -72,6 +75,7 @@ class QAct(nn.Module):
         self.act = act
         self.ste = ste
         self.momentum = momentum
+        self.zero_in_range = zero_in_range
         for name in ("lo", "hi", "average_lo", "average_hi"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
         self.register_buffer(
@@ -81,25 +85,33 @@ class QAct(nn.Module):
 
     @classmethod
     def from_float(
-        cls, module: nn.Module, act_bits: int = 4, ste: Ste = "identity", momentum: float = 0.9
+        cls,
+        module: nn.Module,
+        act_bits: int = 4,
+        ste: Ste = "identity",
+        momentum: float = 0.9,
+        zero_in_range: bool = False,
     ) -> QAct:
         """The quantized counterpart of an ``nn.ReLU``, ``nn.ReLU6`` or ``nn.Identity``."""
         acts: dict[type, Activation] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Identity: "none"}
         if type(module) not in acts:
             allowed = ", ".join(f"nn.{kind.__name__}" for kind in acts)
             raise InputError(f"module: must be one of {allowed}, got {type(module).__name__}")
-        return cls(act_bits, acts[type(module)], ste, momentum).train(module.training)
+        act = acts[type(module)]
+        made = cls(act_bits, act, ste, momentum, zero_in_range=zero_in_range)
+        return made.train(module.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of ``x``, quantized."""
         y = activate(x, self.act)
         if self.training:
             moving = self.moving_range(y)
+            options = (self.act_bits, self.momentum, self.ste, self.zero_in_range)
             world = joined_world()
             if world is None:
-                return observe_fake_quantize(y, *moving, self.act_bits, self.momentum, self.ste)
+                return observe_fake_quantize(y, *moving, *options)
             # The ends stand for the batch of all ranks: they move the range as it would.
-            observe_fake_quantize(_global_ends(y, world), *moving, self.act_bits, self.momentum)
+            observe_fake_quantize(_global_ends(y, world), *moving, *options)
             return fake_quantize(y, self.lo.clone(), self.hi.clone(), self.act_bits, ste=self.ste)
         self.require_range()
         return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
@@ -134,6 +146,10 @@ class QAct(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if self.zero_in_range and {prefix + "lo", prefix + "hi"} <= state_dict.keys():
+            state_dict = {**state_dict}
+            ends = contain_zero(state_dict[prefix + "lo"], state_dict[prefix + "hi"])
+            state_dict[prefix + "lo"], state_dict[prefix + "hi"] = ends
         super()._load_from_state_dict(state_dict, prefix, *args)
         tracked = state_dict.get(prefix + "num_batches_tracked")
         if tracked is not None and tracked.device.type != "meta":
@@ -141,7 +157,8 @@ class QAct(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
-        return f"act_bits={self.act_bits}, act={self.act!r}, ste={self.ste!r}"
+        zero = ", zero_in_range=True" if self.zero_in_range else ""
+        return f"act_bits={self.act_bits}, act={self.act!r}, ste={self.ste!r}{zero}"
 
 
 @torch.no_grad()

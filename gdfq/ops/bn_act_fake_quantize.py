@@ -22,6 +22,7 @@ from gdfq.ops._outputs import empty_like
 from gdfq.ops.batch_norm_stats import _factor, _per_channel
 from gdfq.ops.fake_quantize import (
     _no_second_derivative,
+    contain_zero,
     fake_quantize_backward_reference,
     fake_quantize_reference,
 )
@@ -43,6 +44,7 @@ def bn_act_fake_quantize(
     act: Activation = "relu",
     residual: Tensor | None = None,
     ste: Ste = "identity",
+    zero_in_range: bool = False,
 ) -> Tensor:
     """Normalize by running statistics, add a residual, activate and quantize, in one pass.
 
@@ -56,6 +58,7 @@ def bn_act_fake_quantize(
         act: ``"relu"``, ``"relu6"`` or ``"none"``.
         residual: of ``x``'s shape and dtype, added before the activation; None for none.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`.
+        zero_in_range: see :func:`gdfq.functional.fake_quantize`.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format. Computed in float32::
@@ -81,6 +84,8 @@ def bn_act_fake_quantize(
     check_act(act)
     check_ste(ste)
     check_same(residual, "residual", x, "x")
+    if zero_in_range:
+        lo, hi = contain_zero(lo, hi)
     return _op(x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste)
 
 

@@ -29,6 +29,7 @@ def fake_quantize(
     bits: int,
     axis: int | None = None,
     ste: LearnedSte = "identity",
+    zero_in_range: bool = False,
 ) -> Tensor:
     """Round ``x`` to the ``2**bits`` values of a uniform grid over ``[lo, hi]``.
 
@@ -41,6 +42,9 @@ def fake_quantize(
         ste: the straight-through estimator, ``"identity"`` (the gradient passes unchanged) or
             ``"clip"`` (it passes where the code before clamping lies in range, else it is 0) or
             ``"learned"`` (as ``"clip"`` for ``x``, and gradients to ``lo`` and ``hi``).
+        zero_in_range: quantize over ``[min(lo, 0), max(hi, 0)]`` instead, a range that contains 0
+            as integer kernels that pad with zeros need; 0 is then a value of the grid. No gradient
+            flows to an end that was moved.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format. Computed in float32::
@@ -80,7 +84,14 @@ def fake_quantize(
     check_ste(ste, learned=True)
     axis = check_axis(axis, x, "x")
     check_range(lo, hi, () if axis is None else (x.shape[axis],), x)
+    if zero_in_range:
+        lo, hi = contain_zero(lo, hi)
     return _op(x, lo, hi, bits, axis, ste)
+
+
+def contain_zero(lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of the ranges, moved where 0 is not between them; NaN stays."""
+    return torch.clamp(lo, max=0), torch.clamp(hi, min=0)
 
 
 @torch.library.register_fake("gdfq::fake_quantize")

@@ -10,14 +10,18 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import Ste, check_axis, check_bits, check_float, check_ste
-from gdfq.ops.fake_quantize import fake_quantize_reference
+from gdfq.ops.fake_quantize import contain_zero, fake_quantize_reference
 
 _op = torch.ops.gdfq.fake_quantize_minmax
 _backward_op = torch.ops.gdfq.fake_quantize_backward
 
 
 def fake_quantize_minmax(
-    w: Tensor, bits: int, axis: int | tuple[int, ...] | None = 0, ste: Ste = "identity"
+    w: Tensor,
+    bits: int,
+    axis: int | tuple[int, ...] | None = 0,
+    ste: Ste = "identity",
+    zero_in_range: bool = False,
 ) -> Tensor:
     """Quantize ``w`` over the minimum and maximum of each entry of ``axis``.
 
@@ -28,6 +32,7 @@ def fake_quantize_minmax(
             of the two leading axes (each kernel of a convolution); None is one over everything.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
             taken as a constant: no gradient flows through the minimum and maximum.
+        zero_in_range: each range also contains 0, see :func:`gdfq.functional.fake_quantize`.
 
     Returns:
         ``fake_quantize(w, lo, hi, bits, axis)`` with ``lo`` and ``hi`` the minimum and maximum
@@ -50,21 +55,23 @@ def fake_quantize_minmax(
             )
         if len(axis) == 2:
             # Two leading axes of contiguous memory are one.
-            y = _op(w.flatten(0, 1), bits, 0, ste)[0].view(w.shape)
+            y = _op(w.flatten(0, 1), bits, 0, ste, zero_in_range)[0].view(w.shape)
             return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(w))
         axis = axis[0]
-    return _op(w, bits, check_axis(axis, w, "w"), ste)[0]
+    return _op(w, bits, check_axis(axis, w, "w"), ste, zero_in_range)[0]
 
 
 @torch.library.register_fake("gdfq::fake_quantize_minmax")
-def _fake(w: Tensor, bits: int, axis: int | None, ste: str) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    w: Tensor, bits: int, axis: int | None, ste: str, zero_in_range: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     shape = () if axis is None else (w.shape[axis],)
     lo = torch.empty(shape, dtype=torch.float32, device=w.device)
     return torch.empty_like(w), lo, torch.empty_like(lo)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    w, ctx.bits, ctx.axis, ctx.ste = inputs
+    w, ctx.bits, ctx.axis, ctx.ste, _ = inputs
     _, lo, hi = output
     ctx.mark_non_differentiable(lo, hi)
     if ctx.ste == "clip":
@@ -74,7 +81,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.ste == "clip":
         grad = _backward_op(grad, *ctx.saved_tensors, ctx.bits, ctx.axis)
-    return grad, None, None, None
+    return grad, None, None, None, None
 
 
 torch.library.register_autograd(
@@ -86,7 +93,11 @@ torch.library.register_autograd(
 
 
 def fake_quantize_minmax_reference(
-    w: Tensor, bits: int, axis: int | None = 0, ste: str = "identity"
+    w: Tensor,
+    bits: int,
+    axis: int | None = 0,
+    ste: str = "identity",
+    zero_in_range: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fake_quantize_minmax` in plain PyTorch: the result and both ends of the ranges."""
     if w.numel() == 0:
@@ -98,6 +109,8 @@ def fake_quantize_minmax_reference(
     lo, hi = rows.amin(1), rows.amax(1)
     if axis is None:
         lo, hi = lo.squeeze(0), hi.squeeze(0)
+    if zero_in_range:
+        lo, hi = contain_zero(lo, hi)
     return fake_quantize_reference(w, lo, hi, bits, axis), lo, hi
 
 

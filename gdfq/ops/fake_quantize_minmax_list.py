@@ -19,7 +19,10 @@ _backward_op = torch.ops.gdfq.fake_quantize_minmax_list_backward
 
 
 def fake_quantize_minmax_list(
-    ws: Sequence[Tensor], bits: int | Sequence[int], ste: Ste = "identity"
+    ws: Sequence[Tensor],
+    bits: int | Sequence[int],
+    ste: Ste = "identity",
+    zero_in_range: bool = False,
 ) -> list[Tensor]:
     """Quantize each of several tensors over the minimum and maximum of each entry of dimension 0.
 
@@ -27,10 +30,12 @@ def fake_quantize_minmax_list(
         ws: any number of tensors of any shapes but 0-d; float32, float16, bfloat16 or float64.
         bits: 2 to 8, one for all or one per tensor.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`.
+        zero_in_range: each range also contains 0, see :func:`gdfq.functional.fake_quantize`.
 
     Returns:
-        ``[fake_quantize_minmax(w, b, 0, ste) for w, b in zip(ws, bits)]``, from one call forward
-        and, for ``"clip"``, one backward. See :func:`gdfq.functional.fake_quantize_minmax`.
+        ``[fake_quantize_minmax(w, b, 0, ste, zero_in_range) for w, b in zip(ws, bits)]``, from one
+        call forward and, for ``"clip"``, one backward. See
+        :func:`gdfq.functional.fake_quantize_minmax`.
 
     Raises:
         InputError: ``bits``, ``ste``, a dtype, a shape or a device is not one of the above.
@@ -49,12 +54,12 @@ def fake_quantize_minmax_list(
             raise InputError(f"ws[{index}]: must have at least one dimension, got shape ()")
         if w.device != ws[0].device:
             raise InputError(f"ws[{index}]: must be on {ws[0].device} like ws[0], got {w.device}")
-    return list(_op(ws, many, ste)[0]) if ws else []
+    return list(_op(ws, many, ste, zero_in_range)[0]) if ws else []
 
 
 @torch.library.register_fake("gdfq::fake_quantize_minmax_list")
 def _fake(
-    ws: list[Tensor], bits: list[int], ste: str
+    ws: list[Tensor], bits: list[int], ste: str, zero_in_range: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     los = [w.new_empty((w.shape[0],), dtype=torch.float32) for w in ws]
     return [torch.empty_like(w) for w in ws], los, [torch.empty_like(lo) for lo in los]
@@ -68,7 +73,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[Tensor], ...]) -> None:
-    ws, ctx.bits, ctx.ste = inputs
+    ws, ctx.bits, ctx.ste, _ = inputs
     _, los, his = output
     ctx.mark_non_differentiable(*los, *his)
     ctx.tensors = len(ws)
@@ -80,7 +85,7 @@ def _backward(ctx: Any, grads: list[Tensor], *_: Any) -> tuple[Any, ...]:
     if ctx.ste == "clip":
         saved, n = ctx.saved_tensors, ctx.tensors
         grads = _backward_op(grads, saved[:n], saved[n : 2 * n], saved[2 * n :], ctx.bits)
-    return list(grads), None, None
+    return list(grads), None, None, None
 
 
 torch.library.register_autograd(
@@ -93,10 +98,13 @@ torch.library.register_autograd("gdfq::fake_quantize_minmax_list_backward", _no_
 
 
 def fake_quantize_minmax_list_reference(
-    ws: list[Tensor], bits: list[int], ste: str = "identity"
+    ws: list[Tensor], bits: list[int], ste: str = "identity", zero_in_range: bool = False
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """:func:`fake_quantize_minmax_list` in plain PyTorch: results and both ends of the ranges."""
-    results = [fake_quantize_minmax_reference(w, b, 0) for w, b in zip(ws, bits, strict=True)]
+    results = [
+        fake_quantize_minmax_reference(w, b, 0, ste, zero_in_range)
+        for w, b in zip(ws, bits, strict=True)
+    ]
     ys, los, his = ([result[i] for result in results] for i in range(3))
     return ys, los, his
 

@@ -47,6 +47,7 @@ def observe_bn_act_fake_quantize(
     act: Activation = "relu",
     residual: Tensor | None = None,
     ste: Ste = "identity",
+    zero_in_range: bool = False,
 ) -> Tensor:
     """:func:`gdfq.functional.bn_act_fake_quantize` over a range that the batch moves first.
 
@@ -64,6 +65,8 @@ def observe_bn_act_fake_quantize(
         residual: of ``x``'s shape and dtype, added before the activation; None for none.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
             taken as a constant: no gradient flows through the minimum and maximum.
+        zero_in_range: ``lo`` and ``hi``, not their averages, are moved to contain 0, see
+            :func:`gdfq.functional.fake_quantize`.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format. Computed in float32, the minimum and
@@ -71,7 +74,7 @@ def observe_bn_act_fake_quantize(
 
             v = (x - running_mean) * (weight / sqrt(running_var + eps)) + bias + residual
             y = observe_fake_quantize(act(v), average_lo, average_hi, lo, hi,
-                                      num_batches_tracked, bits, momentum)
+                                      num_batches_tracked, bits, momentum, ste, zero_in_range)
 
         ``x`` (and ``residual``) is read twice and ``y`` written once. Gradients are those of
         :func:`gdfq.functional.bn_act_fake_quantize` with the moved range.
@@ -92,7 +95,7 @@ def observe_bn_act_fake_quantize(
     read |= {"x": x, "bias": bias, "residual": residual}
     check_moving_range(x, *buffers, momentum, read)
     norm = (running_mean, running_var, weight, bias, eps)
-    return _op(x, *norm, *buffers, bits, momentum, act, residual, ste)
+    return _op(x, *norm, *buffers, bits, momentum, act, residual, ste, zero_in_range)
 
 
 @torch.library.register_fake("gdfq::observe_bn_act_fake_quantize")
@@ -116,7 +119,7 @@ class _ObserveBnActFakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_norm, of_residual = saved_gradients(ctx, grad)
-        return (None, *of_norm, *(None,) * 9, of_residual, None)
+        return (None, *of_norm, *(None,) * 9, of_residual, None, None)
 
 
 register_gradient("observe_bn_act_fake_quantize", _ObserveBnActFakeQuantize, slice(6, 11))
@@ -142,13 +145,14 @@ def observe_bn_act_fake_quantize_reference(
     act: str = "relu",
     residual: Tensor | None = None,
     ste: str = "identity",
+    zero_in_range: bool = False,
 ) -> Tensor:
     """:func:`observe_bn_act_fake_quantize` in plain PyTorch."""
     norm = (running_mean, running_var, weight, bias, eps)
     if x.numel():
         v, _, _ = _normalize(x, *norm, residual)
         buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
-        move_range(_activate(v, act), *buffers, momentum)
+        move_range(_activate(v, act), *buffers, momentum, zero_in_range)
     return bn_act_fake_quantize_reference(x, *norm, lo, hi, bits, act, residual, ste)
 
 

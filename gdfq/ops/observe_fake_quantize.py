@@ -25,6 +25,7 @@ def observe_fake_quantize(
     bits: int,
     momentum: float = 0.9,
     ste: Ste = "identity",
+    zero_in_range: bool = False,
 ) -> Tensor:
     """Move a range by the minimum and maximum of ``x`` and quantize ``x`` over the moved range.
 
@@ -37,6 +38,8 @@ def observe_fake_quantize(
         momentum: weight of the past in the moving average, in [0, 1).
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
             taken as a constant: no gradient flows through the minimum and maximum.
+        zero_in_range: ``lo`` and ``hi``, not their averages, are moved to contain 0, see
+            :func:`gdfq.functional.fake_quantize`.
 
     Returns:
         ``fake_quantize(x, lo, hi, bits)`` with the new range, which is computed on ``x``'s device
@@ -61,7 +64,7 @@ def observe_fake_quantize(
     check_ste(ste)
     buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
     check_moving_range(x, *buffers, momentum, read={"x": x})
-    return _op(x, *buffers, bits, momentum, ste)
+    return _op(x, *buffers, bits, momentum, ste, zero_in_range)
 
 
 @torch.library.register_fake("gdfq::observe_fake_quantize")
@@ -74,7 +77,7 @@ class _ObserveFakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keyset: Any, x: Tensor, *rest: Any) -> Tensor:
-        *buffers, ctx.bits, _, ctx.ste = rest
+        *buffers, ctx.bits, _, ctx.ste, _ = rest
         with torch._C._AutoDispatchBelowAutograd():
             y = _op.default.redispatch(keyset & torch._C._after_autograd_keyset, x, *rest)
             if ctx.ste == "clip":
@@ -86,7 +89,7 @@ class _ObserveFakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.ste == "clip":
             grad = _backward_op(grad, *ctx.saved_tensors, ctx.bits, None)
-        return (None, grad, *(None,) * 8)
+        return (None, grad, *(None,) * 9)
 
 
 def register_gradient(operator: str, function: Any, buffers: slice) -> None:
@@ -123,6 +126,7 @@ def move_range(
     hi: Tensor,
     num_batches_tracked: Tensor,
     momentum: float,
+    zero_in_range: bool,
 ) -> None:
     """Move a range by the minimum and maximum of ``x``, which is not empty."""
     num_batches_tracked += 1
@@ -132,6 +136,9 @@ def move_range(
     ):
         average.mul_(momentum).add_((1 - momentum) * batch.float())
         end.copy_(average / correction)
+    if zero_in_range:
+        lo.clamp_(max=0)
+        hi.clamp_(min=0)
 
 
 def observe_fake_quantize_reference(
@@ -144,10 +151,12 @@ def observe_fake_quantize_reference(
     bits: int,
     momentum: float = 0.9,
     ste: str = "identity",
+    zero_in_range: bool = False,
 ) -> Tensor:
     """:func:`observe_fake_quantize` in plain PyTorch."""
     if x.numel():
-        move_range(x, average_lo, average_hi, lo, hi, num_batches_tracked, momentum)
+        buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
+        move_range(x, *buffers, momentum, zero_in_range)
     return fake_quantize_reference(x, lo, hi, bits)
 
 

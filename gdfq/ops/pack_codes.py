@@ -1,4 +1,4 @@
-"""Codes of 2, 3 or 4 bits as a dense stream of bits, and back."""
+"""Codes of 2 to 7 bits as a dense stream of bits, and back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 
+PACKED_BITS = range(2, 8)  # codes of 8 bits are bytes already
+
 _pack_op = torch.ops.gdfq.pack_codes
 _unpack_op = torch.ops.gdfq.unpack_codes
 
@@ -20,7 +22,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
     Args:
         codes: int8, any shape, from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``.
-        bits: 2, 3 or 4.
+        bits: 2 to 7.
 
     Returns:
         uint8 of ``ceil(codes.numel() * bits / 8)`` bytes. In row-major order, code i, with
@@ -40,7 +42,7 @@ def unpack_codes(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 
     Args:
         packed: uint8, ``(ceil(prod(shape) * bits / 8),)``.
-        bits: 2, 3 or 4.
+        bits: 2 to 7.
         shape: of the codes.
 
     Returns:
@@ -67,8 +69,8 @@ def _check(tensor: Tensor, name: str, dtype: torch.dtype, bits: int) -> None:
         raise InputError(
             f"{name}: must be a tensor of {dtype}, got {getattr(tensor, 'dtype', type(tensor))}"
         )
-    if isinstance(bits, bool) or bits not in (2, 3, 4):
-        raise InputError(f"bits: must be 2, 3 or 4, got {bits!r}")
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in PACKED_BITS:
+        raise InputError(f"bits: must be an int from 2 to 7, got {bits!r}")
 
 
 @torch.library.register_fake("gdfq::pack_codes")

@@ -7,13 +7,18 @@ from torch import Tensor
 
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_axis, check_bits, check_float, check_range
-from gdfq.ops.fake_quantize import _grid
+from gdfq.ops.fake_quantize import _grid, contain_zero
 
 _op = torch.ops.gdfq.quantize_codes
 
 
 def quantize_codes(
-    x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None = None
+    x: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    bits: int,
+    axis: int | None = None,
+    zero_in_range: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scale and zero point of ``x`` on the uniform grid over ``[lo, hi]``.
 
@@ -22,6 +27,7 @@ def quantize_codes(
         lo, hi: the range's ends, 0-d, or ``(x.shape[axis],)`` when ``axis`` is given.
         bits: 2 to 8.
         axis: the axis along which each entry has its own range; None for one range.
+        zero_in_range: see :func:`gdfq.functional.fake_quantize`.
 
     Returns:
         ``(codes, scale, zero)``: int8 ``codes`` in ``x``'s shape and memory format, from
@@ -43,6 +49,8 @@ def quantize_codes(
     axis = check_axis(axis, x, "x")
     check_range(lo, hi, () if axis is None else (x.shape[axis],), x)
     with torch.no_grad():
+        if zero_in_range:
+            lo, hi = contain_zero(lo, hi)
         return _op(x, lo, hi, bits, axis)
 
 

@@ -92,6 +92,9 @@ class Quantization(Section):
     range_momentum: float = Field(
         0.9, ge=0, lt=1, description="weight of the past in the activation ranges' average"
     )
+    zero_in_range: bool = Field(
+        False, description="every range also contains 0, as integer kernels need"
+    )
     leaf_modules: list[str] = Field(
         [], description="paths of modules that are not traced into and stay in float"
     )

@@ -198,3 +198,64 @@ def test_qact_from_float(module):
 def test_bad_arguments(make, message):
     with pytest.raises(gdfq.InputError, match=message):
         make()
+
+
+# ---- ranges that contain 0 ----
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(lambda **k: QConv2d(3, 4, 3, **k), (2, 3, 9, 9)), (lambda **k: QLinear(9, 4, **k), (5, 9))],
+)
+def test_layers_with_zero_in_range(layer, shape):
+    torch.manual_seed(0)
+    module = layer(weight_bits=3, act_bits=3, zero_in_range=True)
+    with torch.no_grad():
+        shift = torch.tensor([2.0, -2.0, 0.0, 2.0])
+        module.weight += shift.view(-1, *[1] * (module.weight.dim() - 1))
+    module(torch.rand(shape) + 1)
+    codes, scale, zero = module.weight_codes()
+    low, high = zero - 4, zero + 3
+    assert (low <= 0).all()
+    assert (high >= 0).all()
+    each = (-1, *[1] * (codes.dim() - 1))
+    values = (codes + zero.view(each)) / scale.view(each)
+    expected = fake_quantize_minmax(module.weight, 3, zero_in_range=True)
+    torch.testing.assert_close(values, expected.detach(), rtol=0, atol=0)
+    assert module.input_quantizer.lo == 0
+    assert module.input_quantizer.hi > 1
+    assert "zero_in_range=True" in repr(module)
+    assert "zero_in_range" not in repr(layer(act_bits=3))
+
+
+def test_from_float_with_zero_in_range():
+    conv = QConv2d.from_float(nn.Conv2d(3, 4, 3), 4, 4, "clip", True)
+    linear = QLinear.from_float(nn.Linear(3, 4), 4, 4, zero_in_range=True)
+    act = QAct.from_float(nn.ReLU6(), zero_in_range=True)
+    layers = (conv, linear, conv.input_quantizer, linear.input_quantizer, act)
+    assert all(layer.zero_in_range for layer in layers)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_qact_with_zero_in_range(sign):
+    act, plain = QAct(4, "none", zero_in_range=True), QAct(4, "none")
+    for t in range(3):
+        x = sign * (torch.rand(50) + 3 + t)
+        y = act(x)
+        plain(x)
+        assert act.lo <= 0 <= act.hi
+        torch.testing.assert_close(act.average_lo, plain.average_lo, rtol=0, atol=0)
+        torch.testing.assert_close(act.average_hi, plain.average_hi, rtol=0, atol=0)
+    assert act.eval()(torch.zeros(3)).tolist() == [0, 0, 0]
+    torch.testing.assert_close(act(x), y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_loaded_range_contains_zero(assign):
+    plain = QAct(4, "none")
+    plain(torch.tensor([2.0, 3.0]))
+    state = plain.state_dict()
+    act = QAct(4, "none", zero_in_range=True)
+    act.load_state_dict(state, assign=assign)
+    assert (act.lo, act.hi) == (0, state["hi"])
+    assert state["lo"] == plain.lo == 2

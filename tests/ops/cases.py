@@ -53,6 +53,15 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 every_shape = pytest.mark.parametrize("shape", SHAPES_4D, ids=lambda s: "x".join(map(str, s)))
 
 
+with_zero = pytest.mark.parametrize("zero_in_range", [False, True], ids=["as_it_is", "with_zero"])
+
+
+def off_zero(x: Tensor) -> Tensor:
+    """``x`` with its entries of dimension 0 in turns below, around and above 0."""
+    shift = 6 * (torch.arange(len(x), device=x.device) % 3 - 1)
+    return x + shift.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
 def same_bits(actual: Tensor, expected: Tensor) -> bool:
     """Equal values, NaN equal to NaN, and one dtype and shape; -0 equals 0."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)

@@ -50,6 +50,17 @@ def _fake_quantize(**options: Any) -> Callable[[Shape, torch.dtype], Arguments]:
     return make
 
 
+def _off_zero(make: Callable[[Shape, torch.dtype], Arguments], *names: str) -> Any:
+    """``make`` with ``zero_in_range`` and the tensors ``names`` moved above 0."""
+
+    def moved(shape: Shape, dtype: torch.dtype) -> Arguments:
+        given = make(shape, dtype)
+        above = mapped({name: given[name] for name in names}, lambda t: t + 6)
+        return {**given, **above, "zero_in_range": True}
+
+    return moved
+
+
 def _minmax(shape: Shape, dtype: torch.dtype) -> Arguments:
     return {"w": _x(shape, dtype), "bits": 3, "ste": "clip"}
 
@@ -140,14 +151,30 @@ EXAMPLES: dict[str, Example] = {
         functional.fake_quantize, _fake_quantize(axis=1, ste="learned"), ("x", "lo", "hi"),
         any_shape=("x",),
     ),
+    "fake_quantize:learned, zero_in_range": Example(
+        functional.fake_quantize,
+        _off_zero(_fake_quantize(axis=1, ste="learned"), "x", "lo", "hi"), ("x", "lo", "hi"),
+        any_shape=("x",),
+    ),
     "fake_quantize_minmax": Example(
         functional.fake_quantize_minmax, _minmax, ("w",), any_shape=("w",)
+    ),
+    "fake_quantize_minmax:zero_in_range": Example(
+        functional.fake_quantize_minmax, _off_zero(_minmax, "w"), ("w",), any_shape=("w",)
     ),
     "fake_quantize_minmax_list": Example(
         functional.fake_quantize_minmax_list, _minmax_list, ("ws",), any_shape=("ws",)
     ),
+    "fake_quantize_minmax_list:zero_in_range": Example(
+        functional.fake_quantize_minmax_list, _off_zero(_minmax_list, "ws"), ("ws",),
+        any_shape=("ws",),
+    ),
     "observe_fake_quantize": Example(
         functional.observe_fake_quantize, _observe, ("x",), any_shape=("x",),
+        written=_MOVING,
+    ),
+    "observe_fake_quantize:zero_in_range": Example(
+        functional.observe_fake_quantize, _off_zero(_observe, "x"), ("x",), any_shape=("x",),
         written=_MOVING,
     ),
     "quantize_codes": Example(
@@ -164,9 +191,17 @@ EXAMPLES: dict[str, Example] = {
     "bn_act_fake_quantize": Example(
         functional.bn_act_fake_quantize, _bn_act, (*_AFFINE, "residual"), any_shape=("x",)
     ),
+    "bn_act_fake_quantize:zero_in_range": Example(
+        functional.bn_act_fake_quantize, _off_zero(_bn_act), (*_AFFINE, "residual"),
+        any_shape=("x",),
+    ),
     "observe_bn_act_fake_quantize": Example(
         functional.observe_bn_act_fake_quantize, _observe_bn_act, (*_AFFINE, "residual"),
         any_shape=("x",), written=_MOVING,
+    ),
+    "observe_bn_act_fake_quantize:zero_in_range": Example(
+        functional.observe_bn_act_fake_quantize, _off_zero(_observe_bn_act, "bias"),
+        (*_AFFINE, "residual"), any_shape=("x",), written=_MOVING,
     ),
     "kd_ce_loss": Example(losses.kd_ce_loss, _kd_ce_loss(soft=False), **_LOGITS),
     "kd_ce_loss:soft": Example(losses.kd_ce_loss, _kd_ce_loss(soft=True), **_LOGITS),

@@ -112,6 +112,21 @@ def test_gradient_formula_is_that_of_the_surrogate(act, residual, affine):
     torch.testing.assert_close(torch.autograd.grad(y, inputs, grad), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("lo", "hi"), [(0.4, 2.3), (-2.3, -0.4), (-0.4, 2.3)])
+@pytest.mark.parametrize("ste", ["identity", "clip"])
+def test_zero_in_range_is_the_range_with_zero_in_it(lo, hi, ste):
+    torch.manual_seed(0)
+    x, norm = torch.randn(4, 5, 7, 9) * 3, batch_norm(5)
+    results = []
+    for ends, zero in (((lo, hi), True), ((min(lo, 0.0), max(hi, 0.0)), False)):
+        v = x.clone().requires_grad_()
+        given = (*map(torch.tensor, ends), 3, "none", None, ste, zero)
+        y = bn_act_fake_quantize(v, *norm, *given)
+        results.append((y, *torch.autograd.grad(y, v, x)))
+    for actual, expected in zip(*results, strict=True):
+        assert same_bits(actual, expected)
+
+
 def test_gradient_is_zero_at_the_ends_of_the_activation():
     x = torch.tensor([[-1.0, -0.0, 0.0, 1e-30, 3.0, 6.0, 7.0]]).T
     one = torch.ones(1)

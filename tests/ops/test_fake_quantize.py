@@ -113,9 +113,48 @@ def test_clip_gradient_passes_where_the_code_needs_no_clamp(bits):
     assert same_bits(x.grad, torch.as_tensor(inside.astype(np.float32)))
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1, 3])
+@pytest.mark.parametrize("ste", ["identity", "clip", "learned"])
+def test_zero_in_range_is_the_range_with_zero_in_it(axis, ste):
+    torch.manual_seed(0)
+    shape = (4, 19, 7, 9)
+    entries = () if axis is None else (shape[axis],)
+    x, lo = torch.randn(shape) * 3, torch.randn(entries) * 2
+    hi = lo + 1
+    grad = torch.randn(shape)
+    given = [t.clone().requires_grad_() for t in (x, lo, hi)]
+    widened = [t.clone().requires_grad_() for t in (x, lo.clamp(max=0), hi.clamp(min=0))]
+    y = fake_quantize(*given, 3, axis, ste, zero_in_range=True)
+    expected = fake_quantize(*widened, 3, axis, ste)
+    assert same_bits(y, expected)
+    options = {"allow_unused": ste != "learned"}
+    actual = torch.autograd.grad(y, given, grad, **options)
+    wanted = torch.autograd.grad(expected, widened, grad, **options)
+    assert same_bits(actual[0], wanted[0])
+    if ste == "learned":
+        # No gradient to an end that was moved.
+        assert same_bits(actual[1], torch.where(lo > 0, 0.0, wanted[1]))
+        assert same_bits(actual[2], torch.where(hi < 0, 0.0, wanted[2]))
+    else:
+        assert all(g is None or not g.any() for g in actual[1:])
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0.3, 1.2), (-1.2, -0.3), (0.5, 0.5), (-0.37, 2.91)])
+@pytest.mark.parametrize("bits", BITS)
+def test_zero_in_range_has_zero_on_the_grid(bits, lo, hi):
+    ends = torch.tensor(lo), torch.tensor(hi)
+    assert fake_quantize(torch.zeros(()), *ends, bits, zero_in_range=True) == 0
+    x = torch.as_tensor(hard_values(lo, hi, bits))
+    expected = oracle(x.numpy(), min(lo, 0), max(hi, 0), bits)[0]
+    assert same_bits(fake_quantize(x, *ends, bits, zero_in_range=True), torch.as_tensor(expected))
+
+
 def test_nan_range_gives_nan():
     nan = torch.tensor(float("nan"))
-    assert fake_quantize(torch.randn(100), nan, torch.tensor(1.0), 4).isnan().all()
+    for ends in ((nan, torch.tensor(1.0)), (torch.tensor(-1.0), nan)):
+        for zero_in_range in (False, True):
+            y = fake_quantize(torch.randn(100), *ends, 4, zero_in_range=zero_in_range)
+            assert y.isnan().all()
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0, 3), (0, 4, 2, 2)])
@@ -154,7 +193,9 @@ def test_opcheck(ste, axis):
 
 def test_compiles_without_graph_break():
     def f(x):
-        return fake_quantize(x * 2, torch.tensor(-1.0), torch.tensor(1.0), 4) + 1
+        return (
+            fake_quantize(x * 2, torch.tensor(-1.0), torch.tensor(1.0), 4, zero_in_range=True) + 1
+        )
 
     x = torch.randn(3, 5)
     assert same_bits(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))

@@ -11,7 +11,15 @@ from gdfq.ops.fake_quantize_minmax_list import (
     fake_quantize_minmax_list_reference,
 )
 from tests.ops import draws
-from tests.ops.cases import LAYOUTS, every_dtype, every_layout, same_bits, same_strides
+from tests.ops.cases import (
+    LAYOUTS,
+    every_dtype,
+    every_layout,
+    off_zero,
+    same_bits,
+    same_strides,
+    with_zero,
+)
 
 SHAPES = ((16, 3, 3, 3), (8, 16, 3, 3), (5, 1, 3, 3), (1, 1, 1, 1), (10, 64, 1, 1), (3, 700, 5, 3))
 OTHERS = ((10, 33), (7,), (0, 4), (4, 0))
@@ -19,21 +27,23 @@ OTHERS = ((10, 33), (7,), (0, 4), (4, 0))
 
 def weights(dtype=torch.float32, layout="contiguous"):
     torch.manual_seed(0)
-    four = [LAYOUTS[layout](torch.randn(shape).to(dtype)) for shape in SHAPES]
-    return four + [torch.randn(shape).to(dtype) for shape in OTHERS]
+    four = [LAYOUTS[layout](off_zero(torch.randn(shape)).to(dtype)) for shape in SHAPES]
+    return four + [off_zero(torch.randn(shape)).to(dtype) for shape in OTHERS]
 
 
 @every_dtype
 @every_layout
-def test_equals_one_call_each_and_the_reference(dtype, layout):
+@with_zero
+def test_equals_one_call_each_and_the_reference(dtype, layout, zero_in_range):
     ws = weights(dtype, layout)
     bits = [2 + i % 7 for i in range(len(ws))]
-    ys = fake_quantize_minmax_list(ws, bits)
+    ys = fake_quantize_minmax_list(ws, bits, zero_in_range=zero_in_range)
     for y, w, b in zip(ys, ws, bits, strict=True):
-        assert same_bits(y, fake_quantize_minmax(w, b))
+        assert same_bits(y, fake_quantize_minmax(w, b, zero_in_range=zero_in_range))
         assert same_strides(y, torch.empty_like(w))
-    actual = torch.ops.gdfq.fake_quantize_minmax_list(ws, bits, "identity")
-    for got, wanted in zip(actual, fake_quantize_minmax_list_reference(ws, bits), strict=True):
+    given = (ws, bits, "identity", zero_in_range)
+    actual = torch.ops.gdfq.fake_quantize_minmax_list(*given)
+    for got, wanted in zip(actual, fake_quantize_minmax_list_reference(*given), strict=True):
         for a, b in zip(got, wanted, strict=True):
             assert same_bits(a, b)
 
@@ -41,15 +51,17 @@ def test_equals_one_call_each_and_the_reference(dtype, layout):
 @every_dtype
 @every_layout
 @pytest.mark.parametrize("ste", ["identity", "clip"])
-def test_gradient(dtype, layout, ste):
+@with_zero
+def test_gradient(dtype, layout, ste, zero_in_range):
     ws = [w.requires_grad_() for w in weights(dtype, layout)]
     grads = [torch.randn(w.shape).to(dtype) for w in ws]
-    ys = fake_quantize_minmax_list(ws, 3, ste)
+    ys = fake_quantize_minmax_list(ws, 3, ste, zero_in_range)
     actual = torch.autograd.grad(ys, ws, grads)
     expected = grads
     if ste == "clip":
         plain = [w.detach() for w in ws]
-        _, los, his = fake_quantize_minmax_list_reference(plain, [3] * len(ws))
+        given = (plain, [3] * len(ws), ste, zero_in_range)
+        _, los, his = fake_quantize_minmax_list_reference(*given)
         expected = fake_quantize_minmax_list_backward_reference(
             grads, plain, los, his, [3] * len(ws)
         )
@@ -95,7 +107,7 @@ def test_none():
 @pytest.mark.parametrize("ste", ["identity", "clip"])
 def test_opcheck(ste):
     ws = [torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(5, 2, requires_grad=True)]
-    opcheck(torch.ops.gdfq.fake_quantize_minmax_list.default, (ws, [4, 3], ste))
+    opcheck(torch.ops.gdfq.fake_quantize_minmax_list.default, (ws, [4, 3], ste, True))
     plain = [w.detach() for w in ws]
     _, los, his = fake_quantize_minmax_list_reference(plain, [4, 3])
     opcheck(
@@ -125,8 +137,9 @@ def test_equals_the_reference_on_drawn_tensors(data):
     ws = [data.draw(draws.tensors(s, finite=False)) for s in shapes]
     grads = [data.draw(draws.strided(torch.randn(w.shape).to(w.dtype))) for w in ws]
     bits = [data.draw(draws.every_number_of_bits) for _ in ws]
-    expected = fake_quantize_minmax_list_reference(ws, bits)
-    actual = torch.ops.gdfq.fake_quantize_minmax_list(ws, bits, "clip")
+    options = ("clip", data.draw(st.booleans()))
+    expected = fake_quantize_minmax_list_reference(ws, bits, *options)
+    actual = torch.ops.gdfq.fake_quantize_minmax_list(ws, bits, *options)
     for got, wanted in zip(actual, expected, strict=True):
         for a, b in zip(got, wanted, strict=True):
             assert same_bits(a, b)

@@ -123,7 +123,7 @@ def test_fake_quantize_minmax():
 def test_fake_quantize_minmax_of_everything():
     w = large()
     w[-1, -1] = 9
-    y, lo, hi = torch.ops.gdfq.fake_quantize_minmax(w, 4, None, "identity")
+    y, lo, hi = torch.ops.gdfq.fake_quantize_minmax(w, 4, None, "identity", True)
     assert lo == windows(w).min()
     assert hi == 9
     assert same_bits(windows(y), fake_quantize_reference(windows(w), lo, hi, 4))

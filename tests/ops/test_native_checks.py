@@ -58,20 +58,22 @@ def lists(names):
 
 LAYERS = ("means", "vars", "running_means", "running_vars")
 
+OPTIONS = {"ste": "clip", "zero_in_range": True}
+
 # Of each operator, arguments that it takes.
 TAKEN = {
     "fake_quantize": lambda: {"x": x(), **ends(), "axis": None, "ste": "learned"},
     "fake_quantize_backward": lambda: {"grad": x(), "x": x(), **ends(vector), "axis": 1},
     "fake_quantize_learned_backward": lambda: {"grad": x(), "x": x(), **ends(vector), "axis": 1},
-    "fake_quantize_minmax": lambda: {"w": x(), "bits": BITS, "axis": 0, "ste": "clip"},
-    "fake_quantize_minmax_list": lambda: {"ws": [x()], "bits": [BITS], "ste": "clip"},
+    "fake_quantize_minmax": lambda: {"w": x(), "bits": BITS, "axis": 0, **OPTIONS},
+    "fake_quantize_minmax_list": lambda: {"ws": [x()], "bits": [BITS], **OPTIONS},
     "fake_quantize_minmax_list_backward": lambda: {
         **{name: [torch.randn(300, 4)] for name in ("grads", "ws")},
         **{name: [torch.rand(300)] for name in ("los", "his")},
         "bits": [BITS],
     },
     "observe_fake_quantize": lambda: {
-        "x": x(), **moving_range(), "bits": BITS, "momentum": MOMENTUM, "ste": "clip",
+        "x": x(), **moving_range(), "bits": BITS, "momentum": MOMENTUM, **OPTIONS,
     },
     "quantize_codes": lambda: {"x": x(), **ends(vector), "axis": 1},
     "batch_norm_stats": lambda: {"x": x(), **norm()},
@@ -81,7 +83,7 @@ TAKEN = {
     "bn_act_fake_quantize": lambda: {"x": x(), **bn_act()},
     "bn_act_fake_quantize_backward": lambda: {"grad": x(), "x": x(), **bn_act()},
     "observe_bn_act_fake_quantize": lambda: {
-        "x": x(), **bn_act(), **moving_range(), "momentum": MOMENTUM,
+        "x": x(), **bn_act(), **moving_range(), "momentum": MOMENTUM, **OPTIONS,
     },
     "bn_leaky_relu": lambda: {"x": x(), **batch_affine()},
     "bn_leaky_relu_backward": lambda: {

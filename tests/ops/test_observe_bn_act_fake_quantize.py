@@ -12,7 +12,15 @@ from gdfq.functional import (
 )
 from gdfq.ops.bn_act_fake_quantize import _activate, _normalize, bn_act_fake_quantize_reference
 from gdfq.ops.observe_bn_act_fake_quantize import observe_bn_act_fake_quantize_reference
-from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
+from tests.ops.cases import (
+    LAYOUTS,
+    every_dtype,
+    every_layout,
+    every_shape,
+    same_bits,
+    same_strides,
+    with_zero,
+)
 
 every_act = pytest.mark.parametrize("act", ["relu", "relu6", "none"])
 with_residual = pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
@@ -33,16 +41,22 @@ def batch_norm(channels, dtype=torch.float32):
 @every_shape
 @every_act
 @with_residual
-def test_is_its_parts(dtype, layout, shape, act, residual):
+@with_zero
+def test_is_its_parts(dtype, layout, shape, act, residual, zero_in_range):
     """Bit for bit: normalized, added and activated in float32, observed, and rounded last."""
     torch.manual_seed(0)
     norm, ours, expected = batch_norm(shape[1]), buffers(), buffers()
+    if zero_in_range:
+        norm = (*norm[:3], norm[3] + 9, norm[4])  # values above 0
     for other in ("contiguous", layout):
         x = LAYOUTS[layout](torch.randn(shape).to(dtype))
         added = LAYOUTS[other](torch.randn(shape).to(dtype)) if residual else None
-        y = observe_bn_act_fake_quantize(x, *norm, *ours, 3, 0.9, act, added)
+        y = observe_bn_act_fake_quantize(
+            x, *norm, *ours, 3, 0.9, act, added, "identity", zero_in_range
+        )
         v = _activate(_normalize(x, *norm, added)[0], act)
-        assert same_bits(y, observe_fake_quantize(v, *expected, 3).to(dtype))
+        wanted = observe_fake_quantize(v, *expected, 3, zero_in_range=zero_in_range)
+        assert same_bits(y, wanted.to(dtype))
         for actual, wanted in zip(ours, expected, strict=True):
             assert same_bits(actual, wanted)
         lo, hi = ours[2:4]
@@ -184,7 +198,7 @@ def test_opcheck(layout, affine, residual):
     added = torch.randn(2, 3, 4, 4, requires_grad=True) if residual else None
     mean, var, weight, bias, eps = batch_norm(3)
     weight, bias = (weight.requires_grad_(), bias) if affine else (None, None)
-    arguments = (x, mean, var, weight, bias, eps, *buffers(), 4, 0.9, "relu", added, "clip")
+    arguments = (x, mean, var, weight, bias, eps, *buffers(), 4, 0.9, "relu", added, "clip", affine)
     opcheck(torch.ops.gdfq.observe_bn_act_fake_quantize.default, arguments)
 
 
@@ -249,16 +263,20 @@ def test_bad_arguments(arguments, message):
     act=st.sampled_from(["relu", "relu6", "none"]),
     layout=st.sampled_from(sorted(LAYOUTS)),
     residual=st.booleans(),
+    zero=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_equals_the_reference_on_drawn_shapes(shape, bits, momentum, act, layout, residual, seed):
+def test_equals_the_reference_on_drawn_shapes(
+    shape, bits, momentum, act, layout, residual, zero, seed
+):
     torch.manual_seed(seed)
     norm, ours, expected = batch_norm(shape[1]), buffers(), buffers()
     for _ in range(2):
         x = LAYOUTS[layout](torch.randn(shape) * 3)
         added = torch.randn(shape) if residual else None
-        y = observe_bn_act_fake_quantize(x, *norm, *ours, bits, momentum, act, added)
-        observe_bn_act_fake_quantize_reference(x, *norm, *expected, bits, momentum, act, added)
+        options = (bits, momentum, act, added, "identity", zero)
+        y = observe_bn_act_fake_quantize(x, *norm, *ours, *options)
+        observe_bn_act_fake_quantize_reference(x, *norm, *expected, *options)
         lo, hi = ours[2:4]
         assert same_bits(y, bn_act_fake_quantize_reference(x, *norm, lo, hi, bits, act, added))
     for actual, wanted in zip(ours, expected, strict=True):

@@ -9,7 +9,15 @@ from gdfq.functional import fake_quantize, observe_fake_quantize
 from gdfq.ops.fake_quantize import fake_quantize_reference
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
 from tests.ops import draws
-from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
+from tests.ops.cases import (
+    LAYOUTS,
+    every_dtype,
+    every_layout,
+    every_shape,
+    same_bits,
+    same_strides,
+    with_zero,
+)
 
 
 def buffers():
@@ -19,17 +27,35 @@ def buffers():
 @every_dtype
 @every_layout
 @every_shape
-def test_equals_the_reference(dtype, layout, shape):
+@with_zero
+@pytest.mark.parametrize("shift", [-9, 0, 9])
+def test_equals_the_reference(dtype, layout, shape, zero_in_range, shift):
     torch.manual_seed(0)
     ours, expected = buffers(), buffers()
+    options = (4, 0.9, "identity", zero_in_range)
     for _ in range(3):
-        x = LAYOUTS[layout](torch.randn(shape).to(dtype))
-        y = observe_fake_quantize(x, *ours, 4)
-        observe_fake_quantize_reference(x, *expected, 4)
+        x = LAYOUTS[layout]((torch.randn(shape) + shift).to(dtype))
+        y = observe_fake_quantize(x, *ours, *options)
+        observe_fake_quantize_reference(x, *expected, *options)
         for actual, wanted in zip(ours, expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=0)
         assert same_bits(y, fake_quantize_reference(x, ours[2], ours[3], 4))
         assert same_strides(y, torch.empty_like(x))
+
+
+@pytest.mark.parametrize("shift", [-9, 0, 9])
+def test_zero_in_range_moves_the_range_and_not_its_average(shift):
+    torch.manual_seed(0)
+    ours, plain = buffers(), buffers()
+    for _ in range(3):
+        x = torch.randn(100) + shift
+        y = observe_fake_quantize(x, *ours, 4, zero_in_range=True)
+        observe_fake_quantize(x, *plain, 4)
+    for i in (0, 1, 4):
+        assert same_bits(ours[i], plain[i])
+    assert same_bits(ours[2], plain[2].clamp(max=0))
+    assert same_bits(ours[3], plain[3].clamp(min=0))
+    assert same_bits(y, fake_quantize(x, plain[2], plain[3], 4, zero_in_range=True))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
@@ -57,13 +83,16 @@ def test_average_is_the_formula_in_float64():
 
 @every_layout
 @pytest.mark.parametrize("ste", ["identity", "clip"])
-def test_gradient(layout, ste):
+@with_zero
+def test_gradient(layout, ste, zero_in_range):
     torch.manual_seed(0)
     state = buffers()
-    observe_fake_quantize(torch.randn(100) / 4, *state, 4)  # a range narrower than the next batch
-    x = LAYOUTS[layout](torch.randn(4, 5, 6, 7)).requires_grad_()
+    shift = 9 if zero_in_range else 0
+    narrow = torch.randn(100) / 4 + shift  # than the next batch
+    observe_fake_quantize(narrow, *state, 4)
+    x = LAYOUTS[layout](torch.randn(4, 5, 6, 7) + shift).requires_grad_()
     grad = torch.randn(4, 5, 6, 7)
-    y = observe_fake_quantize(x, *state, 4, ste=ste)
+    y = observe_fake_quantize(x, *state, 4, 0.9, ste, zero_in_range)
     lo, hi = state[2].clone(), state[3].clone()
     observe_fake_quantize(torch.randn(100) * 9, *state, 4)  # moves the range before backward
     (dx,) = torch.autograd.grad(y, x, grad)
@@ -104,7 +133,7 @@ def test_empty_batch_moves_nothing():
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_opcheck(ste, requires_grad):
     x = torch.randn(2, 3, 4, 4, requires_grad=requires_grad)
-    opcheck(torch.ops.gdfq.observe_fake_quantize.default, (x, *buffers(), 4, 0.9, ste))
+    opcheck(torch.ops.gdfq.observe_fake_quantize.default, (x, *buffers(), 4, 0.9, ste, True))
 
 
 @pytest.mark.parametrize("ste", ["identity", "clip"])
@@ -150,10 +179,11 @@ def test_bad_arguments(arguments, message):
 def test_equals_the_reference_on_drawn_batches(data):
     ours, expected = buffers(), buffers()
     bits, momentum = data.draw(draws.every_number_of_bits), data.draw(st.floats(0, 0.99))
+    options = (bits, momentum, "identity", data.draw(st.booleans()))
     for shape in data.draw(st.lists(draws.shapes(0, 4), min_size=1, max_size=4)):
         x = data.draw(draws.tensors(shape))
-        y = observe_fake_quantize(x, *ours, bits, momentum)
-        observe_fake_quantize_reference(x, *expected, bits, momentum)
+        y = observe_fake_quantize(x, *ours, *options)
+        observe_fake_quantize_reference(x, *expected, *options)
         assert same_bits(y, fake_quantize_reference(x, ours[2], ours[3], bits))
         for actual, wanted in zip(ours, expected, strict=True):
             # An average of numbers of both signs cancels.

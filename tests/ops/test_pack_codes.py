@@ -8,11 +8,11 @@ from torch.library import opcheck
 
 import gdfq
 from gdfq.functional import pack_codes, unpack_codes
-from gdfq.ops.pack_codes import pack_codes_reference, unpack_codes_reference
+from gdfq.ops.pack_codes import PACKED_BITS, pack_codes_reference, unpack_codes_reference
 from tests.ops import draws
 from tests.ops.cases import same_bits
 
-every_bits = pytest.mark.parametrize("bits", [2, 3, 4])
+every_bits = pytest.mark.parametrize("bits", PACKED_BITS)
 
 
 def random_codes(shape, bits, seed=0):
@@ -39,6 +39,8 @@ def test_the_stream_s_layout():
     ramp = torch.arange(-4, 4, dtype=torch.int8)
     stream = sum(code << 3 * i for i, code in enumerate(range(8)))
     assert pack_codes(ramp, 3).tolist() == list(stream.to_bytes(3, "little"))
+    seven = torch.tensor([-64, 63, -63], dtype=torch.int8)
+    assert pack_codes(seven, 7).tolist() == [0b1_0000000, 0b01_111111, 0]
 
 
 @every_bits
@@ -73,7 +75,7 @@ def test_code_out_of_range(bits, position):
     ("call", "message"),
     [
         (lambda: pack_codes(torch.zeros(3), 4), "codes: must be a tensor of torch.int8, got"),
-        (lambda: pack_codes(torch.zeros(3).char(), 5), "bits: must be 2, 3 or 4, got 5"),
+        (lambda: pack_codes(torch.zeros(3).char(), 8), "bits: must be an int from 2 to 7, got 8"),
         (
             lambda: unpack_codes(torch.zeros(3).char(), 4, (6,)),
             "packed: must be a tensor of torch.u",
@@ -90,7 +92,7 @@ def test_bad_arguments(call, message):
 @given(st.data())
 def test_unpacking_is_the_exact_inverse_on_drawn_codes(data):
     shape = data.draw(st.one_of(draws.shapes(0, 4), st.tuples(st.integers(0, 300))))
-    bits = data.draw(st.integers(2, 4))
+    bits = data.draw(st.sampled_from(PACKED_BITS))
     codes = data.draw(draws.strided(random_codes(shape, bits, data.draw(st.integers(0, 99)))))
     packed = pack_codes(codes, bits)
     assert same_bits(packed, pack_codes_reference(codes, bits))

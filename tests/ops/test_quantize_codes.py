@@ -37,6 +37,16 @@ def test_equals_the_reference_and_fake_quantize(dtype, layout, shape, axis):
     assert same_bits(y, fake_quantize(x, lo, hi, 3, axis))
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_zero_in_range_is_the_range_with_zero_in_it(axis):
+    x, lo = torch.randn(2, 9, 4) * 3, torch.randn(() if axis is None else (9,)) * 2
+    codes, scale, zero = quantize_codes(x, lo, lo + 1, 3, axis, zero_in_range=True)
+    ends = lo.clamp(max=0), (lo + 1).clamp(min=0)
+    for got, wanted in zip((codes, scale, zero), quantize_codes(x, *ends, 3, axis), strict=True):
+        assert same_bits(got, wanted)
+    assert ((-zero >= -4) & (-zero <= 3)).all()  # the code of 0
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_span_their_range(bits):
     x = torch.linspace(-3, 3, 100_001)

@@ -6,24 +6,26 @@ from tests.ops.cases import every_dtype, same_bits
 from tests.standin.library import SCHEDULES, Output
 
 
-def run(standin, w, bits, skew=0, schedule=SCHEDULES[0]):
+def run(standin, w, bits, skew=0, schedule=SCHEDULES[0], zero_in_range=False):
     rows, length = w.shape
     y = Output(w, skew)
     lo, hi = (Output(torch.empty(rows)) for _ in range(2))
     standin.launch(
         "fake_quantize_minmax",
-        *(w.dtype, w, y.tensor, lo.tensor, hi.tensor, bits, rows, length),
+        *(w.dtype, w, y.tensor, lo.tensor, hi.tensor, bits, zero_in_range, rows, length),
         schedule=schedule,
     )
     return y.check(), lo.check(), hi.check()
 
 
-def agrees(standin, w, bits=4, skew=0):
-    expected = fake_quantize_minmax_reference(w, bits, 0)
+def agrees(standin, w, bits=4, skew=0, zero_in_range=False):
+    expected = fake_quantize_minmax_reference(w, bits, 0, "identity", zero_in_range)
     return all(
         same_bits(actual, wanted)
         for schedule in SCHEDULES
-        for actual, wanted in zip(run(standin, w, bits, skew, schedule), expected, strict=True)
+        for actual, wanted in zip(
+            run(standin, w, bits, skew, schedule, zero_in_range), expected, strict=True
+        )
     )
 
 
@@ -58,6 +60,12 @@ def test_nan_stays_in_its_row(standin, position):
 
 def test_constant_row(standin):
     assert agrees(standin, torch.full((2, 9), 0.7))
+
+
+@pytest.mark.parametrize("length", [1, 27, 13000])
+@pytest.mark.parametrize("shift", [-6, 0, 6])
+def test_zero_in_range(standin, length, shift):
+    assert agrees(standin, torch.randn(3, length) + shift, zero_in_range=True)
 
 
 def test_extremes_anywhere(standin):

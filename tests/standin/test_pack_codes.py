@@ -5,7 +5,7 @@ from gdfq.ops.pack_codes import pack_codes_reference
 from tests.standin.library import SCHEDULES
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", range(2, 8))
 @pytest.mark.parametrize("offset", [0, 1])
 def test_of_codes_out_of_range_the_lowest_bits_are_packed(standin, bits, offset):
     codes = torch.arange(-128, 128, dtype=torch.int8)[offset:]

@@ -53,10 +53,12 @@ def _fake_quantize_backward(dtype: torch.dtype) -> Iterator[Call]:
 
 def _fake_quantize_minmax(dtype: torch.dtype) -> Iterator[Call]:
     w = _x(dtype)
-    for axis in (0, None, 1):
-        yield lambda axis=axis: fake_quantize_minmax.fake_quantize_minmax(w, 4, axis, "clip")
+    operator = fake_quantize_minmax.fake_quantize_minmax
+    for zero_in_range in (False, True):
+        for axis in (0, None, 1):
+            yield lambda a=(axis, "clip", zero_in_range): operator(w, 4, *a)
     last = _x(dtype, True)
-    yield lambda: fake_quantize_minmax.fake_quantize_minmax(last, 4, 1, "clip")
+    yield lambda: operator(last, 4, 1, "clip", True)
 
 
 def _batch_norm_stats(dtype: torch.dtype) -> Iterator[Call]:
@@ -146,7 +148,9 @@ def _fake_quantize_learned_backward(dtype: torch.dtype) -> Iterator[Call]:
 
 def _fake_quantize_minmax_list(dtype: torch.dtype) -> Iterator[Call]:
     ws = [_x(dtype), _x(dtype)[0]]
-    yield lambda: fake_quantize_minmax_list.fake_quantize_minmax_list(ws, [4, 8], "clip")
+    operator = fake_quantize_minmax_list.fake_quantize_minmax_list
+    for zero_in_range in (False, True):
+        yield lambda z=zero_in_range: operator(ws, [4, 8], "clip", z)
 
 
 def _fake_quantize_minmax_list_backward(dtype: torch.dtype) -> Iterator[Call]:
@@ -164,7 +168,7 @@ def _buffers() -> list[Tensor]:
 def _observe_bn_act_fake_quantize(dtype: torch.dtype) -> Iterator[Call]:
     for x, *norm, _, _, bits, act, residual, ste in _bn_act_arguments(dtype):
 
-        def call(x=x, norm=norm, rest=(bits, 0.9, act, residual, ste)) -> tuple[Tensor, ...]:
+        def call(x=x, norm=norm, rest=(bits, 0.9, act, residual, ste, True)) -> tuple[Tensor, ...]:
             buffers = _buffers()
             operator = observe_bn_act_fake_quantize.observe_bn_act_fake_quantize
             return operator(x, *norm, *buffers, *rest), *buffers
@@ -174,13 +178,14 @@ def _observe_bn_act_fake_quantize(dtype: torch.dtype) -> Iterator[Call]:
 
 def _observe_fake_quantize(dtype: torch.dtype) -> Iterator[Call]:
     x = _x(dtype)
+    for zero_in_range in (False, True):
 
-    def call() -> tuple[Tensor, ...]:
-        buffers = _buffers()
-        y = observe_fake_quantize.observe_fake_quantize(x, *buffers, 4, 0.9, "identity")
-        return y, *buffers
+        def call(zero_in_range=zero_in_range) -> tuple[Tensor, ...]:
+            buffers = _buffers()
+            operator = observe_fake_quantize.observe_fake_quantize
+            return operator(x, *buffers, 4, 0.9, "identity", zero_in_range), *buffers
 
-    yield call
+        yield call
 
 
 def _quantize_codes(dtype: torch.dtype) -> Iterator[Call]:
@@ -193,13 +198,13 @@ def _quantize_codes(dtype: torch.dtype) -> Iterator[Call]:
 
 
 def _pack_codes(dtype: torch.dtype) -> Iterator[Call]:
-    for bits in (2, 3, 4):
+    for bits in range(2, 8):
         codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (2000,), dtype=torch.int8)
         yield lambda c=codes, b=bits: pack_codes.pack_codes(c, b)
 
 
 def _unpack_codes(dtype: torch.dtype) -> Iterator[Call]:
-    for bits in (2, 3, 4):
+    for bits in range(2, 8):
         packed = torch.randint(0, 256, (250 * bits,), dtype=torch.uint8)
         yield lambda p=packed, b=bits: pack_codes.unpack_codes(p, b, [2000])
 

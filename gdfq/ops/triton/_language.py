@@ -57,6 +57,12 @@ def half_of(BITS):
 
 
 @triton.jit
+def contain_zero(lo, hi):
+    """The ends of the ranges, moved where 0 is not between them; NaN stays."""
+    return tl.where(lo > 0.0, 0.0, lo), tl.where(hi < 0.0, 0.0, hi)
+
+
+@triton.jit
 def make_grid(lo, hi, BITS):
     """Scale and zero point of the ranges from ``lo`` to ``hi``."""
     width = hi - lo

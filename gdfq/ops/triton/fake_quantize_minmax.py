@@ -15,6 +15,7 @@ from gdfq.ops.triton._language import (
     band_channel,
     band_of,
     band_tile,
+    contain_zero,
     extend,
     make_grid,
     maximum,
@@ -37,9 +38,10 @@ def _rows(
     hi_ptr,  # [rows]
     cols,
     BITS: tl.constexpr,
+    ZERO_IN_RANGE: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """lo, hi = min(w), max(w) of the row; y = w quantized over them.
+    """lo, hi = min(w), max(w) of the row, and of 0 if wanted; y = w quantized over them.
 
     A program takes one row and keeps it in registers. Reads w and writes y once. Minimum and
     maximum do not depend on the order they are taken in.
@@ -51,6 +53,8 @@ def _rows(
     w = tl.load(w_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     lo = minimum(tl.where(mask, w, float("inf")), 1)[:, None]
     hi = maximum(tl.where(mask, w, -float("inf")), 1)[:, None]
+    if ZERO_IN_RANGE:
+        lo, hi = contain_zero(lo, hi)
     entry = row + tl.arange(0, 1)[:, None]
     tl.store(lo_ptr + entry, lo)
     tl.store(hi_ptr + entry, hi)
@@ -100,18 +104,22 @@ def _merge(
     hi_ptr,  # [channels]
     splits,
     channels,
+    ZERO_IN_RANGE: tl.constexpr,
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """lo, hi = min, max over a channel's splits; a program takes COLS channels."""
+    """lo, hi = min, max over a channel's splits, and 0 if wanted; a program takes COLS channels."""
     split = tl.arange(0, SPLITS)[:, None]
     channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
     mask = (split < splits) & (channel < channels)
     offsets = split * channels + channel
     low = tl.load(partial_lo_ptr + offsets, mask=mask, other=float("inf"))
     high = tl.load(partial_hi_ptr + offsets, mask=mask, other=-float("inf"))
-    tl.store(lo_ptr + channel, minimum(low, 0)[None, :], mask=channel < channels)
-    tl.store(hi_ptr + channel, maximum(high, 0)[None, :], mask=channel < channels)
+    lo, hi = minimum(low, 0)[None, :], maximum(high, 0)[None, :]
+    if ZERO_IN_RANGE:
+        lo, hi = contain_zero(lo, hi)
+    tl.store(lo_ptr + channel, lo, mask=channel < channels)
+    tl.store(hi_ptr + channel, hi, mask=channel < channels)
 
 
 def partial_minmax(w: Tensor, layout: Layout) -> Tensor:
@@ -123,31 +131,33 @@ def partial_minmax(w: Tensor, layout: Layout) -> Tensor:
     return partials
 
 
-def _minmax(w: Tensor, layout: Layout, lo: Tensor, hi: Tensor) -> None:
+def _minmax(w: Tensor, layout: Layout, lo: Tensor, hi: Tensor, zero_in_range: bool) -> None:
     """Minimum and maximum of dense ``w`` per channel, in two launches."""
     partials = partial_minmax(w, layout)
     _, splits, channels = partials.shape
     programs, constants = merging(splits, channels)
+    constants |= {"ZERO_IN_RANGE": zero_in_range}
     launch(_merge, programs, *partials, lo, hi, splits, channels, **constants)
 
 
 def fake_quantize_minmax(
-    w: Tensor, bits: int, axis: int | None, ste: str
+    w: Tensor, bits: int, axis: int | None, ste: str, zero_in_range: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One launch where rows fit on chip, else min/max, its merge and the quantizer.
 
     Float64 and empty tensors run the reference.
     """
     if w.dtype == torch.float64 or w.numel() == 0:
-        return fake_quantize_minmax_reference(w, bits, axis, ste)
+        return fake_quantize_minmax_reference(w, bits, axis, ste, zero_in_range)
     w = dense(w)
     layout = layout_of(w, axis)
     lo = w.new_empty(() if axis is None else (w.shape[axis],), dtype=torch.float32)
     hi = torch.empty_like(lo)
     if layout.outer > 1 or layout.inner > LONGEST_ROW:
-        _minmax(w, layout, lo, hi)
+        _minmax(w, layout, lo, hi, zero_in_range)
         return fake_quantize(w, lo, hi, bits, axis, ste), lo, hi
     y = torch.empty_like(w)
     cols = triton.next_power_of_2(layout.inner)
-    launch(_rows, layout.channels, w, y, lo, hi, layout.inner, BITS=bits, COLS=cols)
+    constants = {"BITS": bits, "ZERO_IN_RANGE": zero_in_range, "COLS": cols}
+    launch(_rows, layout.channels, w, y, lo, hi, layout.inner, **constants)
     return y, lo, hi

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gdfq.ops.triton import _launch
 from gdfq.ops.triton._language import (
+    contain_zero,
     extend,
     load,
     load_grid,
@@ -43,8 +44,9 @@ def _forward(
     LENGTHS: tl.constexpr,  # of each tensor
     BITS: tl.constexpr,  # of each tensor
     BLOCK: tl.constexpr,
+    ZERO_IN_RANGE: tl.constexpr,
 ):
-    """lo, hi = min(w), max(w) of a row of one of the tensors; y = w quantized over them.
+    """lo, hi = min(w), max(w) of a row of a tensor, and of 0 if wanted; y = w quantized over them.
 
     A program takes one row in two walks; the second reads it from cache. Reads w and writes y
     once. Minimum and maximum do not depend on the order they are taken in.
@@ -62,6 +64,8 @@ def _forward(
         col = begin + tl.arange(0, BLOCK)[None, :]
         low, high = extend(low, high, load(w_ptr + col, col < cols), col < cols)
     lo, hi = minimum(low, 1)[:, None], maximum(high, 1)[:, None]
+    if ZERO_IN_RANGE:
+        lo, hi = contain_zero(lo, hi)
     entry = row + tl.arange(0, 1)[:, None]
     tl.store(pointer_of(los, FIRST, program) + entry, lo)
     tl.store(pointer_of(his, FIRST, program) + entry, hi)
@@ -143,7 +147,7 @@ def _tuples(part: list[int], *lists: list[Tensor]) -> list[tuple[Tensor, ...]]:
 
 
 def fake_quantize_minmax_list(
-    ws: list[Tensor], bits: list[int], ste: str
+    ws: list[Tensor], bits: list[int], ste: str, zero_in_range: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """One launch; tensors without rows in memory, empty and float64 ones go alone."""
     ws = [dense(w) for w in ws]
@@ -152,8 +156,9 @@ def fake_quantize_minmax_list(
     his = [torch.empty_like(lo) for lo in los]
     for i, w in enumerate(ws):
         if not _has_rows(w):
-            ys[i], los[i], his[i] = fake_quantize_minmax(w, bits[i], 0, ste)
+            ys[i], los[i], his[i] = fake_quantize_minmax(w, bits[i], 0, ste, zero_in_range)
     for part, programs, constants in _launches(ws, bits):
+        constants |= {"ZERO_IN_RANGE": zero_in_range}
         launch(_forward, programs, *_tuples(part, ws, ys, los, his), **constants)
     return ys, los, his
 

@@ -101,6 +101,7 @@ def observe_bn_act_fake_quantize(
     act: str,
     residual: Tensor | None,
     ste: str,
+    zero_in_range: bool,
 ) -> Tensor:
     """Partial minima and maxima, their merge with the update, and the quantizer: three launches.
 
@@ -110,7 +111,7 @@ def observe_bn_act_fake_quantize(
     buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
     if x.dtype == torch.float64 or x.numel() == 0:
         return observe_bn_act_fake_quantize_reference(
-            x, *norm, eps, *buffers, bits, momentum, act, residual, ste
+            x, *norm, eps, *buffers, bits, momentum, act, residual, ste, zero_in_range
         )
     x = x.contiguous(memory_format=memory_format(x))
     residual = None if residual is None else in_layout_of(residual, x)
@@ -130,5 +131,5 @@ def observe_bn_act_fake_quantize(
         ACT=act,
         **cut.constants,
     )
-    move_range(partials, buffers, momentum)
+    move_range(partials, buffers, momentum, zero_in_range)
     return bn_act_fake_quantize(x, *norm, eps, lo, hi, bits, act, residual, ste)

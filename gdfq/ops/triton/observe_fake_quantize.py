@@ -9,21 +9,21 @@ from torch import Tensor
 
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
 from gdfq.ops.triton import _launch
-from gdfq.ops.triton._language import extend, maximum, minimum, multiply
+from gdfq.ops.triton._language import contain_zero, extend, maximum, minimum, multiply
 from gdfq.ops.triton._launch import dense, launch, layout_of
 from gdfq.ops.triton.fake_quantize import fake_quantize
 from gdfq.ops.triton.fake_quantize_minmax import partial_minmax
 
 
 @triton.jit
-def update_end(average_ptr, end_ptr, batch, correction, MOMENTUM: tl.constexpr):
-    """One end of the range, from the batch's."""
+def update_end(average_ptr, batch, correction, MOMENTUM: tl.constexpr):
+    """One end of the range, from the batch's, which moves its average."""
     one = tl.arange(0, 1)
     past = tl.full((1,), MOMENTUM, tl.float32)
     present = tl.full((1,), 1 - MOMENTUM, tl.float32)
     average = multiply(tl.load(average_ptr + one), past) + multiply(present, batch)
     tl.store(average_ptr + one, average)
-    tl.store(end_ptr + one, (average.to(tl.float64) / correction).to(tl.float32))
+    return (average.to(tl.float64) / correction).to(tl.float32)
 
 
 @triton.jit
@@ -37,6 +37,7 @@ def _update(
     num_batches_tracked_ptr,  # [1], int64
     splits,
     MOMENTUM: tl.constexpr,
+    ZERO_IN_RANGE: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     """average <- m * average + (1 - m) * batch; end = average / (1 - m^t).
@@ -56,15 +57,25 @@ def _update(
     tl.store(num_batches_tracked_ptr + one, batches)
     base = tl.full((1,), MOMENTUM, tl.float64)
     correction = 1.0 - tl.exp(batches.to(tl.float64) * tl.log(base))
-    update_end(average_lo_ptr, lo_ptr, minimum(low, 0), correction, MOMENTUM)
-    update_end(average_hi_ptr, hi_ptr, maximum(high, 0), correction, MOMENTUM)
+    lo = update_end(average_lo_ptr, minimum(low, 0), correction, MOMENTUM)
+    hi = update_end(average_hi_ptr, maximum(high, 0), correction, MOMENTUM)
+    if ZERO_IN_RANGE:
+        lo, hi = contain_zero(lo, hi)
+    tl.store(lo_ptr + one, lo)
+    tl.store(hi_ptr + one, hi)
 
 
-def move_range(partials: Tensor, buffers: tuple[Tensor, ...], momentum: float) -> None:
+def move_range(
+    partials: Tensor, buffers: tuple[Tensor, ...], momentum: float, zero_in_range: bool
+) -> None:
     """Move the range by ``[2, splits]`` partial minima and maxima, in one launch."""
     splits = partials[0].numel()
-    constants = {"SPLITS": min(triton.next_power_of_2(splits), _launch.block)}
-    launch(_update, 1, *partials, *buffers, splits, MOMENTUM=momentum, **constants)
+    constants = {
+        "MOMENTUM": momentum,
+        "ZERO_IN_RANGE": zero_in_range,
+        "SPLITS": min(triton.next_power_of_2(splits), _launch.block),
+    }
+    launch(_update, 1, *partials, *buffers, splits, **constants)
 
 
 def observe_fake_quantize(
@@ -77,6 +88,7 @@ def observe_fake_quantize(
     bits: int,
     momentum: float,
     ste: str,
+    zero_in_range: bool,
 ) -> Tensor:
     """Partial minima and maxima, their merge with the update, and the quantizer: three launches.
 
@@ -84,7 +96,7 @@ def observe_fake_quantize(
     """
     buffers = average_lo, average_hi, lo, hi, num_batches_tracked
     if x.dtype == torch.float64 or x.numel() == 0:
-        return observe_fake_quantize_reference(x, *buffers, bits, momentum, ste)
+        return observe_fake_quantize_reference(x, *buffers, bits, momentum, ste, zero_in_range)
     x = dense(x)
-    move_range(partial_minmax(x, layout_of(x, None)), buffers, momentum)
+    move_range(partial_minmax(x, layout_of(x, None)), buffers, momentum, zero_in_range)
     return fake_quantize(x, lo, hi, bits, None, ste)

@@ -1,4 +1,4 @@
-"""Codes of 2, 3 or 4 bits as a dense stream of bits, and back, in Triton. Never run on a GPU."""
+"""Codes of 2 to 7 bits as a dense stream of bits, and back, in Triton. Never run on a GPU."""
 
 from __future__ import annotations
 
