@@ -184,6 +184,41 @@ def test_what_does_not_fit_is_said_and_still_right(tmp_path, weights):
         assert parity.noticeable < 5
 
 
+class FarFromZero(nn.Module):
+    """Weights that are stored as floats, between quantizers of 8 bits, which need no Clip."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 1, groups=8)
+        self.unbiased = nn.Conv2d(8, 8, 1, groups=8, bias=False)
+        self.hidden = nn.Linear(8, 6)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.depthwise(torch.relu(self.first(x))))
+        x = torch.relu(self.unbiased(x)).amax((2, 3))
+        return self.last(torch.relu(self.hidden(x)))
+
+
+def test_onnx_runtime_keeps_weights_that_are_stored_as_floats(tmp_path):
+    torch.manual_seed(0)
+    net, images = FarFromZero().eval(), torch.randn(64, 2, 9, 9)
+    with torch.no_grad():
+        for layer in (net.depthwise, net.unbiased, net.hidden):
+            layer.weight.uniform_(1, 1.01)
+    student = calibrated(gdfq.quantize_model(net, weight_bits=8, act_bits=8), images)
+    form = export_onnx(student, tmp_path / "x.onnx", images)
+    floats = {part.name for part in form.parts if part.stored == "float32"}
+    assert floats == {"depthwise", "unbiased", "hidden"}
+    executed = runtimes.executed("onnxruntime", tmp_path / "x.onnx", images)
+    assert executed["Conv, float"] == 3
+    assert not any("QLinear" in kind or "QGemm" in kind for kind in executed)
+    for parity in compare(student, tmp_path / "x.onnx", [(images, None)], ["onnxruntime"]):
+        assert parity.agreement > 99
+        assert parity.median_difference < 1e-5
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_zero_in_range_leaves_nothing_to_say(tmp_path, weights):
     student, images = awkward_student(zero_in_range=True)

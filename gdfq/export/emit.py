@@ -115,6 +115,17 @@ class _Weighted(nn.Module):
             return self.weight
         return _dequantize(self.weight, self.scale, self.zero_points, 0)
 
+    def plus_bias(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """``y`` with the bias, of ``shape``, added behind the operation.
+
+        Weights stored as floats: subtracted, negative. An Add, or nothing between the operation and
+        the next quantizer, would have ONNX Runtime round such weights and the bias to integers.
+        """
+        if self.scale is None:
+            zeros = y.new_zeros(self.weight.shape[0])
+            return y - (zeros if self.bias is None else -self.bias).view(shape)
+        return y if self.bias is None else y + self.bias.view(shape)
+
     def inner_bias(self) -> Tensor | None:
         """The bias that the operation takes itself: int32, for integer kernels."""
         if self.int32_bias is None:
@@ -155,7 +166,7 @@ class Convolution(_Weighted):
         y = F.conv2d(
             x, self.values(), self.inner_bias(), self.stride, padding, self.dilation, self.groups
         )
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+        return self.plus_bias(y, (-1, 1, 1))
 
 
 class Linear(_Weighted):
@@ -182,6 +193,5 @@ class Linear(_Weighted):
             shape=(rows.shape[0], self.weight.shape[0]),
             version=13,
         )
-        if self.bias is not None:
-            y = y + self.bias
+        y = self.plus_bias(y, (-1,))
         return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -107,6 +108,9 @@ def export_onnx(
 def _to_proto(form: Form, images: Tensor) -> Any:
     # Two images or more: torch.export takes a batch of one for a constant.
     example = torch.zeros((max(2, images.shape[0]), *images.shape[1:]), dtype=torch.float32)
+    # It warns of torchvision's operators where torchvision is not installed.
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registration.addFilter(_is_error)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,8 +134,14 @@ def _to_proto(form: Form, images: Tensor) -> Any:
         raise InputError(
             f"student: torch.onnx cannot export it: {str(cause).splitlines()[0]}"
         ) from error
+    finally:
+        registration.removeFilter(_is_error)
     assert program is not None
     return program.model_proto
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _tidy(model: Any) -> None:

@@ -55,6 +55,8 @@ class PackedWeight(nn.Module):
             if packed
             else torch.empty(stored.shape, dtype=torch.int8, device=device),
         )
+        for name in ("weight_lo", "weight_hi"):  # scale and zero point say it all
+            self.register_buffer(name, None)
         for name in ("scale", "zero"):
             self.register_buffer(name, torch.empty(stored.shape[0], device=device))
         bias = getattr(layer, "bias", None)

@@ -91,6 +91,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         momentum=spec.range_momentum,
         leaf_modules=spec.leaf_modules,
         zero_in_range=spec.zero_in_range,
+        learned_ranges=spec.learned_ranges,
     )
 
 
@@ -116,5 +117,7 @@ def build_trainer(
         generator,
         teacher.preprocessing.num_classes,
         **recipe.training.model_dump(),
+        parts=recipe.parts.build(),
+        start=recipe.start.build(),
         world=world,
     )

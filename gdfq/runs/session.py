@@ -347,14 +347,14 @@ class _Session(TrainerCallback):
             if failure is None:
                 self._save_checkpoint()
             self.metrics.write()
-            save_student(self.trainer.student, self.recipe, self.folder / STUDENT_FILE)
+            save_student(self.trainer.outcome, self.recipe, self.folder / STUDENT_FILE)
             image = io.BytesIO()
             picture(self.recipe, self.images, self.trainer).save(image, "png")
             write_file(self.folder / "images.png", image.getvalue())
         if failure is None:
             self._announce("measuring teacher and student")
             with self.interrupts.at_once():
-                self.result.after = self._measure_for_report("student", self.trainer.student)
+                self.result.after = self._measure_for_report("student", self.trainer.outcome)
                 if self.result.teacher is None:
                     self.result.teacher = self._measure_for_report("teacher", self.teacher)
             self._log_accuracy("after", self.result.after)
@@ -371,14 +371,14 @@ class _Session(TrainerCallback):
         """Hand the finished run on; whatever becomes of that, the run is complete."""
         if self.options.closing is None or not self.world.first:
             return
-        generator = self.trainer.generator
-        assert isinstance(self.trainer.student, QuantizedModel)
+        student, generator = self.trainer.outcome, self.trainer.generator
+        assert isinstance(student, QuantizedModel)
         assert isinstance(generator, Generator)
         state = RunState(
             self.folder,
             self.recipe,
             self.loaded_teacher,
-            self.trainer.student,
+            student,
             generator,
             self.trainer.steps_done,
             self.counts,
@@ -396,7 +396,7 @@ class _Session(TrainerCallback):
         self._save_checkpoint()
         try:
             if self.trainer.calibrated:
-                save_student(self.trainer.student, self.recipe, self.folder / STUDENT_FILE)
+                save_student(self.trainer.outcome, self.recipe, self.folder / STUDENT_FILE)
             self._write_result(finished=False)
         except OSError as error:
             self.progress.warning(f"cannot write to {self.folder}: {error.strerror}")
