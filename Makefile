@@ -16,7 +16,8 @@ export OMP_WAIT_POLICY ?= passive
 demo: $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 4 --act-bits 4 --out $(RUNS)/w4a4
 	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 3 --act-bits 3 --out $(RUNS)/w3a3
-	@echo "The pictures: $(RUNS)/w4a4/images.png and $(RUNS)/w3a3/images.png"
+	$(BIN)/gdfq report $(RUNS)/w4a4 $(RUNS)/w3a3 --out $(RUNS)/report.html
+	@echo "What came out, side by side: $(RUNS)/report.html"
 
 test: $(VENV)/.test-tools ## Run the tests, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

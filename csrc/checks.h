@@ -55,6 +55,24 @@ inline void check_weight_gradients(at::TensorList grads, at::TensorList ws, at::
   }
 }
 
+// Of count_changed_codes: one factor per tensor.
+inline void check_weight_updates(at::TensorList updates, at::TensorList ws,
+                                 const at::Tensor& factors, at::TensorList los, at::TensorList his,
+                                 at::IntArrayRef bits) {
+  check_weights(ws, bits);
+  const size_t count = ws.size();
+  TORCH_CHECK(updates.size() == count && los.size() == count && his.size() == count,
+              "updates, ws, los and his must be of one length, got ", updates.size(), ", ", count,
+              ", ", los.size(), " and ", his.size());
+  TORCH_CHECK(factors.dim() == 1 && factors.size(0) == static_cast<int64_t>(count),
+              "factors must be one number for each of ", count, " tensors, got shape ",
+              factors.sizes());
+  for (size_t t = 0; t < count; ++t) {
+    check_gradient(updates[t], "update", ws[t]);
+    check_range(los[t], his[t], bits[t], ws[t], 0);
+  }
+}
+
 inline void check_channels(const std::optional<at::Tensor>& t, const char* name,
                            const at::Tensor& x) {
   TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1)), name, " must be one number for ",

@@ -27,6 +27,11 @@ TORCH_LIBRARY(gdfq, m) {
       "fake_quantize_minmax_list_backward(Tensor[] grads, Tensor[] ws, Tensor[] los, Tensor[] his,"
       " int[] bits) -> Tensor[]");
 
+  // Of each tensor, the codes that differ between w and w - factor * update: int64.
+  m.def(
+      "count_changed_codes(Tensor[] ws, Tensor[] updates, Tensor factors, Tensor[] los,"
+      " Tensor[] his, int[] bits) -> Tensor");
+
   m.def(
       "observe_fake_quantize(Tensor x, Tensor(a!) average_lo, Tensor(b!) average_hi,"
       " Tensor(c!) lo, Tensor(d!) hi, Tensor(e!) num_batches_tracked, int bits, float momentum,"

@@ -103,6 +103,13 @@ GDFQ_INLINE T quantize_value(T x, T scale, T zero, T lowest, T highest, T magic)
   return div_rn(add_rn(code, zero), scale);
 }
 
+// The code itself. NaN has none and gets the lowest.
+GDFQ_INLINE int code_of(float x, float scale, float zero, CodeBounds bounds) {
+  float v = clamp_keep_nan(position(x, scale, zero), bounds.lowest, bounds.highest);
+  v = v != v ? bounds.lowest : v;
+  return static_cast<int>(round_half_even(v, kRoundMagic));
+}
+
 // The clip straight-through estimator: the gradient passes where the rounded code needs no clamp.
 // Half to even at the bounds: lowest is even, so lowest - 0.5 rounds inside; highest is odd, so
 // highest + 0.5 rounds outside.

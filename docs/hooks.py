@@ -75,23 +75,21 @@ def _command(name: str, command: Any, annotations: dict[str, Any]) -> str:
 
 
 def _options_table(options: list[Any], annotations: dict[str, Any]) -> str:
-    rows = ["| | default | |", "|---|---|---|"]
+    rows = ["| | |", "|---|---|"]
     for option in options:
-        kind = annotations.get(option.name)
         if not option.opts[0].startswith("-"):
             shown = f"`{_capital(option.name)}`"
         elif option.is_flag:
             shown = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
         else:
-            shown = f"`{option.opts[0]} {_kind(kind)}`"
-        default = option.default
+            shown = f"`{option.opts[0]} {_kind(annotations.get(option.name))}`"
+        help_text = _cell(option.help or "")
         if option.required:
-            told = "has to be given"
-        elif default is None or default is False or not option.show_default:
-            told = ""
-        else:
-            told = "`yes`" if default is True else f"`{default}`"
-        rows.append(f"| {shown} | {told} | {_cell(option.help or '')} |")
+            help_text += " (has to be given)" if option.opts[0].startswith("-") else ""
+        elif option.default not in (None, False, (), []) and option.show_default:
+            default = option.default
+            help_text += f" (default: {'yes' if default is True else f'`{default}`'})"
+        rows.append(f"| {shown} | {help_text} |")
     return "\n".join(rows)
 
 
@@ -113,8 +111,9 @@ def _slug(*words: str) -> str:
 
 
 def _cell(text: str) -> str:
-    # Patterns in a help text are code here, or their asterisks would be emphasis.
-    text = re.sub(r"'(\S*\*\S*)'", r"`\1`", text)
+    # Patterns in a help text are code here, or their asterisks would be emphasis; so are options.
+    text = re.sub(r"'(\S*[*=]\S*)'", r"`\1`", text)
+    text = re.sub(r"(?<![\w`-])(--[a-z-]+)", r"`\1`", text)
     return text.replace("|", "\\|")
 
 
@@ -240,6 +239,8 @@ def on_post_template(output_content: str, **_: Any) -> str:
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`(~?)([\w.]+)`")
 PARAGRAPH = re.compile(r"^( *)(Source|Shape|Shapes|Gradient|Learned ranges): ", re.M)
 
+RETURNS = re.compile(r"^( *Returns:\n\s+)(?=\S)", re.M)
+
 
 class PlainDocstrings(griffe.Extension):
     """Roles become references, ``::`` and paragraphs with a title what Markdown has for them."""
@@ -248,6 +249,12 @@ class PlainDocstrings(griffe.Extension):
         """Called for everything that has a docstring."""
         if obj.docstring is not None:
             obj.docstring.value = plain(obj.docstring.value, obj)
+            returns = getattr(obj, "returns", None)
+            if returns is not None:
+                # Griffe would take the text up to the first colon for the type.
+                obj.docstring.value = RETURNS.sub(
+                    lambda match: f"{match[1]}{returns}: ", obj.docstring.value
+                )
 
 
 def plain(text: str, obj: griffe.Object) -> str:

@@ -11,7 +11,7 @@ The same by its parts:
 >>> trainer.train()
 """
 
-from gdfq import distributed, functional, losses, models, nn
+from gdfq import distributed, functional, losses, memory, models, nn
 from gdfq.api import open_run, quantize, resume
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError, NonFiniteLossError
@@ -32,6 +32,7 @@ __all__ = [
     "functional",
     "load",
     "losses",
+    "memory",
     "models",
     "nn",
     "open_run",

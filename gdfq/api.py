@@ -21,6 +21,7 @@ from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.recipes import Recipe, load_recipe, recipe_for_model
 from gdfq.recipes.own import QUICK
+from gdfq.report.run import close
 from gdfq.result import QuantizationResult
 from gdfq.runs import session
 from gdfq.runs.folder import STUDENT_FILE
@@ -29,6 +30,7 @@ from gdfq.runs.measure import Evaluate, Result
 from gdfq.runs.notebook import NotebookProgress, in_notebook
 from gdfq.runs.progress import LiveProgress, PlainProgress, SilentProgress
 from gdfq.runs.session import Options, Progress, device_of
+from gdfq.runs.state import RunState
 from gdfq.sources import InMemory
 from gdfq.training.checkpoint import checkpoints
 
@@ -102,15 +104,16 @@ def quantize(
     """
     found = _recipe(model, num_classes, image_size, recipe, factory, dict(options))
     network = None if model is None or isinstance(model, str) else model
+    shown = make_progress(progress)
     settings = Options(
         resolve_device(device),
         checkpoint_every,
         tensorboard,
         workers,
+        closing=partial(_report, shown),
         network=network,
         evaluate=evaluate,
     )
-    shown = make_progress(progress)
     folder = Path(tempfile.mkdtemp(prefix="gdfq-") if out is None else out)
     try:
         _go(partial(session.quantize, found, folder, shown, settings), folder)
@@ -148,15 +151,16 @@ def resume(
         NonFiniteLossError, KeyboardInterrupt: see :func:`quantize`.
     """
     folder = Path(folder)
+    shown = make_progress(progress)
     settings = Options(
         resolve_device(device_of(folder) if device == "auto" else device),
         checkpoint_every,
         (folder / "tensorboard").is_dir(),
         workers,
+        closing=partial(_report, shown),
         network=model,
         evaluate=evaluate,
     )
-    shown = make_progress(progress)
     _go(partial(session.resume, folder, shown, settings), folder)
     return QuantizationResult(folder, model, settings.device, evaluate)
 
@@ -226,6 +230,11 @@ def make_progress(show: Show) -> Progress:
         return NotebookProgress()
     console = Console()
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def _report(shown: Progress, run: RunState) -> None:
+    shown.phase("measuring the layers for the report")
+    close(run)
 
 
 def _go(run: Callable[[Interrupts], Result], folder: Path) -> None:

@@ -9,6 +9,7 @@ from gdfq.ops._checks import Activation, check_act
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu
+from gdfq.ops.count_changed_codes import count_changed_codes
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.fake_quantize_minmax_list import fake_quantize_minmax_list
@@ -22,6 +23,7 @@ __all__ = [
     "batch_norm_stats",
     "bn_act_fake_quantize",
     "bn_leaky_relu",
+    "count_changed_codes",
     "fake_quantize",
     "fake_quantize_minmax",
     "fake_quantize_minmax_list",

@@ -148,6 +148,8 @@ class _Fusing:
         for node in self.graph.nodes:
             if self.calls(node, _LAYERS) and type(self.module(node)) in _LAYERS:
                 layer = self.module(node)
+                if layer.weight_lo is not None:
+                    continue  # its range is no minimum and maximum
                 groups[layer.ste, layer.zero_in_range, layer.weight.device].append(node)
         first = next(iter(self.graph.nodes))
         for (ste, zero_in_range, _), nodes in groups.items():
@@ -167,6 +169,8 @@ class _Fusing:
     def activation(self, node: fx.Node) -> Place:
         """Fuse the quantizer that ``node`` calls with what is before it, if that matches."""
         name = str(node.target)
+        if self.module(node).learned:
+            return Place(name, False, "its range is learned")
         source: Any = node.args[0] if node.args else None
         norm, residual, problem = self.match(source)
         if norm is None:

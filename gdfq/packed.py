@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.errors import InputError
 from gdfq.files import write_file
 from gdfq.nn import QAct, QConv2d, QLinear
-from gdfq.nn.packed import Stored, make_room, pack
+from gdfq.nn.packed import PackedCall, PackedWeight, Stored, make_room, pack, pack_call
+from gdfq.nn.weight import WeightQuantizer
 from gdfq.recipes.schema import Recipe, parse_recipe
 from gdfq.runs.networks import build_network, build_student
 
@@ -33,11 +35,18 @@ class _Part(BaseModel):
 class LayerFacts(_Part):
     """How a layer's weight is stored."""
 
-    kind: Literal["conv2d", "linear"]
+    kind: Literal["conv2d", "linear", "call"]  # the weight that a function is called with
     weight_bits: int = Field(ge=2, le=8)
     shape: list[int]
     dtype: Literal["float32", "float64", "float16", "bfloat16"]
     channels_last: bool
+
+
+class ComputedFacts(_Part):
+    """The quantizer of a weight that is computed before a function is called with it."""
+
+    weight_bits: int = Field(ge=2, le=8)
+    zero_in_range: bool
 
 
 class ActFacts(_Part):
@@ -54,6 +63,7 @@ class Header(_Part):
     format: Literal[1] = 1
     layers: dict[str, LayerFacts]
     acts: dict[str, ActFacts]
+    computed: dict[str, ComputedFacts] = {}
     recipe: str | None = None
 
     def parsed_recipe(self) -> Recipe | None:
@@ -74,15 +84,23 @@ def packed_copy(student: QuantizedModel) -> QuantizedModel:
     check_student(student)
     packed = copy.deepcopy(student).eval()
     _replace(packed, {layer: pack(layer) for layer in _layers(packed).values()})
+    made: dict[Any, PackedWeight] = {}
+    for name, (quantizer, weight) in weights_of_calls(packed).items():
+        key = id(weight), quantizer.weight_bits, quantizer.zero_in_range
+        if key not in made:
+            made[key] = pack_call(quantizer, weight)
+        packed.set_submodule(name, made[key])
+    _drop_weights_of_calls(packed)
     return packed
 
 
 def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None) -> None:
     """Write a finished student as a packed safetensors file.
 
-    Weights are stored as codes of ``weight_bits`` each with a
-    float32 scale and zero point per output channel; everything else as ``student.state_dict()``
-    has it. :func:`load` gives the student back.
+    Weights are stored as codes of ``weight_bits`` each with a float32 scale and zero point per
+    output channel, those that ``F.conv2d`` and ``F.linear`` are called with too unless they are
+    computed; everything else as ``student.state_dict()`` has it. :func:`load` gives the student
+    back.
 
     Args:
         student: from :func:`gdfq.quantize_model`, its ranges set.
@@ -102,9 +120,15 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
 def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
     """The content of the file that :func:`save` writes."""
     packed = packed_copy(student)
+    modules = packed.named_modules(remove_duplicate=False)
+    layers = _layers(packed) | {p: m for p, m in modules if isinstance(m, PackedCall)}
     header = Header(
-        layers={p: _layer_facts(layer) for p, layer in _layers(packed).items()},
+        layers={p: _layer_facts(layer) for p, layer in layers.items()},
         acts={p: _act_facts(act) for p, act in _acts(packed).items()},
+        computed={
+            p: ComputedFacts(weight_bits=m.weight_bits, zero_in_range=m.zero_in_range)
+            for p, m in _computed(packed).items()
+        },
         recipe=None if recipe is None else recipe.to_toml(),
     )
     state, seen = {}, set()
@@ -130,17 +154,26 @@ def check_student(student: Any) -> None:
         weight = layer._parameters.get("weight")
         if weight is not None and not weight.isfinite().all():
             raise InputError(f"student: the weight of {path} is not finite")
+    for path, (_, called) in weights_of_calls(student).items():
+        if not called.isfinite().all():
+            raise InputError(f"student: the weight of {path} is not finite")
 
 
 def _layer_facts(layer: Any) -> LayerFacts:
     stored: Stored = layer.stored
     return LayerFacts(
-        kind="conv2d" if isinstance(layer, QConv2d) else "linear",
+        kind=_kind(layer),
         weight_bits=stored.weight_bits,
         shape=list(stored.shape),
         dtype=str(stored.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         channels_last=stored.channels_last,
     )
+
+
+def _kind(layer: Any) -> Literal["conv2d", "linear", "call"]:
+    if isinstance(layer, WeightQuantizer):
+        return "call"
+    return "conv2d" if isinstance(layer, QConv2d) else "linear"
 
 
 def _act_facts(act: QAct) -> ActFacts:
@@ -149,6 +182,58 @@ def _act_facts(act: QAct) -> ActFacts:
 
 def _layers(model: nn.Module) -> dict[str, QConv2d | QLinear]:
     return {p: m for p, m in model.named_modules() if isinstance(m, (QConv2d, QLinear))}
+
+
+def weights_of_calls(model: QuantizedModel) -> dict[str, tuple[WeightQuantizer, Tensor]]:
+    """Quantizers of weights that functions are called with, where these are the model's own.
+
+    A weight that is computed first stays as it is.
+    """
+    calls = {}
+    for node in model.graph.nodes:
+        if node.op != "call_module" or len(node.args) != 1:
+            continue
+        quantizer, source = model.get_submodule(str(node.target)), node.args[0]
+        if isinstance(quantizer, WeightQuantizer) and source.op == "get_attr":
+            weight = attrgetter(str(source.target))(model)
+            if weight.dim() > 1:
+                calls[str(node.target)] = quantizer, weight
+    return calls
+
+
+def _drop_weights_of_calls(model: QuantizedModel) -> None:
+    """Call every :class:`PackedCall` without its weight, and forget what nothing else uses."""
+    dropped = []
+    for node in list(model.graph.nodes):
+        if node.op != "call_module" or not node.args:
+            continue
+        if isinstance(model.get_submodule(str(node.target)), PackedCall):
+            (source,) = node.args
+            node.args = ()
+            if not source.users:
+                dropped.append(attrgetter(str(source.target))(model))
+                model.graph.erase_node(source)
+    used = set()
+    for node in model.graph.nodes:
+        if node.op == "get_attr":
+            used.add(id(attrgetter(str(node.target))(model)))
+        elif node.op == "call_module":
+            module = model.get_submodule(str(node.target))
+            used |= {id(value) for value in (*module.parameters(), *module.buffers())}
+    unused = {id(weight) for weight in dropped} - used
+    for module in model.modules():
+        for values in (module._parameters, module._buffers):
+            for name in [n for n, value in values.items() if id(value) in unused]:
+                del values[name]
+    model.recompile()
+
+
+def _computed(model: nn.Module) -> dict[str, WeightQuantizer]:
+    return {
+        p: m
+        for p, m in model.named_modules()
+        if isinstance(m, WeightQuantizer) and not isinstance(m, PackedCall)
+    }
 
 
 def _acts(model: nn.Module) -> dict[str, QAct]:
@@ -226,11 +311,19 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     new: dict[Any, nn.Module] = {}
     for name, layer in _layers(student).items():
         facts = header.layers[name]
-        stored = Stored(
-            facts.weight_bits, tuple(facts.shape), DTYPES[facts.dtype], facts.channels_last
-        )
-        new[layer] = make_room(layer, stored, layer.weight.device)
+        new[layer] = make_room(layer, _stored(facts), layer.weight.device)
     _replace(student, new)
+    made: dict[Any, PackedWeight] = {}
+    for name, (quantizer, weight) in weights_of_calls(student).items():
+        facts = header.layers[name]
+        key = id(weight), facts.model_dump_json(), quantizer.zero_in_range
+        if key not in made:
+            made[key] = make_room(quantizer, _stored(facts), weight.device)
+        student.set_submodule(name, made[key])
+    _drop_weights_of_calls(student)
+    for name, quantizer in _computed(student).items():
+        quantizer.weight_bits = header.computed[name].weight_bits
+        quantizer.zero_in_range = header.computed[name].zero_in_range
     for name, act in _acts(student).items():
         act.act_bits = header.acts[name].act_bits
         act.zero_in_range = header.acts[name].zero_in_range
@@ -240,13 +333,19 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     return student.eval()
 
 
+def _stored(facts: LayerFacts) -> Stored:
+    dtype = DTYPES[facts.dtype]
+    return Stored(facts.weight_bits, tuple(facts.shape), dtype, facts.channels_last)
+
+
 def _fit(student: QuantizedModel, header: Header, path: str | Path) -> None:
     """Check that the file's layers are ``student``'s."""
-    layers = {
-        p: ("conv2d" if isinstance(m, QConv2d) else "linear", tuple(m.weight.shape))
-        for p, m in _layers(student).items()
-    }
+    layers = {p: (_kind(m), tuple(m.weight.shape)) for p, m in _layers(student).items()}
+    called = weights_of_calls(student)
+    layers |= {p: (_kind(q), tuple(weight.shape)) for p, (q, weight) in called.items()}
     stored = {p: (f.kind, tuple(f.shape)) for p, f in header.layers.items()}
+    layers |= {p: ("call", ()) for p in _computed(student) if p not in called}
+    stored |= dict.fromkeys(header.computed, ("call", ()))
     acts = {p: q.act for p, q in _acts(student).items()}
     wanted = {p: f.act for p, f in header.acts.items()}
     pairs: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ((layers, stored), (acts, wanted))

@@ -18,6 +18,7 @@ from gdfq import packed
 from gdfq.errors import InputError
 from gdfq.export.files import FORMATS, Exported, FileOptions, export_file
 from gdfq.export.source import open_images
+from gdfq.report.run import PAGE, write_report
 from gdfq.runs.folder import load_run
 from gdfq.runs.measure import Evaluate
 
@@ -130,6 +131,24 @@ class QuantizationResult:
         """
         packed.save(self._on_cpu(), path, self.recipe)
 
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write one HTML file about the run: accuracy, losses, images, and every layer.
+
+        Args:
+            path: of the file, which is replaced if it exists; None is ``report.html`` in the
+                run's folder.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.folder / PAGE if path is None else Path(path)
+        device = str(next(self.student.parameters()).device)
+        write_report([self.folder], path, warning=_warn, device=device, network=self.teacher)
+        return path
+
     def _on_cpu(self) -> Any:
         device = next(self.student.parameters()).device
         return self.student if device.type == "cpu" else copy.deepcopy(self.student).cpu()
@@ -187,6 +206,10 @@ class QuantizationResult:
 def _tensors(network: nn.Module) -> list[Tensor]:
     """The network's parameters and buffers, each once."""
     return list({id(v): v for v in network.state_dict(keep_vars=True).values()}.values())
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"gdfq: {text}", stacklevel=4)
 
 
 def _cells(tag: str, row: tuple[str, ...]) -> str:

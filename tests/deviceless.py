@@ -10,6 +10,8 @@ changes the process for good: hence a process of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
@@ -20,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 import gdfq
 from gdfq.models.resnet import cifar_resnet
 from gdfq.training import checks
+from tests.tiny import EACH_PART
 
 DEVICE = "nowhere"
 
@@ -61,13 +64,17 @@ def register_device():
         torch.library.register_fake(f"aten::{name}.tensor_lr", lambda *args, **kwargs: None)
 
 
+def _is_zero(number):
+    return isinstance(number, float) and number == 0.0
+
+
 def make_constructors_blind():
     """Have a trainer made without values: it checks some before the first step."""
     checks.check_finite = lambda *args: None
     less, at_least = Tensor.__lt__, Tensor.__ge__
     # Optimizers compare their learning rate with 0.0.
-    FakeTensor.__lt__ = lambda x, y: False if isinstance(y, float) else less(x, y)
-    FakeTensor.__ge__ = lambda x, y: True if isinstance(y, float) else at_least(x, y)
+    FakeTensor.__lt__ = lambda x, y: False if _is_zero(y) else less(x, y)
+    FakeTensor.__ge__ = lambda x, y: True if _is_zero(y) else at_least(x, y)
     nn.Module.to = to_memory_format
     generator = torch.Generator
     torch.Generator = lambda device: generator()  # a device registered from Python has none
@@ -149,6 +156,9 @@ def main():
         for warmup_epochs in (0, 3):
             run(warmup_epochs, conditional_bn=False, memory_format="channels_last")
             run(warmup_epochs, conditional_bn=True, memory_format="contiguous", schedule="cosine")
+        parts = replace(EACH_PART["all"], bns_layers=["layer*"])
+        for warmup_epochs in (0, 3):
+            run(warmup_epochs, conditional_bn=True, memory_format="channels_last", parts=parts)
         run(0, conditional_bn=True, memory_format="channels_last", fuse=False)
 
 

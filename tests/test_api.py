@@ -180,6 +180,21 @@ def test_export_to_nothing(result, arguments, message):
         result.export(*arguments)
 
 
+def test_report(result, tmp_path):
+    assert result.report() == result.folder / "report.html"
+    page = (result.folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "50.00%" in page
+    assert "Confusion" in page
+    # Of a folder whose network nobody knows, from what was measured; and measured again.
+    opened = gdfq.open_run(result.folder, tiny_teacher())
+    assert opened.report(tmp_path / "a.html").read_text() == page
+    (result.folder / "report.json").unlink()
+    assert "50.00%" in opened.report(tmp_path / "b.html").read_text()
+    with pytest.raises(gdfq.InputError, match="out: cannot write"):
+        result.report(tmp_path / "none" / "c.html")
+
+
 def test_save_and_load(result, tmp_path):
     result.save(tmp_path / "small.safetensors")
     images = torch.randn(4, 2, 8, 8)

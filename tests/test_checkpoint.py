@@ -21,7 +21,7 @@ from gdfq.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from tests.tiny import tiny_trainer
+from tests.tiny import EACH_PART, tiny_trainer
 
 STEPS = 12  # of tiny_trainer: warm-up to 4, an epoch every 4
 
@@ -87,6 +87,8 @@ def another_trainer(**options):
         {"fuse": False, "momentum": 0.0, "precision": "bf16"},
         {"warmup_epochs": 0},
         {"warmup_epochs": 3},
+        {"parts": EACH_PART["all"]},
+        {"parts": EACH_PART["replay"], "memory_format": "channels_last", "precision": "bf16"},
     ],
     ids=str,
 )

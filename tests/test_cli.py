@@ -20,7 +20,7 @@ RECIPE = "fashion-mnist-resnet20"
 SHORT = [
     "quantize", "--recipe", RECIPE, "--data", "none", "--width", "8", "--batch-size", "8",
     "--epochs", "3", "--steps-per-epoch", "2", "--warmup-epochs", "1", "--calibration-batches", "2",
-    "--memory-format", "contiguous",
+    "--memory-format", "contiguous", "--no-report",
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def make_branching(num_classes=30):
 """
 SHORT = [
     "--width", 8, "--batch-size", 8, "--epochs", 2, "--steps-per-epoch", 2, "--warmup-epochs", 1,
-    "--calibration-batches", 2, "--memory-format", "contiguous",
+    "--calibration-batches", 2, "--memory-format", "contiguous", "--no-report",
 ]  # fmt: skip
 
 

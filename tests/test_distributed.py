@@ -23,6 +23,7 @@ from gdfq.models import generator as generator_module
 from gdfq.nn import QAct, global_batch_norm, qact, statistics
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu, globalize_batch_norms
 from gdfq.sources import Preprocessing
+from gdfq.training import Parts
 from tests.processes import free_port, run_processes
 from tests.tiny import tiny_teacher, tiny_trainer
 
@@ -65,6 +66,13 @@ def make_generator(kind):
         return gdfq.models.Generator(
             4, 8, channels=2, latent_dim=10, width=8, conditional_bn=conditional
         )
+
+
+# Those that rounding does not decide about, as it does about signs and counts of codes.
+PARTS = Parts(
+    objective="logit_mse", ce_gate=0.5, hard_sample_gamma=2.0, mix_probability=0.4, low_pass=2.0,
+    bns_spread="std", bns_of="both", ema_decay=0.9,
+)  # fmt: skip
 
 
 def train(world, kind="small", seed=0, **options):
@@ -249,6 +257,7 @@ def in_two_processes(world):
             **{kind: train(world, kind) for kind in ("small", "conditional", "own")},
             "unfused": train(world, fuse=False),
             "channels_last": train(world, memory_format="channels_last"),
+            "parts": train(world, parts=PARTS),
             # Rank 0's seed counts, and its networks.
             "other seeds": train(world, seed=world.rank),
         },
@@ -286,6 +295,7 @@ def one():
         **kinds,
         "unfused": train(World(), fuse=False),
         "channels_last": train(World(), memory_format="channels_last"),
+        "parts": train(World(), parts=PARTS),
         "other seeds": kinds["small"],
     }
 
@@ -311,7 +321,7 @@ def assert_trained_alike(one, ranks, name, size):
 
 
 @pytest.mark.parametrize(
-    "name", ["small", "conditional", "own", "unfused", "channels_last", "other seeds"]
+    "name", ["small", "conditional", "own", "unfused", "channels_last", "other seeds", "parts"]
 )
 def test_two_processes_train_as_one(one, two, name):
     assert_trained_alike(one[name], two, name, 2)
@@ -398,6 +408,11 @@ def test_a_process_alone_calls_no_collective(monkeypatch):
 def test_the_batch_must_be_divisible():
     with pytest.raises(gdfq.InputError, match=r"batch_size: must be a multiple of 3, .* got 16"):
         tiny_trainer(world=World(0, 3))
+
+
+def test_one_process_keeps_older_images():
+    with pytest.raises(gdfq.InputError, match=r"replay_batches: .* one process alone, .* has 2"):
+        tiny_trainer(world=World(0, 2), parts=Parts(replay_batches=2))
 
 
 def test_batch_norms_of_another_class_are_refused():

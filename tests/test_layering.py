@@ -22,7 +22,7 @@ LAYERS = [
     ["recipes", "data"],
     ["runs"],
     ["packed", "bit_widths"],
-    ["export"],
+    ["export", "report"],
     ["result"],
     ["api"],
     ["cli"],

@@ -5,8 +5,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import nn
+from torch.nn import functional as F
 
 import gdfq
+from gdfq.export import export_pt2
 from gdfq.nn import QAct
 from gdfq.nn.packed import PackedConv2d, PackedLinear
 from gdfq.nn.qact import observing_copy
@@ -46,6 +48,59 @@ def test_the_student_comes_back_bit_for_bit(tmp_path, bits, channels_last):
     # What was loaded can be written again, and is the same file.
     gdfq.save(loaded, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+class Calls(nn.Module):
+    """Layers called as functions: a weight used twice, one computed, one that more reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice = nn.Parameter(torch.randn(4, 4, 3, 3) / 3)
+        self.computed = nn.Parameter(torch.randn(4, 2, 3, 3) / 3)
+        self.register_buffer("matrix", torch.randn(5, 4))
+        self.read = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x):
+        x = F.relu(F.conv2d(x, self.computed - self.computed.mean(), padding=1))
+        x = F.relu(F.conv2d(x, self.twice, padding=1) + x)
+        x = F.relu(F.conv2d(x, weight=self.twice, stride=2))
+        x = F.linear(x.mean((2, 3)), self.matrix)
+        return F.linear(x, self.read) + self.read.sum()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weights_of_functions_come_back(tmp_path, channels_last):
+    images = torch.randn(8, 2, 8, 8)
+    student = student_of(Calls().eval(), images, 5, 4, channels_last, first_last_bits=7)
+    gdfq.save(student, tmp_path / "s")
+    stored = load_file(tmp_path / "s")
+    assert {k for k in stored if k.endswith(".codes")} == {
+        "conv2d_weight_1.codes", "linear_weight.codes", "linear_weight_1.codes"
+    }  # fmt: skip
+    assert stored["conv2d_weight_1.codes"].numel() == 4 * 4 * 9 * 5 // 8
+    # What is read elsewhere or computed is there as it was; the rest is not.
+    assert {"computed", "read"} <= stored.keys()
+    assert not {"twice", "matrix"} & stored.keys()
+    loaded = gdfq.load(tmp_path / "s", Calls())
+    assert torch.equal(loaded(images), student(images))
+    assert loaded.conv2d_weight_1 is loaded.conv2d_weight_2
+    gdfq.save(loaded, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "s").read_bytes()
+    with torch.no_grad():
+        student.twice[0] = float("nan")
+    with pytest.raises(gdfq.InputError, match="weight of conv2d_weight_1 is not finite"):
+        gdfq.save(student, tmp_path / "s")
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+def test_weights_of_functions_in_a_program(tmp_path, decompose):
+    images = torch.randn(8, 2, 8, 8)
+    student = student_of(Calls().eval(), images)
+    gdfq.save(student, tmp_path / "s")
+    for network in (student, gdfq.load(tmp_path / "s", Calls())):
+        export_pt2(network, tmp_path / "p.pt2", images, decompose=decompose)
+        program = torch.export.load(tmp_path / "p.pt2").module()
+        assert torch.equal(program(images), student(images))
 
 
 @pytest.mark.parametrize("quantize_inputs", [False, True])

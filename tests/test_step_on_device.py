@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.tiny import tiny_trainer
+from tests.tiny import EACH_PART, tiny_trainer
 
 
 def test_a_step_never_leaves_the_device():
@@ -21,9 +21,9 @@ def test_a_step_never_leaves_the_device():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 5
-    assert all("7 places fused" in line for line in lines[:4])
-    assert "0 places fused" in lines[4]
+    assert len(lines) == 7
+    assert all("7 places fused" in line for line in lines[:6])
+    assert "0 places fused" in lines[6]
 
 
 class Made(TorchDispatchMode):
@@ -59,6 +59,8 @@ def state(trainer):
     for optimizer in (trainer.generator_optimizer, trainer.student_optimizer):
         kept += [v for values in optimizer.state.values() for v in values.values()]
         kept.append(optimizer.param_groups[0]["lr"])
+    for part in trainer._stateful.values():
+        kept += [v for v in tree_leaves(part.state_dict()) if isinstance(v, torch.Tensor)]
     kept += [*trainer._totals.values(), trainer.generator_lr.steps, trainer.student_lr.steps]
     return kept
 
@@ -68,7 +70,11 @@ def gradients(trainer):
     return [p.grad for network in networks for p in network.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("options", [{}, {"fuse": False}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fuse": False}, {"precision": "bf16"}, {"parts": EACH_PART["all"]}],
+    ids=lambda options: next(iter(options), "plain"),
+)
 @pytest.mark.parametrize("warm_up", [True, False])
 def test_a_step_leaves_nothing_behind(options, warm_up):
     """Of what a step allocates, its losses and the new gradients alone outlive it."""

@@ -9,6 +9,40 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfq
+from gdfq.training import Parts
+
+# Each part alone, and as many at once as go together.
+EACH_PART = {
+    "logit_mse": Parts(objective="logit_mse"),
+    "kl_only": Parts(objective="kl_only"),
+    "ce_weight": Parts(ce_weight=0.1),
+    "ce_gate": Parts(ce_gate=0.5),
+    "hard_sample_gamma": Parts(hard_sample_gamma=2.0),
+    "hard_sample_step": Parts(hard_sample_step=0.01),
+    "code_change_share": Parts(code_change_share=0.02),
+    "mix": Parts(mix_probability=0.4),
+    "low_pass": Parts(low_pass=2.0),
+    "bns_spread": Parts(bns_spread="std"),
+    "bns_layers": Parts(bns_layers=["4"]),
+    "bns_of": Parts(bns_of="both"),
+    "ema": Parts(ema_decay=0.9),
+    "replay": Parts(replay_batches=2),
+    "all": Parts(
+        objective="logit_mse",
+        ce_weight=0.1,
+        ce_gate=0.5,
+        hard_sample_gamma=2.0,
+        hard_sample_step=0.01,
+        code_change_share=0.02,
+        mix_probability=0.4,
+        low_pass=2.0,
+        bns_spread="std",
+        bns_layers=["4"],
+        bns_of="both",
+        ema_decay=0.9,
+        replay_batches=2,
+    ),
+}
 
 
 def tiny_teacher(num_classes: int = 4, channels: int = 2) -> nn.Module:
@@ -33,10 +67,12 @@ def tiny_teacher(num_classes: int = 4, channels: int = 2) -> nn.Module:
     return model.eval()
 
 
-def tiny_trainer(teacher: nn.Module | None = None, bits: int = 4, **options) -> gdfq.GDFQTrainer:
+def tiny_trainer(
+    teacher: nn.Module | None = None, bits: int = 4, learned_ranges: str = "none", **options
+) -> gdfq.GDFQTrainer:
     """A trainer of a few fast steps, everything seeded."""
     teacher = teacher or tiny_teacher()
-    student = gdfq.quantize_model(teacher, bits, bits)
+    student = gdfq.quantize_model(teacher, bits, bits, learned_ranges=learned_ranges)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         generator = gdfq.models.Generator(4, 8, channels=2, latent_dim=10, width=8)

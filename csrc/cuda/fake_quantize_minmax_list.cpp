@@ -10,35 +10,13 @@
 
 #include "../checks.h"
 #include "operators.h"
+#include "row_lists.h"
 #include "tensor.h"
 
 namespace gdfq::cuda {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
-
-// Whether the launch for all takes a tensor: not where it is empty, float64 or its rows are
-// scattered.
-bool has_rows(const at::Tensor& w) {
-  return w.scalar_type() != at::kDouble && w.numel() > 0 && layout_of(w, 0).outer == 1;
-}
-
-// Descriptions of tensors, a list for each dtype.
-template <typename Rows>
-struct Lists {
-  std::vector<Rows> of_dtype[3];
-
-  void add(Dtype dtype, const Rows& rows) { of_dtype[static_cast<int>(dtype)].push_back(rows); }
-
-  template <typename Launch>
-  void launch(const Launch& launch) const {
-    for (const Dtype dtype : {Dtype::float32, Dtype::float16, Dtype::bfloat16}) {
-      const std::vector<Rows>& list = of_dtype[static_cast<int>(dtype)];
-      C10_CUDA_CHECK(launch(dtype, list.data(), static_cast<int64_t>(list.size()),
-                            c10::cuda::getCurrentCUDAStream()));
-    }
-  }
-};
 
 std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList ws,
                                                                 at::IntArrayRef bits,

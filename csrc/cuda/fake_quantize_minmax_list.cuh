@@ -16,34 +16,10 @@
 #include "../quantizer.h"
 #include "fake_quantize_minmax.cuh"
 #include "fake_quantize_minmax_list.h"
-#include "launch.cuh"
+#include "row_list.cuh"
 #include "vector.cuh"
 
 namespace gdfq::cuda {
-
-constexpr int kMaxTensors = 48;  // kernel arguments are at most 4 KiB
-constexpr int kListThreads = 128;
-
-template <typename Rows>
-struct RowList {
-  Rows tensor[kMaxTensors];
-  int64_t start[kMaxTensors];  // of its rows among all
-  int count;
-
-  // The tensor that has a row.
-  __device__ __forceinline__ int find(int64_t row) const {
-    int low = 0, high = count - 1;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (start[middle] <= row) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    return low;
-  }
-};
 
 namespace {
 

@@ -20,12 +20,6 @@ namespace gdfq::cuda {
 
 constexpr int kCodes = 16;
 
-__device__ __forceinline__ int code_of(float x, float scale, float zero, CodeBounds bounds) {
-  float v = clamp_keep_nan(position(x, scale, zero), bounds.lowest, bounds.highest);
-  v = v != v ? bounds.lowest : v;
-  return static_cast<int>(round_half_even(v, kRoundMagic));
-}
-
 namespace {
 
 __global__ void __launch_bounds__(kThreads)

@@ -54,7 +54,7 @@ def measure_sensitivities(
     widths = tuple(widths)
     for width in widths:
         check_bits(width, "widths")
-    measure = _Divergence(teacher, batches, zero_in_range)
+    measure = Divergence(teacher, batches, zero_in_range)
     names = [
         name
         for name, module in quantize_model(teacher, leaf_modules=leaf_modules).named_modules()
@@ -62,8 +62,9 @@ def measure_sensitivities(
     ]
     layers = []
     for name in names:
-        sensitivity = {width: measure({name: width}) for width in widths}
-        layers.append(Layer(name, measure.weight(name).numel(), sensitivity))
+        weight = f"{name}.weight"
+        sensitivity = {width: measure({weight: width}) for width in widths}
+        layers.append(Layer(name, measure.weight(weight).numel(), sensitivity))
         on_layer(layers[-1])
     return layers
 
@@ -79,11 +80,23 @@ def divergence(
 
     Arguments and errors are those of :func:`measure_sensitivities`.
     """
-    return _Divergence(teacher, batches, zero_in_range)(bits)
+    measure = Divergence(teacher, batches, zero_in_range)
+    return measure({f"{name}.weight": width for name, width in bits.items()})
 
 
-class _Divergence:
-    def __init__(self, teacher: nn.Module, batches: Sequence[Tensor], zero_in_range: bool) -> None:
+class Divergence:
+    """That of a network's predictions from its own with some of its weights quantized.
+
+    Args:
+        teacher, batches, zero_in_range: see :func:`measure_sensitivities`.
+
+    Raises:
+        InputError: ``batches`` is empty.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, batches: Sequence[Tensor], zero_in_range: bool = False
+    ) -> None:
         if not batches:
             raise InputError("batches: must hold at least one batch of images, got none")
         self.network = copy.deepcopy(teacher).eval()
@@ -92,26 +105,30 @@ class _Divergence:
         self.images = sum(len(images) for images in batches)
         self.expected = [self._predict(images) for images in batches]
 
+    @torch.no_grad()
     def _predict(self, images: Tensor) -> Tensor:
         return F.log_softmax(self.network(images).float(), dim=1)
 
-    def weight(self, name: str) -> Tensor:
-        """The weight of the layer ``name``."""
-        weight = self.network.get_submodule(name).weight
+    def weight(self, path: str) -> Tensor:
+        """The tensor at ``path`` in the network."""
+        owner, _, name = path.rpartition(".")
+        weight = getattr(self.network.get_submodule(owner), name)
         assert isinstance(weight, Tensor)
         return weight
 
+    @torch.no_grad()
     def __call__(self, bits: Mapping[str, int]) -> float:
-        trained = {name: self.weight(name).clone() for name in bits}
-        for name, width in bits.items():
+        """Nats, with the weight at each path in ``bits`` quantized to so many bits."""
+        trained = {path: self.weight(path).clone() for path in bits}
+        for path, width in bits.items():
             quantized = fake_quantize_minmax(
-                trained[name], width, axis=0, zero_in_range=self.zero_in_range
+                trained[path], width, axis=0, zero_in_range=self.zero_in_range
             )
-            self.weight(name).copy_(quantized)
+            self.weight(path).copy_(quantized)
         total = sum(
             F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)
             for images, expected in zip(self.batches, self.expected, strict=True)
         )
-        for name, weight in trained.items():
-            self.weight(name).copy_(weight)
+        for path, weight in trained.items():
+            self.weight(path).copy_(weight)
         return float(total) / self.images

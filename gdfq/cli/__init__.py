@@ -16,6 +16,7 @@ from gdfq.cli.info import info
 from gdfq.cli.inspect import inspect
 from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
+from gdfq.cli.report import report
 from gdfq.cli.suggest_bits import suggest_bits
 from gdfq.distributed import World
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    quantize, suggest_bits, evaluate, export, inspect, recipes, bench, info,
+    quantize, suggest_bits, evaluate, export, report, inspect, recipes, bench, info,
 ):  # fmt: skip
     app.command()(command)
 

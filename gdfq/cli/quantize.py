@@ -27,11 +27,13 @@ from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.memory import keep_freed_memory
 from gdfq.recipes import Recipe, load_recipe, recipe_for_model
 from gdfq.recipes.bits import parse_bits
+from gdfq.report.run import PAGE, close
 from gdfq.runs import session
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.measure import Result
 from gdfq.runs.progress import LiveProgress, PlainProgress
-from gdfq.runs.session import Options, device_of
+from gdfq.runs.session import Options, Progress, device_of
+from gdfq.runs.state import RunState
 
 
 def quantize(
@@ -60,6 +62,9 @@ def quantize(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="log to `tensorboard` in the run folder")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="leave report.html in the run folder")
+    ] = True,
     **options: Any,
 ) -> None:
     """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
@@ -69,12 +74,23 @@ def quantize(
     progress = LiveProgress(console) if live else PlainProgress(console)
     interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
     keep_freed_memory()
+
+    def make_options(device: str, tensorboard: bool) -> Options:
+        return Options(
+            resolve_device(device),
+            checkpoint_every,
+            tensorboard,
+            workers,
+            world,
+            partial(_write_report, progress) if report else None,
+        )
+
     if resume is not None:
         _refuse_others({"recipe": recipe, "out": out, "bits": bits, **given})
         folder = resume
         device = device_of(folder) if device == "auto" else device
         tensorboard = tensorboard or (folder / "tensorboard").is_dir()
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers, world)
+        settings = make_options(device, tensorboard)
         run = partial(session.resume, folder, progress, settings, interrupts)
     else:
         resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
@@ -82,7 +98,7 @@ def quantize(
         if recipe is None:
             progress.phase(resolved.description)
         folder = out or _default_folder(resolved)
-        settings = Options(resolve_device(device), checkpoint_every, tensorboard, workers, world)
+        settings = make_options(device, tensorboard)
         run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
     again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
     try:
@@ -101,6 +117,11 @@ def quantize(
         )
         raise typer.Exit(EXIT_FAILED) from None
     _print_result(result, folder)
+
+
+def _write_report(progress: Progress, run: RunState) -> None:
+    progress.phase("measuring the layers for the report")
+    close(run)
 
 
 def _refuse_others(options: dict[str, Any]) -> None:
@@ -139,7 +160,8 @@ def _print_result(result: Result, folder: Path) -> None:
     console.print(table)
     console.print(
         f"{result.steps} steps in {result.training_seconds:.0f} s. Student: "
-        f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}",
+        f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}"
+        + (f"  Report: {folder / PAGE}" if (folder / PAGE).is_file() else ""),
         highlight=False,
         soft_wrap=True,
         markup=False,

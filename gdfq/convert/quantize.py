@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -16,7 +17,10 @@ from gdfq.coverage import CoverageReport, Operation
 from gdfq.errors import InputError
 from gdfq.functional import Activation
 from gdfq.nn import QAct
+from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops._checks import Ste, check_bits, check_ste
+
+LearnedRanges = Literal["none", "act", "weight", "both"]
 
 
 def quantize_model(
@@ -32,6 +36,7 @@ def quantize_model(
     leaf_modules: Sequence[str | type] = (),
     strict: bool = False,
     zero_in_range: bool = False,
+    learned_ranges: LearnedRanges = "none",
 ) -> QuantizedModel:
     """Convert a trained network into its quantized student.
 
@@ -65,6 +70,9 @@ def quantize_model(
         zero_in_range: every range, of weights and of activations, also contains 0, as integer
             kernels that pad with zeros need; a range without 0 is widened to it.
 
+        learned_ranges: whose ranges are parameters, trained with the weights: ``"none"``,
+            ``"act"`` (behind ReLU the upper end), ``"weight"`` or ``"both"``.
+
     Returns:
         The student, in evaluation mode, its activation ranges not yet set. ``student.coverage``
         says of each operation whether it is quantized, and why not.
@@ -79,6 +87,10 @@ def quantize_model(
     if first_last_bits is not None:
         check_bits(first_last_bits, "first_last_bits")
     check_ste(ste)
+    if learned_ranges not in get_args(LearnedRanges):
+        raise InputError(
+            f"learned_ranges: must be one of {get_args(LearnedRanges)}, got {learned_ranges!r}"
+        )
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be an nn.Module, got {type(model).__name__}")
     root = copy.deepcopy(model).eval()
@@ -112,4 +124,10 @@ def quantize_model(
     if strict and coverage.uncovered:
         listed = "; ".join(f"{op.name} ({op.kind}): {op.reason}" for op in coverage.uncovered)
         raise InputError(f"model: strict=True, and not everything can be quantized: {listed}")
-    return QuantizedModel(root, graph, coverage)
+    student = QuantizedModel(root, graph, coverage)
+    for module in student.modules():
+        if isinstance(module, QAct) and learned_ranges in ("act", "both"):
+            module.learn_range()
+        if isinstance(module, QuantizedWeight) and learned_ranges in ("weight", "both"):
+            module.keep_weight_range(learned=True)
+    return student

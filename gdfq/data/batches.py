@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -136,6 +137,46 @@ def _one_thread(worker: int) -> None:
 
 
 @torch.inference_mode()
+def confusion(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World | None = None
+) -> Tensor:
+    """How ``model`` takes the images in ``batches``: ``(classes, classes)`` int64 counts.
+
+    ``[i, j]`` of the images labelled ``i`` are taken for class ``j``, on the CPU. Each rank of
+    ``world`` has its own batches; all must call it, and all get the counts of all.
+
+    Raises:
+        InputError: a picture cannot be read, or its label is none of the network's classes, on any
+            rank.
+    """
+    world = world or World()
+    device = next(model.parameters()).device
+    counts = torch.zeros(0, dtype=torch.int64)
+    problem: InputError | None = None
+    try:
+        for images, labels in batches:
+            logits = model(images.to(device))
+            classes = logits.shape[1]
+            if labels.max() >= classes:
+                raise InputError(
+                    f"data: has images of class {int(labels.max())}, counted from 0, and the "
+                    f"network {classes} classes"
+                )
+            pairs = labels * classes + logits.argmax(1).cpu()
+            found = torch.bincount(pairs, minlength=classes**2)
+            counts = counts + found if len(counts) else found
+    except InputError as error:
+        problem = error
+    if world.any(problem is not None):
+        raise problem or InputError("data: another process cannot read its test images")
+    if world.parallel:
+        size = world.largest(len(counts))
+        counts = counts if len(counts) else torch.zeros(size, dtype=torch.int64)
+        world.sum(counts, "agreement")
+    classes = math.isqrt(len(counts))
+    return counts.view(classes, classes)
+
+
 def top1(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World | None = None
 ) -> float:
@@ -144,18 +185,11 @@ def top1(
     Each rank of ``world`` has its own batches; all must call it, and all get the share of all.
 
     Raises:
-        InputError: a picture cannot be read, on any rank.
+        InputError: see :func:`confusion`.
     """
-    world = world or World()
-    device = next(model.parameters()).device
-    hits = total = 0
-    problem: InputError | None = None
-    try:
-        for images, labels in batches:
-            hits += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-            total += len(labels)
-    except InputError as error:
-        problem = error
-    if world.any(problem is not None):
-        raise problem or InputError("data: another process cannot read its test images")
-    return 100.0 * world.total(hits) / world.total(total)
+    return share(confusion(model, batches, world))
+
+
+def share(counts: Tensor) -> float:
+    """Top-1 in percent, of counts by :func:`confusion`."""
+    return 100.0 * int(counts.trace()) / int(counts.sum())

@@ -23,6 +23,7 @@ from gdfq.export.stored import (
     store_symmetric,
 )
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.packed import ConstantWeight, PackedCall
 from gdfq.nn.statistics import BATCH_NORMS
 
 Mode = Literal["exact", "integer"]
@@ -127,6 +128,9 @@ class _Forming:
         for node in list(self.graph.nodes):
             if self.calls(node, (QConv2d, QLinear)) and self.module(node).input_quantizer:
                 self.move_input_quantizer(node)
+        for node in self.graph.nodes:
+            if self.calls(node, PackedCall):
+                self.root.set_submodule(str(node.target), ConstantWeight(self.module(node)))
         for node in list(self.graph.nodes):
             if node.op == "placeholder" and self.input_range is not None:
                 low, high = self.input_range

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfq import packed
+from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.export.onnx_file import METADATA_KEY, require
 from gdfq.nn import QAct, QConv2d, QLinear
@@ -70,6 +71,10 @@ def _inspect_run(path: Path) -> Inspection:
         if file.is_file():
             facts[file.name] = _bytes(file.stat().st_size)
     rows = [row for name, module in student.named_modules() for row in _module_rows(name, module)]
+    rows += [
+        _weight_row(name, "call", quantizer.weight_bits, *quantizer.codes_of(weight))
+        for name, (quantizer, weight) in packed.weights_of_calls(student).items()
+    ]
     facts["packed, its tensors"] = _bytes(_packed_size(student, rows))
     return Inspection(facts, rows)
 
@@ -108,12 +113,14 @@ def _act_row(name: str, act: str, bits: int, low: Tensor, high: Tensor) -> Row:
     return Row(name, act, bits, None, float(low), float(high), 0)
 
 
-def _packed_size(student: nn.Module, rows: list[Row]) -> int:
+def _packed_size(student: QuantizedModel, rows: list[Row]) -> int:
     """Bytes of the packed file's tensors."""
     weights = {
         f"{name}.weight" for name, m in student.named_modules() if isinstance(m, (QConv2d, QLinear))
     }
     rest = {id(v): v for k, v in student.state_dict(keep_vars=True).items() if k not in weights}
+    for _, weight in packed.weights_of_calls(student).values():
+        rest.pop(id(weight), None)
     return sum(row.stored for row in rows) + sum(
         value.numel() * value.element_size() for value in rest.values()
     )

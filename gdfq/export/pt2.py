@@ -16,6 +16,7 @@ from gdfq.errors import InputError
 from gdfq.export.formulas import FORMULAS
 from gdfq.files import write_file
 from gdfq.nn import QConv2d, QLinear
+from gdfq.nn.packed import ConstantWeight, PackedCall
 from gdfq.packed import check_student, packed_copy
 
 
@@ -69,10 +70,13 @@ def _with_values(student: QuantizedModel) -> QuantizedModel:
     plain = copy.deepcopy(student).eval()
     made: dict[nn.Module, nn.Module] = {}
     for path, module in list(plain.named_modules(remove_duplicate=False)):
-        if not isinstance(module, (QConv2d, QLinear)):
+        if not isinstance(module, (QConv2d, QLinear, PackedCall)):
             continue
         if module not in made:
-            made[module] = _ConstantWeight(module)
+            if isinstance(module, PackedCall):
+                made[module] = ConstantWeight(module)
+            else:
+                made[module] = _ConstantWeight(module)
         plain.set_submodule(path, made[module])
     return plain
 

@@ -17,7 +17,8 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are learned per class.
 
     Takes ``x`` of shape ``(N, C, H, W)`` and ``labels`` of shape ``(N,)``; returns
-    ``weight[label] * normalize(x) + bias[label]``. Scales start at 1, shifts at 0.
+    ``weight[label] * normalize(x) + bias[label]``. Labels ``(N, num_classes)`` are shares of each
+    class, which mix scales and shifts. Scales start at 1, shifts at 0.
 
     Source: Dumoulin et al., "A learned representation for artistic style", ICLR 2017.
     """
@@ -36,13 +37,23 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
         return _normalize(self, x, labels)
 
 
+def _embed(embedding: nn.Embedding, labels: Tensor) -> Tensor:
+    """What ``embedding`` holds of each label, a class or shares of all classes."""
+    if labels.dim() == 1:
+        return embedding(labels)
+    with torch.autocast(labels.device.type, enabled=False):
+        return labels @ embedding.weight
+
+
 def _normalize(
     norm: nn.BatchNorm2d, x: Tensor, labels: Tensor | None, negative_slope: float = 1.0
 ) -> Tensor:
     """``norm`` of ``x``, then a leaky ReLU; a slope of 1 is none."""
-    weight, bias = norm.weight, norm.bias
+    weight: Tensor | None = norm.weight
+    bias: Tensor | None = norm.bias
     if isinstance(norm, ConditionalBatchNorm2d):
-        weight, bias = norm.class_weight(labels), norm.class_bias(labels)
+        assert labels is not None
+        weight, bias = _embed(norm.class_weight, labels), _embed(norm.class_bias, labels)
     if norm.training:
         world = joined_world()
         if world is not None:
@@ -62,7 +73,7 @@ def _normalize(
         )
     y = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
     shape = (-1, norm.num_features, 1, 1)
-    if weight is not None:
+    if weight is not None and bias is not None:
         y = torch.addcmul(bias.view(shape), y, weight.view(shape))
     return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
 
@@ -136,10 +147,11 @@ class Generator(nn.Module):
 
         Args:
             z: ``(N, latent_dim)`` standard normal noise.
-            labels: ``(N,)`` int64 classes.
+            labels: ``(N,)`` int64 classes, or ``(N, num_classes)`` shares of each: then what is
+                learned per class is mixed by them.
         """
         if not self.conditional_bn:
-            z = z * self.label_embedding(labels)
+            z = z * _embed(self.label_embedding, labels)
         x = self.linear(z)
         x = x.view(-1, self.width, self.first_size, self.first_size)
         if self.conv1.weight.is_contiguous(memory_format=torch.channels_last):

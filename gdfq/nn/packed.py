@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gdfq.nn.conv import QConv2d
 from gdfq.nn.linear import QLinear
+from gdfq.nn.weight import WeightQuantizer
 from gdfq.ops.pack_codes import PACKED_BITS, pack_codes, unpack_codes
 
 
@@ -35,7 +36,9 @@ class PackedWeight(nn.Module):
     zero: Tensor
     stored: Stored
 
-    def _adopt(self, layer: QConv2d | QLinear, stored: Stored, device: Any) -> None:
+    def _adopt(
+        self, layer: QConv2d | QLinear | WeightQuantizer, stored: Stored, device: Any
+    ) -> None:
         """Take over ``layer``'s arguments and modules, with room for a weight as ``stored``."""
         nn.Module.__init__(self)
         for name, value in vars(layer).items():
@@ -52,9 +55,11 @@ class PackedWeight(nn.Module):
             if packed
             else torch.empty(stored.shape, dtype=torch.int8, device=device),
         )
+        for name in ("weight_lo", "weight_hi"):  # scale and zero point say it all
+            self.register_buffer(name, None)
         for name in ("scale", "zero"):
             self.register_buffer(name, torch.empty(stored.shape[0], device=device))
-        bias = layer.bias
+        bias = getattr(layer, "bias", None)
         if bias is not None:
             bias = nn.Parameter(bias.detach(), requires_grad=False)
         self.register_parameter("bias", bias)
@@ -91,8 +96,37 @@ class PackedLinear(PackedWeight, QLinear):  # type: ignore[misc]
         self._adopt(layer, stored, device)
 
 
-def make_room(layer: QConv2d | QLinear, stored: Stored, device: Any = None) -> PackedWeight:
+class PackedCall(PackedWeight, WeightQuantizer):
+    """:class:`~gdfq.nn.weight.WeightQuantizer` that has the weight itself, as packed codes."""
+
+    def __init__(self, quantizer: WeightQuantizer, stored: Stored, device: Any = None) -> None:
+        self._adopt(quantizer, stored, device)
+
+    def forward(self) -> Tensor:  # type: ignore[override]
+        """The quantized weight."""
+        return self._quantized_weight()
+
+
+class ConstantWeight(nn.Module):
+    """In the place of a :class:`PackedCall`, its values."""
+
+    weight: Tensor
+
+    def __init__(self, packed: PackedCall) -> None:
+        super().__init__()
+        self.register_buffer("weight", packed())
+
+    def forward(self) -> Tensor:
+        """The quantized weight."""
+        return self.weight
+
+
+def make_room(
+    layer: QConv2d | QLinear | WeightQuantizer, stored: Stored, device: Any = None
+) -> PackedWeight:
     """The packed counterpart of ``layer``, its codes not yet set."""
+    if isinstance(layer, WeightQuantizer):
+        return PackedCall(layer, stored, device)
     kind = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
     return kind(layer, stored, device)  # type: ignore[arg-type]
 
@@ -101,11 +135,18 @@ def pack(layer: QConv2d | QLinear) -> PackedWeight:
     """The packed counterpart of ``layer``: the same outputs, bit for bit."""
     if isinstance(layer, PackedWeight):
         return layer
-    weight = layer.weight
+    return _filled(layer, layer.weight, *layer.weight_codes())
+
+
+def pack_call(quantizer: WeightQuantizer, weight: Tensor) -> PackedWeight:
+    """What gives ``quantizer(weight)``, bit for bit, without the weight."""
+    return _filled(quantizer, weight, *quantizer.codes_of(weight))
+
+
+def _filled(layer: Any, weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> PackedWeight:
     last = torch._prims_common.suggest_memory_format(weight) == torch.channels_last
     stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last)
     packed = make_room(layer, stored, weight.device)
-    codes, scale, zero = layer.weight_codes()
     if stored.weight_bits in PACKED_BITS:
         codes = pack_codes(codes, stored.weight_bits)
     packed.codes.copy_(codes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gdfq.distributed import World, joined_world
 from gdfq.errors import InputError
 from gdfq.functional import Activation, activate
-from gdfq.ops._checks import Ste, check_bits, check_ste
+from gdfq.ops._checks import LearnedSte, Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
 
@@ -114,12 +114,35 @@ class QAct(nn.Module):
             observe_fake_quantize(_global_ends(y, world), *moving, *options)
             return fake_quantize(y, self.lo.clone(), self.hi.clone(), self.act_bits, ste=self.ste)
         self.require_range()
-        return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=self.ste)
+        ste: LearnedSte = "learned" if self.learned else self.ste
+        return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=ste)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the range is trained, see :meth:`learn_range`."""
+        return isinstance(self.hi, nn.Parameter)
+
+    def learn_range(self) -> None:
+        """Make the range's ends parameters, under their names; what is behind ReLU keeps ``lo``.
+
+        They take part once they stand still, in evaluation mode; the gradient to the input is
+        that of ``ste="clip"`` then. See :func:`gdfq.functional.fake_quantize`, ``"learned"``.
+        """
+        for name in ("lo", "hi") if self.act == "none" else ("hi",):
+            if name in self._buffers:
+                end = self._buffers.pop(name)
+                self.register_parameter(name, nn.Parameter(end))
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        return {**self._buffers, **self._parameters}  # type: ignore[dict-item]
 
     def moving_range(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The buffers that an observing operator updates, now that it sees the batch ``x``."""
         self._calibrated = self._calibrated or x.numel() > 0
-        return self.average_lo, self.average_hi, self.lo, self.hi, self.num_batches_tracked
+        lo, hi = self.lo, self.hi
+        if self.learned:
+            lo, hi = lo.detach(), hi.detach()
+        return self.average_lo, self.average_hi, lo, hi, self.num_batches_tracked
 
     def require_range(self) -> None:
         """Raise a RuntimeError if no batch has set the range."""
@@ -131,18 +154,18 @@ class QAct(nn.Module):
 
     def reset_range(self) -> None:
         """Forget the range, as if no batch had been seen."""
-        for buffer in self.buffers(recurse=False):
-            buffer.zero_()
+        for tensor in self._own_tensors().values():
+            tensor.detach().zero_()
         self._calibrated = False
 
     def _apply(self, fn: Any, recurse: bool = True) -> QAct:
         # Ranges stay float32 under .half() and .bfloat16(): the quantizer computes in float32.
-        ranges = {n: b for n, b in self.named_buffers(recurse=False) if b.is_floating_point()}
+        ranges = {n: t.detach() for n, t in self._own_tensors().items() if t.is_floating_point()}
         super()._apply(fn, recurse)
         for name, before in ranges.items():
             after = getattr(self, name)
             if after.dtype != torch.float32:
-                setattr(self, name, before.to(after.device))
+                after.data = before.to(after.device)
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

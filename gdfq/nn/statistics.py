@@ -124,15 +124,21 @@ class StatisticsTeacher(nn.Module):
 
     Args:
         model: the trained network; it is copied, never modified.
+        shared: the copy's parameters and buffers are the model's own, which may go on being
+            trained; otherwise they are copied and frozen.
 
     Raises:
         InputError: it has no batch-norm layer with running statistics; when it runs, a subclass
             of batch norm does not call ``F.batch_norm``, so that nothing can be recorded.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, shared: bool = False) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        if shared:
+            tensors = [*model.parameters(), *model.buffers()]
+            self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        else:
+            self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
         replaced: dict[nn.Module, nn.Module] = {}
         for path, module in list(self.model.named_modules(remove_duplicate=False)):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
 from gdfq.nn.qact import QAct
-from gdfq.ops._checks import Ste, check_bits, check_ste
+from gdfq.ops._checks import LearnedSte, Ste, check_bits, check_ste
+from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.quantize_codes import quantize_codes
 
@@ -15,6 +19,8 @@ class QuantizedWeight(nn.Module):
     """Mixin for layers whose ``weight`` has its outputs along dimension 0."""
 
     weight: Tensor
+    weight_lo: Tensor | None
+    weight_hi: Tensor | None
 
     def _init_quantizers(
         self, weight_bits: int, act_bits: int | None, ste: Ste, zero_in_range: bool
@@ -27,6 +33,8 @@ class QuantizedWeight(nn.Module):
         self.zero_in_range = zero_in_range
         self.input_quantizer: QAct | None = None
         self._make_input_quantizer()
+        self.register_buffer("weight_lo", None)
+        self.register_buffer("weight_hi", None)
 
     def _make_input_quantizer(self) -> None:
         if self.act_bits is not None:
@@ -43,7 +51,59 @@ class QuantizedWeight(nn.Module):
     def _quantize_input(self, input: Tensor) -> Tensor:
         return input if self.input_quantizer is None else self.input_quantizer(input)
 
+    def keep_weight_range(self, learned: bool = False) -> None:
+        """Keep the weight's range from now on, instead of taking it anew at each forward.
+
+        Its ends are ``weight_lo`` and ``weight_hi``, float32 ``(outputs,)``, at first the minima
+        and maxima; buffers, or with ``learned`` parameters, which makes the estimator
+        ``"learned"``, see :func:`gdfq.functional.fake_quantize`.
+        """
+        for name, end in zip(("weight_lo", "weight_hi"), self.weight_range(), strict=True):
+            if name in self._parameters:
+                continue
+            if learned:
+                del self._buffers[name]
+                self.register_parameter(name, nn.Parameter(end.clone()))
+            else:
+                self.register_buffer(name, end.clone())
+
+    @property
+    def learned_weight_range(self) -> bool:
+        """Whether the weight's range is trained."""
+        return isinstance(self.weight_hi, nn.Parameter)
+
+    def weight_range(self) -> tuple[Tensor, Tensor]:
+        """Both ends of the range that each output's weight is quantized over, ``(outputs,)``.
+
+        Those that are kept, else its minimum and maximum.
+        """
+        lo, hi = self.weight_extremes()
+        if self.weight_lo is not None and self.weight_hi is not None:
+            lo, hi = self.weight_lo.detach(), self.weight_hi.detach()
+        return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
+
+    def weight_extremes(self) -> tuple[Tensor, Tensor]:
+        """The minima and maxima of each output's weights, ``(outputs,)``."""
+        rows = self.weight.detach().float().flatten(1)
+        lo, hi = rows.amin(1), rows.amax(1)
+        return (lo.clamp(max=0), hi.clamp(min=0)) if self.zero_in_range else (lo, hi)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # As activations' ranges, these stay float32: the quantizer computes in float32.
+        ends = {n: getattr(self, n, None) for n in ("weight_lo", "weight_hi")}
+        kept = {n: end.detach() for n, end in ends.items() if end is not None}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != torch.float32:
+                after.data = before.to(after.device)
+        return self
+
     def _quantized_weight(self) -> Tensor:
+        if self.weight_lo is not None and self.weight_hi is not None:
+            ste: LearnedSte = "learned" if self.learned_weight_range else self.ste
+            ends = (self.weight_lo, self.weight_hi)
+            return fake_quantize(self.weight, *ends, self.weight_bits, 0, ste, self.zero_in_range)
         return fake_quantize_minmax(self.weight, self.weight_bits, 0, self.ste, self.zero_in_range)
 
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,11 +112,7 @@ class QuantizedWeight(nn.Module):
         ``(codes + zero) / scale`` is the quantized weight, see
         :func:`gdfq.ops.quantize_codes.quantize_codes`.
         """
-        weight = self.weight.detach()
-        rows = weight.float().flatten(1)
-        return quantize_codes(
-            weight, rows.amin(1), rows.amax(1), self.weight_bits, 0, self.zero_in_range
-        )
+        return quantize_codes(self.weight.detach(), *self.weight_range(), self.weight_bits, axis=0)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
@@ -91,9 +147,20 @@ class WeightQuantizer(nn.Module):
         """``weight``, outputs along dimension 0, quantized per output."""
         return fake_quantize_minmax(weight, self.weight_bits, 0, self.ste, self.zero_in_range)
 
+    def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scale and zero point of ``weight``, see :meth:`QuantizedWeight.weight_codes`."""
+        return _codes(weight, self.weight_bits, self.zero_in_range)
+
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
-        return f"weight_bits={self.weight_bits}, ste={self.ste!r}"
+        zero = ", zero_in_range=True" if self.zero_in_range else ""
+        return f"weight_bits={self.weight_bits}, ste={self.ste!r}{zero}"
+
+
+def _codes(weight: Tensor, bits: int, zero_in_range: bool) -> tuple[Tensor, Tensor, Tensor]:
+    weight = weight.detach()
+    rows = weight.float().flatten(1)
+    return quantize_codes(weight, rows.amin(1), rows.amax(1), bits, 0, zero_in_range)
 
 
 def average_weight_bits(model: nn.Module) -> float:

@@ -13,6 +13,7 @@ from gdfq.ops import (  # noqa: F401
     bn_act_fake_quantize,
     bn_leaky_relu,
     bns_loss,
+    count_changed_codes,
     fake_quantize,
     fake_quantize_minmax,
     fake_quantize_minmax_list,

@@ -66,9 +66,15 @@ def check_vector(tensor: Tensor | None, entries: int, name: str, like: Tensor) -
         raise InputError(f"{name}: must be on {like.device} like x, got {tensor.device}")
 
 
-def check_range(lo: Tensor, hi: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+def check_range(
+    lo: Tensor,
+    hi: Tensor,
+    shape: tuple[int, ...],
+    x: Tensor,
+    names: tuple[str, str] = ("lo", "hi"),
+) -> None:
     """``lo`` and ``hi`` are floats of ``shape`` on the device of ``x``."""
-    for name, end in (("lo", lo), ("hi", hi)):
+    for name, end in zip(names, (lo, hi), strict=True):
         check_float(end, name)
         if tuple(end.shape) != shape:
             raise InputError(

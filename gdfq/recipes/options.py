@@ -31,6 +31,7 @@ class RecipeOptions(TypedDict, total=False):
     first_last_bits: int
     ste: Literal["identity", "clip"]
     range_momentum: float
+    zero_in_range: bool
     leaf_modules: Sequence[str]
     # generator
     latent_dim: int

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from gdfq.errors import InputError
 from gdfq.recipes.bits import Width, with_exceptions
+from gdfq.training import Parts, Start
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -95,6 +96,9 @@ class Quantization(Section):
     zero_in_range: bool = Field(
         False, description="every range also contains 0, as integer kernels need"
     )
+    learned_ranges: Literal["none", "act", "weight", "both"] = Field(
+        "none", description="whose ranges are trained with the weights"
+    )
     leaf_modules: list[str] = Field(
         [], description="paths of modules that are not traced into and stay in float"
     )
@@ -149,6 +153,100 @@ class Training(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="decides everything that is random")
 
 
+class PartsSection(Section):
+    """What is added to the paper's loop; see gdfq.training.Parts. All off by default."""
+
+    objective: Literal["kd_ce", "logit_mse", "kl_only"] = Field(
+        "kd_ce", description="the student's loss; 'kd_ce' is the paper's"
+    )
+    ce_weight: NotNegative = Field(
+        1.0, description="weight of the student's cross-entropy, in 'kd_ce' and 'logit_mse'"
+    )
+    ce_gate: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="cross-entropy only where the teacher's probability of the label is at least "
+        "1 - ce_gate",
+    )
+    hard_sample_gamma: NotNegative = Field(
+        0.0, description="exponent of (1 - p) that weights the generator's cross-entropy"
+    )
+    hard_sample_step: NotNegative = Field(
+        0.0,
+        description="how far the student's images are moved towards what it gets wrong; twice the "
+        "student's cost",
+    )
+    code_change_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each weight's codes that its scaled gradient changes in a step"
+    )
+    mix_probability: float = Field(
+        0.0, ge=0, le=1, description="share of images whose label is a mix of classes"
+    )
+    mix_classes: int = Field(2, ge=2, description="classes in a mix")
+    low_pass: Positive | None = Field(
+        None,
+        description="width of the Gaussian that damps the images' frequencies, in periods per "
+        "image",
+    )
+    bns_spread: Literal["variance", "std"] = Field(
+        "variance", description="what the batch-norm statistics loss compares beside means"
+    )
+    bns_layers: list[str] = Field(
+        ["*"], min_length=1, description="glob patterns of the batch norms it compares"
+    )
+    bns_of: Literal["teacher", "both"] = Field(
+        "teacher", description="'both' compares the student's statistics too; one more pass"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay of the average of the student's parameters; 0 is none"
+    )
+    replay_batches: int = Field(
+        0, ge=0, description="batches of older images that are kept for the student"
+    )
+    replay_share: float = Field(
+        0.5, gt=0, lt=1, description="share of the student's images taken from these"
+    )
+
+    range_lr: Positive = Field(1e-2, description="learning rate of ranges that are learned")
+
+    def build(self) -> Parts:
+        """The parts as the trainer takes them.
+
+        Raises:
+            InputError: two of them contradict each other.
+        """
+        return Parts(**self.model_dump())
+
+
+class StartSection(Section):
+    """What is done before fine-tuning; see gdfq.training.Start. All off by default."""
+
+    act_ranges: Literal["minmax", "mse", "percentile"] = Field(
+        "minmax",
+        description="where activation ranges end: extremes, least squared error or percentile",
+    )
+    percentile: float = Field(
+        99.9, gt=50, le=100, description="percent of an activation's values below its range's end"
+    )
+    weight_ranges: Literal["minmax", "mse"] = Field(
+        "minmax", description="where weight ranges end: extremes or least squared error"
+    )
+    equalize: bool = Field(False, description="scale channels to use their ranges alike")
+    bias_correction: bool = Field(
+        False, description="take out by how much quantization moves each channel's mean"
+    )
+    bn_reestimate: bool = Field(
+        False, description="the same for means and standard deviations, in the batch norms"
+    )
+    bn_reestimate_end: bool = Field(False, description="once more when training has ended")
+    rounding: Literal["nearest", "flip"] = Field(
+        "nearest", description="'flip' rounds otherwise where that cancels a kernel's error"
+    )
+
+    def build(self) -> Start:
+        """The start as the trainer takes it."""
+        return Start(**self.model_dump())
+
+
 class Recipe(Section):
     """A run, fully specified."""
 
@@ -158,6 +256,8 @@ class Recipe(Section):
     quantization: Quantization = Quantization()
     generator: GeneratorSection = GeneratorSection()
     training: Training = Training()
+    parts: PartsSection = PartsSection()
+    start: StartSection = StartSection()
     bits: dict[str, LayerBits] = Field(
         {}, description="exceptions by glob pattern of layers' names; the last that matches wins"
     )
@@ -261,6 +361,10 @@ def validate(tables: dict[str, Any], source: str) -> Recipe:
             f"{source}: training.warmup_epochs: must be <= training.epochs = {training.epochs}, "
             f"got {training.warmup_epochs}"
         )
+    try:
+        recipe.parts.build()
+    except InputError as error:
+        raise InputError(f"{source}: parts.{error}") from error
     for pattern, widths in recipe.exceptions().items():
         if not widths:
             raise InputError(f"{source}: bits.{pattern}: must have weight or act or both, got {{}}")

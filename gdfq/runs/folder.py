@@ -35,7 +35,7 @@ def create_folder(folder: Path) -> None:
         raise InputError(f"out: cannot write to {folder}: {error.strerror}") from error
 
 
-def _use_format(recipe: Recipe, *networks: nn.Module) -> None:
+def use_format(recipe: Recipe, *networks: nn.Module) -> None:
     """Bring networks into the memory format of a finished recipe, on which rounding depends."""
     name = recipe.training.memory_format
     for network in networks:
@@ -78,7 +78,7 @@ def load_run(
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
     recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")), network, folder)
     student = build_student(recipe, teacher.network)
-    _use_format(recipe, teacher.network, student)
+    use_format(recipe, teacher.network, student)
     try:
         student.load_state_dict(load_file(folder / STUDENT_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdfq.data import Batches, open_test_set, top1
+from gdfq.data import Batches, confusion, open_test_set, share
 from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
@@ -61,10 +61,12 @@ def open_batches(
 class Measure:
     """Top-1 in percent, None where nothing is measured; the result says on what, or why not.
 
-    ``ready`` says whether calling it measures.
+    ``ready`` says whether calling it measures; ``counts`` is of what was measured last, see
+    :func:`gdfq.data.confusion`, where that is known.
     """
 
     ready = False
+    counts: Tensor | None = None
 
     def __init__(self, result: Result, world: World) -> None:
         self.result = result
@@ -118,13 +120,14 @@ class MeasureOnData(Measure):
         if self.batches is None:
             return None
         try:
-            share = top1(model, self.batches, self.world)
+            counts = confusion(model, self.batches, self.world)
         except InputError as error:
             self._skip(str(error))
             return None
+        self.counts = counts
         pictures = self.world.total(self.batches.pictures)
         self.result.evaluation = f"{pictures:,} test images of {self.batches.name}"
-        return share
+        return share(counts)
 
     def _skip(self, problem: str) -> str:
         self.result.evaluation = f"skipped: {problem}"
@@ -155,14 +158,14 @@ class MeasureOnBatches(Measure):
     def __call__(self, model: nn.Module) -> float:
         """Top-1 of ``model``."""
         self.count = 0
-        share = top1(model, self._counted(), self.world)
+        self.counts = confusion(model, self._counted(), self.world)
         self.result.evaluation = f"{self.world.total(self.count):,} images given as batches"
-        return share
+        return share(self.counts)
 
     def _counted(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.batches:
             self.count += len(images)
-            yield images, labels.cpu()
+            yield images, labels.long().cpu()
 
 
 def _check_batch(batch: Any, images: Preprocessing) -> None:
@@ -209,18 +212,18 @@ class MeasureByFunction(Measure):
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
         """What the function says of ``model``."""
-        share = self.function(copy.deepcopy(model).eval())
+        said = self.function(copy.deepcopy(model).eval())
         try:
-            share = float(share)
+            accuracy = float(said)
         except (TypeError, ValueError):
             raise InputError(
-                f"evaluate: must return top-1 in percent, got a {type(share).__name__}"
+                f"evaluate: must return top-1 in percent, got a {type(said).__name__}"
             ) from None
-        if not 0 <= share <= 100:
-            raise InputError(f"evaluate: must return top-1 in percent, 0 to 100, got {share}")
+        if not 0 <= accuracy <= 100:
+            raise InputError(f"evaluate: must return top-1 in percent, 0 to 100, got {accuracy}")
         name = getattr(self.function, "__name__", type(self.function).__name__)
         self.result.evaluation = f"by {name}"
-        return share
+        return accuracy
 
 
 def make_measure(

@@ -9,9 +9,11 @@ from torch import nn
 
 from gdfq import models
 from gdfq.convert import QuantizedModel, quantize_model
+from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
 from gdfq.sources import LoadedTeacher, Preprocessing, find_source, load_teacher
+from gdfq.training import GDFQTrainer
 
 # In a run's folder: the weights of a teacher that the caller gave.
 TEACHER_FILE = "teacher.safetensors"
@@ -89,6 +91,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         momentum=spec.range_momentum,
         leaf_modules=spec.leaf_modules,
         zero_in_range=spec.zero_in_range,
+        learned_ranges=spec.learned_ranges,
     )
 
 
@@ -102,3 +105,19 @@ def build_generator(recipe: Recipe, images: Preprocessing) -> models.Generator:
             images.channels,
             **recipe.generator.model_dump(),
         )
+
+
+def build_trainer(
+    recipe: Recipe, teacher: LoadedTeacher, generator: nn.Module, world: World | None = None
+) -> GDFQTrainer:
+    """The recipe's trainer of a new student, at step 0; it trains ``generator`` in place."""
+    return GDFQTrainer(
+        teacher.network,
+        build_student(recipe, teacher.network),
+        generator,
+        teacher.preprocessing.num_classes,
+        **recipe.training.model_dump(),
+        parts=recipe.parts.build(),
+        start=recipe.start.build(),
+        world=world,
+    )

@@ -25,14 +25,11 @@ class NotebookProgress:
     """A bar with phase, losses, images per second and the time left, and lines above it."""
 
     def __init__(self) -> None:
-        from IPython.display import HTML, display
-
-        self.make = HTML
         self.lines: list[str] = []
         self.bar = ""
         self.rate = Rate()
         self.shown = 0.0
-        self.display: Any = display(self.make("gdfq"), display_id=True)
+        self.display: Any = None
 
     def start(self, trainer: GDFQTrainer) -> None:
         """Say how steps are run and show the bar."""
@@ -77,9 +74,14 @@ class NotebookProgress:
         self._write()
 
     def _write(self) -> None:
+        from IPython.display import HTML, display
+
         lines = "".join(f"<div>{line}</div>" for line in [*self.lines, self.bar] if line)
-        if self.display is not None:
-            self.display.update(self.make(f'<div class="gdfq-progress">{lines}</div>'))
+        shown = HTML(f'<div class="gdfq-progress">{lines}</div>')
+        if self.display is None:
+            self.display = display(shown, display_id=True)
+        else:
+            self.display.update(shown)
 
 
 def _clock(seconds: float) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torch import Tensor, nn
 
 from gdfq.data import class_names
 from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
 from gdfq.training import GDFQTrainer
+from gdfq.training.parts.low_pass import LowPass
 
 # Classes that are shown, and images of each.
 ROWS, COLUMNS = 20, 10
@@ -23,25 +24,44 @@ FONT_SIZE = 15
 SMALLEST, LARGEST = 56, 112
 
 
-@torch.no_grad()
 def picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer) -> Image.Image:
-    """One row of generated images per class, the first classes where there are many.
+    """One row of generated images per class, the first classes where there are many."""
+    names = shown_classes(recipe, images)
+    rows = class_images(recipe, len(names), COLUMNS, trainer.generator, trainer.make_images)
+    return image_grid(list(rows), names, images.mean, images.std)
 
-    They are made as in training, in batches that are balanced over the classes shown and, as far
-    as that goes, no larger than training's.
+
+def shown_classes(recipe: Recipe, images: Preprocessing) -> tuple[str, ...]:
+    """Names of the classes that are shown: the first."""
+    return class_names(recipe.teacher.data, images.num_classes)[:ROWS]
+
+
+@torch.no_grad()
+def class_images(
+    recipe: Recipe,
+    classes: int,
+    count: int,
+    generator: nn.Module,
+    make_images: Callable[[Tensor, Tensor, nn.Module], Tensor] | None = None,
+) -> Tensor:
+    """``(classes, count, C, H, W)`` generated images of the first classes, on the CPU.
+
+    They are made as in training, in batches that are balanced over these classes and, as far
+    as that goes, no larger than training's. ``make_images`` stands for calling ``generator``.
     """
-    names = class_names(recipe.teacher.data, images.num_classes)[:ROWS]
-    random = torch.Generator(trainer.device).manual_seed(recipe.training.seed)
-    generator = copy.deepcopy(trainer.generator)  # a forward moves its running statistics
-    columns = max(1, recipe.training.batch_size // len(names))
+    make = make_images or (lambda z, labels, generator: generator(z, labels))
+    device = next(generator.parameters()).device
+    random = torch.Generator(device).manual_seed(recipe.training.seed)
+    generator = copy.deepcopy(generator).train()  # a forward moves its running statistics
+    columns = max(1, recipe.training.batch_size // classes)
     parts = []
-    for first in range(0, COLUMNS, columns):
-        repeats = min(columns, COLUMNS - first)
-        labels = torch.arange(len(names), device=trainer.device).repeat_interleave(repeats)
+    for first in range(0, count, columns):
+        repeats = min(columns, count - first)
+        labels = torch.arange(classes, device=device).repeat_interleave(repeats)
         shape = (len(labels), recipe.generator.latent_dim)
-        z = torch.randn(shape, generator=random, device=trainer.device)
-        parts.append(generator(z, labels).cpu().unflatten(0, (len(names), repeats)))
-    return image_grid(list(torch.cat(parts, 1)), names, images.mean, images.std)
+        z = torch.randn(shape, generator=random, device=device)
+        parts.append(make(z, labels, generator).cpu().unflatten(0, (classes, repeats)))
+    return torch.cat(parts, 1)
 
 
 def image_grid(
@@ -68,14 +88,15 @@ def image_grid(
         top = GAP + r * cell
         middle = top + side // 2
         draw.text((margin - GAP * 2, middle), name, "black", font, anchor="rm")
-        for c, pixels in enumerate(_pixels(row, mean, std)):
+        for c, pixels in enumerate(to_pixels(row, mean, std)):
             tile = Image.fromarray(pixels)
             tile = tile.resize((side, side), resample)
             canvas.paste(tile, (margin + c * cell, top))
     return canvas
 
 
-def _pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """``(N, H, W, 3)`` uint8 of normalized images ``(N, C, H, W)``; see :func:`image_grid`."""
     shift, scale = (
         torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (list(mean), list(std))
     )

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from gdfq.convert import QuantizedModel
 from gdfq.distributed import World
 from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
+from gdfq.models import Generator
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.runs.folder import STUDENT_FILE, create_folder, save_student, save_teacher
@@ -26,11 +29,12 @@ from gdfq.runs.metrics import Metrics
 from gdfq.runs.networks import (
     TEACHER_FILE,
     build_generator,
-    build_student,
     build_teacher,
+    build_trainer,
     check_factory,
 )
 from gdfq.runs.picture import picture
+from gdfq.runs.state import RunState, read_json
 from gdfq.runs.tensorboard import TensorBoard, require_tensorboard
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
@@ -80,6 +84,8 @@ class Options:
         workers: processes that decode test images, see :class:`gdfq.data.Batches`.
         world: the processes of the run. All call :func:`quantize` or :func:`resume`, the first
             writes, and all read: a resumed run's folder is one that every machine sees.
+        closing: called in the first process with a run that has come to its end, when everything
+            about it is written. An error there is a warning.
         network: the teacher, where the caller has it; the recipe says what it is called.
         evaluate: what accuracy is measured with, instead of the recipe's data set.
 
@@ -92,6 +98,7 @@ class Options:
     tensorboard: bool = False
     workers: int | None = None
     world: World = field(default_factory=World)
+    closing: Callable[[RunState], None] | None = None
     network: nn.Module | None = field(default=None, kw_only=True)
     evaluate: Evaluate | None = field(default=None, kw_only=True)
 
@@ -175,19 +182,12 @@ def resume(
 
 def device_of(folder: Path) -> str:
     """The device that the run in ``folder`` began on; "auto" where that is not known."""
-    return _read_json(folder / "environment.json").get("device", "auto")
+    return read_json(folder / "environment.json").get("device", "auto")
 
 
 def _finished(folder: Path) -> Result | None:
-    stored = _read_json(folder / "result.json")
+    stored = read_json(folder / "result.json")
     return Result(**stored) if stored.get("finished") else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -201,17 +201,9 @@ def _build(
     recipe, loaded = build_teacher(recipe, options.network, folder)
     if options.network is not None and not recipe.teacher.in_memory:
         check_factory(recipe, loaded.network)
-    teacher, images = loaded.network.to(options.device), loaded.preprocessing
-    student = build_student(recipe, teacher)
-    generator = build_generator(recipe, images).to(options.device)
-    trainer = GDFQTrainer(
-        teacher,
-        student,
-        generator,
-        images.num_classes,
-        **recipe.training.model_dump(),
-        world=options.world,
-    )
+    teacher = loaded.network.to(options.device)
+    generator = build_generator(recipe, loaded.preprocessing).to(options.device)
+    trainer = build_trainer(recipe, loaded, generator, options.world)
     teacher.to(memory_format=TORCH_FORMATS[trainer.memory_format])
     return recipe, loaded, trainer
 
@@ -231,6 +223,7 @@ class _Session(TrainerCallback):
     ) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.loaded_teacher = teacher
         self.teacher = teacher.network
         self.images = teacher.preprocessing
         self.trainer = trainer
@@ -251,6 +244,7 @@ class _Session(TrainerCallback):
         self.measure = make_measure(
             recipe, self.images, self.result, self.world, options.workers, options.evaluate
         )
+        self.counts: dict[str, Tensor] = {}
         self.teacher_digest = digest(self.teacher)
         self.environment = {
             **environment(),
@@ -283,7 +277,7 @@ class _Session(TrainerCallback):
         self.result.training_seconds = state["training_seconds"]
         self.checkpoint, self.checkpoint_step = path, self.trainer.steps_done
         self.progress.phase(f"going on after step {self.trainer.steps_done}, from {path.name}")
-        earlier = _read_json(self.folder / "environment.json")
+        earlier = read_json(self.folder / "environment.json")
         for key in ROUNDING:
             if earlier.get(key, self.environment[key]) != self.environment[key]:
                 self.progress.warning(
@@ -295,7 +289,7 @@ class _Session(TrainerCallback):
         """Measure the teacher with what the caller gave: if that fails, nothing has begun yet."""
         if self.options.evaluate is not None:
             self.progress.phase("measuring the teacher")
-            self.result.teacher = self.measure(self.teacher)
+            self.result.teacher = self._measure_for_report("teacher", self.teacher)
 
     # ---- from here to the end ----
 
@@ -317,6 +311,7 @@ class _Session(TrainerCallback):
                     self.tensorboard.close()
         if failure is not None:
             raise failure
+        self._close()
         return self.result
 
     def _prepare(self) -> None:
@@ -352,19 +347,47 @@ class _Session(TrainerCallback):
             if failure is None:
                 self._save_checkpoint()
             self.metrics.write()
-            save_student(self.trainer.student, self.recipe, self.folder / STUDENT_FILE)
+            save_student(self.trainer.outcome, self.recipe, self.folder / STUDENT_FILE)
             image = io.BytesIO()
             picture(self.recipe, self.images, self.trainer).save(image, "png")
             write_file(self.folder / "images.png", image.getvalue())
         if failure is None:
             self._announce("measuring teacher and student")
             with self.interrupts.at_once():
-                self.result.after = self.measure(self.trainer.student)
+                self.result.after = self._measure_for_report("student", self.trainer.outcome)
                 if self.result.teacher is None:
-                    self.result.teacher = self.measure(self.teacher)
+                    self.result.teacher = self._measure_for_report("teacher", self.teacher)
             self._log_accuracy("after", self.result.after)
             self._log_accuracy("teacher", self.result.teacher)
         self._write_result(finished=failure is None)
+
+    def _measure_for_report(self, name: str, model: nn.Module) -> float | None:
+        accuracy = self.measure(model)
+        if accuracy is not None and self.measure.counts is not None:
+            self.counts[name] = self.measure.counts
+        return accuracy
+
+    def _close(self) -> None:
+        """Hand the finished run on; whatever becomes of that, the run is complete."""
+        if self.options.closing is None or not self.world.first:
+            return
+        student, generator = self.trainer.outcome, self.trainer.generator
+        assert isinstance(student, QuantizedModel)
+        assert isinstance(generator, Generator)
+        state = RunState(
+            self.folder,
+            self.recipe,
+            self.loaded_teacher,
+            student,
+            generator,
+            self.trainer.steps_done,
+            self.counts,
+            asdict(self.result),
+        )
+        try:
+            self.options.closing(state)
+        except Exception as error:
+            self.progress.warning(f"no report: {type(error).__name__}: {error}")
 
     def _leave(self) -> None:
         """Leave quickly: a checkpoint, and the student as far as it is, unmeasured."""
@@ -373,7 +396,7 @@ class _Session(TrainerCallback):
         self._save_checkpoint()
         try:
             if self.trainer.calibrated:
-                save_student(self.trainer.student, self.recipe, self.folder / STUDENT_FILE)
+                save_student(self.trainer.outcome, self.recipe, self.folder / STUDENT_FILE)
             self._write_result(finished=False)
         except OSError as error:
             self.progress.warning(f"cannot write to {self.folder}: {error.strerror}")

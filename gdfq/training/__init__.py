@@ -1,5 +1,7 @@
 """The training loop."""
 
+from gdfq.training.parts import Parts
+from gdfq.training.start import Start
 from gdfq.training.trainer import GDFQTrainer, TrainerCallback
 
-__all__ = ["GDFQTrainer", "TrainerCallback"]
+__all__ = ["GDFQTrainer", "Parts", "Start", "TrainerCallback"]

@@ -14,6 +14,7 @@ from gdfq.errors import InputError
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.qact import observing_copy
 from gdfq.training.memory_format import MemoryFormat
+from gdfq.training.parts import Parts
 from gdfq.training.precision import check_precision
 from gdfq.training.schedules import Schedule
 
@@ -42,6 +43,7 @@ def check_settings(
     fuse: bool,
     cuda_graph: bool,
     seed: int,
+    parts: Parts,
 ) -> None:
     """Raise an InputError for the first setting of a trainer that is out of range."""
     for name, count, minimum in (
@@ -86,6 +88,17 @@ def check_settings(
         if choice not in allowed:
             raise InputError(f"{name}: must be one of {allowed}, got {choice!r}")
     check_precision(precision, device)
+    if not isinstance(parts, Parts):
+        raise InputError(f"parts: must be gdfq.training.Parts, got {type(parts).__name__}")
+    if parts.mix_classes > num_classes:
+        raise InputError(
+            f"mix_classes: must be <= {num_classes}, the number of classes, got {parts.mix_classes}"
+        )
+    if parts.replay_batches and processes > 1:
+        raise InputError(
+            "replay_batches: older images are kept by one process alone, and this run has "
+            f"{processes}"
+        )
 
 
 def check_finite(name: str, module: nn.Module) -> None:
@@ -97,7 +110,11 @@ def check_finite(name: str, module: nn.Module) -> None:
 
 @torch.no_grad()
 def check_shapes(
-    teacher: StatisticsTeacher, student: nn.Module, generator: Any, num_classes: int
+    teacher: StatisticsTeacher,
+    student: nn.Module,
+    generator: Any,
+    num_classes: int,
+    mixed_labels: bool = False,
 ) -> Tensor:
     """Two generated images, after trying all three on copies.
 
@@ -116,6 +133,14 @@ def check_shapes(
     probe = copy.deepcopy(generator)  # a forward moves its running statistics
     z = torch.zeros(2, latent_dim, device=device)
     images = probe(z, torch.zeros(2, dtype=torch.int64, device=device))
+    if mixed_labels:
+        try:
+            probe(z, torch.full((2, num_classes), 1 / num_classes, device=device))
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise InputError(
+                f"mix_probability: the generator does not take labels (N, {num_classes}), shares "
+                f"of each class: {str(error).splitlines()[0]}"
+            ) from error
     try:
         logits, _ = teacher(images)
     except RuntimeError as error:

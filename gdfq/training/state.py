@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
+
+
+class StatefulPart(Protocol):
+    """A part of the training that keeps something from step to step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything it keeps: tensors, and dictionaries of such."""
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise an InputError if ``state`` is not one of this part."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; tensors are copied, in place."""
 
 
 def digest(module: nn.Module) -> str:
@@ -88,6 +101,16 @@ def check_optimizer_state(
                     f"state: {name}.{number}.{key} has shape {tuple(value.shape)}, its parameter "
                     f"{tuple(shape)}"
                 )
+
+
+def check_parts_state(parts: Mapping[str, StatefulPart], state: Mapping[str, Any]) -> None:
+    """Raise an InputError if ``state`` is not one of ``parts``, by name."""
+    for name in sorted(parts.keys() ^ state.keys()):
+        raise InputError(
+            f"state: is of a trainer {'without' if name in parts else 'with'} the part {name!r}"
+        )
+    for name, part in parts.items():
+        part.check_state(state[name])
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

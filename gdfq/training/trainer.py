@@ -6,29 +6,45 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gdfq.distributed import World
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.fusion import FusedModel, fuse
-from gdfq.losses import bns_loss, kd_ce_loss
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
+from gdfq.training.learned_ranges import LearnedRanges
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
+from gdfq.training.parts import Parts
+from gdfq.training.parts.average import Average
+from gdfq.training.parts.code_changes import CodeChanges
+from gdfq.training.parts.hard_samples import harder_images, teacher_cross_entropy
+from gdfq.training.parts.low_pass import LowPass
+from gdfq.training.parts.mixed_labels import mixed_labels
+from gdfq.training.parts.objective import student_loss
+from gdfq.training.parts.replay import Replay
+from gdfq.training.parts.statistics import StatisticsLoss
 from gdfq.training.precision import Precision, autocast, multiplications
 from gdfq.training.schedules import LearningRate, Schedule, learning_rate_factor
+from gdfq.training.start import NO_START, Start, sequence
+from gdfq.training.start.correction import correct
+from gdfq.training.start.images import Images
 from gdfq.training.state import (
+    StatefulPart,
     check_module_state,
     check_optimizer_state,
+    check_parts_state,
     load_optimizer_state,
     optimizer_state,
 )
+
+NO_PARTS = Parts()
 
 # Finishes a network's update and returns the losses it was for.
 Finish = Callable[[], dict[str, Tensor]]
@@ -72,6 +88,7 @@ class GDFQTrainer:
         generator_lr: of the generator's Adam, whose betas are (0.5, 0.999).
         bns_weight: of the batch-norm-statistics loss in the generator's.
         temperature, alpha: see :func:`gdfq.losses.kd_ce_loss`.
+        parts: what is added to the paper's loop; nothing where not given.
         schedule: ``"step"``, ``"cosine"`` or ``"constant"``, for both learning rates; the
             student's cosine spans its fine-tuning.
         milestones: epochs at which ``"step"`` divides both learning rates by 10.
@@ -83,6 +100,7 @@ class GDFQTrainer:
         fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
             passes over memory.
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
+        start: what is done to the student when its ranges are calibrated, beyond that.
         seed: of the noise and the labels. The generator's first weights are the caller's: seed
             them with ``torch.manual_seed`` before making it.
         world: of :func:`gdfq.distributed.start`, to train on many processes as on one: every
@@ -90,7 +108,7 @@ class GDFQTrainer:
             the generator take their statistics over all ranks then. None is this process alone.
 
     Attributes:
-        student: the student.
+        student: the student as it is trained; ``outcome`` is what to measure and to save.
         steps_done: steps so far.
         memory_format: what the step runs in; ``memory_format_seconds`` is what was measured.
         fused: the fused student, which lists what was fused; None without.
@@ -130,13 +148,15 @@ class GDFQTrainer:
         memory_format: MemoryFormat | Literal["auto"] = "auto",
         fuse: bool = True,
         cuda_graph: bool = True,
+        start: Start = NO_START,
         seed: int = 0,
+        parts: Parts = NO_PARTS,
         world: World | None = None,
     ) -> None:
         settings = {
             key: value
             for key, value in locals().items()
-            if key not in ("self", "teacher", "student", "generator", "world")
+            if key not in ("self", "teacher", "student", "generator", "start", "world")
         }
         self.device = next(teacher.parameters()).device
         self.world = world or World()
@@ -156,18 +176,23 @@ class GDFQTrainer:
         self.bns_weight = bns_weight
         self.temperature = temperature
         self.alpha = alpha
+        self.parts = parts
         self.precision = precision
         self.cuda_graph = cuda_graph and self.device.type == "cuda"
+        self.start = start
         self.steps_done = 0
         self.calibrated = False
 
         self.random = torch.Generator(self.device).manual_seed(seed)
-        images = checks.check_shapes(self.teacher, self.student, self.generator, num_classes)
+        images = checks.check_shapes(
+            self.teacher, self.student, self.generator, num_classes, parts.mix_probability > 0
+        )
         if self.world.parallel:
             globalize_batch_norms(self.generator, "generator")
             state = self.random.get_state()
             self.world.copy_from_first(self.teacher, self.student, self.generator, state)
             self.random.set_state(state)
+        sequence.prepare(start, self.student)
         self.fused = _fuse(student, images) if fuse else None
         self.memory_format_seconds: dict[str, float] = {}
         if memory_format == "auto":
@@ -190,6 +215,8 @@ class GDFQTrainer:
             learning_rate_factor(schedule, tuned, steps_per_epoch, student_milestones),
             self.device,
         )
+        self.range_lr = LearningRate(parts.range_lr, self.student_lr.factor, self.device)
+        self.ranges = LearnedRanges(student)
         self.generator_optimizer = torch.optim.Adam(
             generator.parameters(),
             lr=self.generator_lr.value,
@@ -198,13 +225,27 @@ class GDFQTrainer:
             capturable=self.device.type == "cuda",
         )
         self.student_optimizer = torch.optim.SGD(
-            student.parameters(),
+            self.ranges.groups(student, self.range_lr.value),
             lr=self.student_lr.value,
             momentum=momentum,
             weight_decay=weight_decay,
             nesterov=momentum > 0,
             fused=True,
         )
+        self.statistics_loss = StatisticsLoss(parts, self.teacher, student, images)
+        self.low_pass = None if parts.low_pass is None else LowPass(images, parts.low_pass)
+        self.replay = (
+            Replay(parts.replay_batches, parts.replay_share, batch_size, self.random, self.device)
+            if parts.replay_batches
+            else None
+        )
+        self._corrected: nn.Module | None = None
+        self.code_changes = (
+            None
+            if parts.code_change_share is None
+            else CodeChanges(student, parts.code_change_share)
+        )
+        self.average = Average(student, parts.ema_decay) if parts.ema_decay else None
         names = ("generator", "generator_ce", "bns", "student")
         self._totals = {name: torch.zeros((), device=self.device) for name in names}
         self._sound: dict[str, Tensor] = {}  # the student that a loss that is not finite undoes to
@@ -213,14 +254,15 @@ class GDFQTrainer:
     # ---- the algorithm ----
 
     def train(self, callback: TrainerCallback | None = None) -> nn.Module:
-        """Run the whole schedule from where it stands and return the student.
+        """Run the whole schedule from where it stands and return its ``outcome``.
 
         Raises:
             NonFiniteLossError: a loss became NaN or infinite; the student is put back to what it
                 was at the end of the last epoch that was sound.
         """
         callback = callback or TrainerCallback()
-        self._sound = self._sound or _snapshot(self.student)
+        if not self._sound:
+            self._keep_sound()
         while self.steps_done < self.epochs * self.steps_per_epoch:
             if self.steps_done == self.warmup_steps:
                 self._start_tuning(callback)
@@ -229,20 +271,55 @@ class GDFQTrainer:
             if self.steps_done % self.steps_per_epoch == 0:
                 means = self._epoch_means()
                 self._require_finite(means)
-                self._sound = _snapshot(self.student)
+                self._keep_sound()
                 callback.on_epoch(self, means)
             callback.between_steps(self, losses)
             if self.world.any(callback.should_stop()):
                 self._require_finite({name: float(loss) for name, loss in losses.items()})
-                return self.student
+                return self.outcome
         if self.steps_done == self.warmup_steps:
             self._start_tuning(callback)
-        return self.student
+        return self.outcome
+
+    @property
+    def outcome(self) -> nn.Module:
+        """The student to measure and to save.
+
+        A copy where its parameters are averaged or, at the end, its batch norms corrected.
+        """
+        student = self.student if self.average is None else self.average.applied()
+        if not self.start.bn_reestimate_end or not self.calibrated or not self._ended:
+            return student
+        if self._corrected is None:
+            self._corrected = self._correct_copy(student)
+        return self._corrected
+
+    @property
+    def _ended(self) -> bool:
+        return self.steps_done >= self.epochs * self.steps_per_epoch
+
+    @torch.no_grad()
+    def _correct_copy(self, student: nn.Module) -> nn.Module:
+        """A copy of ``student``, corrected on new images; the trainer's state stays as it is."""
+        corrected, generator = copy.deepcopy((student, self.generator))
+        state = self.random.get_state()
+        samples = [
+            tuple(map(self.world.share, self.sample())) for _ in range(self.calibration_batches)
+        ]
+        self.random.set_state(state)
+        images = Images(partial(self.make_images, generator=generator), samples, self.world)
+        with (
+            multiplications(self.precision, self.device),
+            autocast(self.precision, self.device),
+            self.world.joined(),
+        ):
+            correct(corrected, self.teacher.model, images, spread=True)
+        return corrected
 
     def _start_tuning(self, callback: TrainerCallback) -> None:
         if not self.calibrated:
             self.calibrate(self.calibration_batches)
-        self._sound = _snapshot(self.student)
+        self._keep_sound()
         callback.on_calibrated(self)
 
     def step(self) -> dict[str, Tensor]:
@@ -261,25 +338,28 @@ class GDFQTrainer:
         with multiplications(self.precision, self.device), self.world.joined():
             losses = self._compiled(self._tuning_step if tuning else self._warm_up_step)()
         self.steps_done += 1
+        self._corrected = None
         return losses
 
     def _warm_up_step(self) -> dict[str, Tensor]:
-        finish_generator, *_ = self._generator_step()
+        finish_generator, *_ = self._generator_step(tuning=False)
         return self._record(finish_generator())
 
     def _tuning_step(self) -> dict[str, Tensor]:
-        finish_generator, *batch = self._generator_step()
+        finish_generator, *batch = self._generator_step(tuning=True)
         finish_student = self._student_step(*batch)
         return self._record({**finish_generator(), **finish_student()})
 
-    def _generator_step(self) -> tuple[Finish, Tensor, Tensor, Tensor]:
+    def _generator_step(self, tuning: bool) -> tuple[Finish, Tensor, Tensor, Tensor]:
         """The generator's update, and the images, their labels and the teacher's logits."""
         z, labels = map(self.world.share, self.sample())
         with autocast(self.precision, self.device):
-            images = self.generator(z, labels)
+            images = self.make_images(z, labels)
             teacher_logits, statistics = self.teacher(images)
-            cross_entropy = F.cross_entropy(teacher_logits, labels)
-            mismatch = bns_loss(*statistics)
+            cross_entropy = teacher_cross_entropy(
+                teacher_logits, labels, self.parts.hard_sample_gamma
+            )
+            mismatch = self.statistics_loss(statistics, images, tuning)
             loss = cross_entropy + self.bns_weight * mismatch
         losses = {"generator": loss, "generator_ce": cross_entropy, "bns": mismatch}
         finish = self._start_update(self.generator_optimizer, self.generator_lr, losses)
@@ -287,28 +367,66 @@ class GDFQTrainer:
 
     def _student_step(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Finish:
         """The student's update."""
+        student = self.fused or self.student
+        if self.replay is not None:
+            images, labels, teacher_logits = self.replay(images, labels, teacher_logits)
         with autocast(self.precision, self.device):
-            logits = (self.fused or self.student)(images)
-            loss = kd_ce_loss(logits, teacher_logits, labels, self.temperature, self.alpha)
-        return self._start_update(self.student_optimizer, self.student_lr, {"student": loss})
+            if self.parts.hard_sample_step:
+                images = harder_images(student, images, labels, self.parts.hard_sample_step)
+            logits = student(images)
+            loss = student_loss(
+                self.parts, logits, teacher_logits, labels, self.temperature, self.alpha
+            )
+        return self._start_update(
+            self.student_optimizer,
+            self.student_lr,
+            {"student": loss},
+            before=None if self.code_changes is None else self.code_changes.scale_gradients,
+            after=self._after_student_update(),
+        )
+
+    def _after_student_update(self) -> Callable[[], None]:
+        """What follows the update that is about to be made."""
+        widths = self.ranges.widths()
+
+        def after() -> None:
+            if self.ranges.parameters:
+                self.ranges.limit(widths)
+                self.range_lr.advance()
+            if self.average is not None:
+                self.average.update()
+
+        return after
 
     def _start_update(
-        self, optimizer: torch.optim.Optimizer, rate: LearningRate, losses: dict[str, Tensor]
+        self,
+        optimizer: torch.optim.Optimizer,
+        rate: LearningRate,
+        losses: dict[str, Tensor],
+        before: Callable[[Tensor], None] | None = None,
+        after: Callable[[], None] | None = None,
     ) -> Finish:
         """Gradients of the first of ``losses``, and what finishes the update they are for.
 
-        Alone, the update is finished here. With other ranks, gradients travel until then: the
-        generator's while the student computes its own.
+        ``before`` is called with the learning rate when the gradients are there, ``after`` when the
+        parameters have changed. Alone, the update is finished here.
+        With other ranks, gradients travel until then: the generator's while the student computes
+        its own.
         """
         name, loss = next(iter(losses.items()))
         optimizer.zero_grad()
-        loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # The student's statistics in the generator's loss are no reason for the student to learn.
+        loss.backward(inputs=parameters if self.parts.bns_of == "both" else None)
         finish_averaging = self.world.start_averaging(parameters, losses, f"{name}'s gradients")
 
         def finish() -> dict[str, Tensor]:
             means = finish_averaging()
+            if before is not None:
+                before(rate.value)
             optimizer.step()
+            if after is not None:
+                after()
             rate.advance()
             return means
 
@@ -319,39 +437,72 @@ class GDFQTrainer:
 
     @torch.no_grad()
     def calibrate(self, batches: int) -> None:
-        """Set the student's activation ranges from ``batches`` batches of generated images."""
+        """Make the student ready to be fine-tuned, from ``batches`` batches of generated images.
+
+        Sets its activation ranges, and does what ``start`` says.
+        """
+        samples = [tuple(map(self.world.share, self.sample())) for _ in range(batches)]
+        images = Images(self.make_images, samples, self.world)
+        with (
+            multiplications(self.precision, self.device),
+            autocast(self.precision, self.device),
+            self.world.joined(),
+        ):
+            sequence.begin(self.start, self.student, self.teacher.model, images, self._observe)
+        self.calibrated = True
+
+    def _observe(self, images: Images) -> None:
+        """Set the student's activation ranges by the minima and maxima over ``images``."""
         quantizers = [module for module in self.student.modules() if isinstance(module, QAct)]
         for quantizer in quantizers:
             quantizer.reset_range()
             quantizer.train()
         try:
-            with (
-                multiplications(self.precision, self.device),
-                autocast(self.precision, self.device),
-                self.world.joined(),
-                self.fused.weights_kept() if self.fused else nullcontext(),
-            ):
-                for _ in range(batches):
-                    z, labels = map(self.world.share, self.sample())
-                    (self.fused or self.student)(self.generator(z, labels))
+            with self.fused.weights_kept() if self.fused else nullcontext():
+                images.through(self.fused or self.student)
         finally:
             for quantizer in quantizers:
                 quantizer.eval()
-        self.calibrated = True
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        """Standard normal noise ``(B, latent_dim)`` and uniform labels ``(B,)`` of all ranks.
+        """Standard normal noise ``(B, latent_dim)`` and uniform labels of all ranks.
 
-        Every rank draws the whole batch, so that one random state is all there is.
+        Labels are classes ``(B,)``, or with mixed ones shares ``(B, num_classes)``. Every rank
+        draws the whole batch, so that one random state is all there is.
         """
         shape = (self.batch_size, int(self.generator.latent_dim))  # type: ignore[arg-type]
         z = torch.randn(shape, generator=self.random, device=self.device)
         labels = torch.randint(
             self.num_classes, (self.batch_size,), generator=self.random, device=self.device
         )
+        if self.parts.mix_probability:
+            labels = mixed_labels(
+                labels,
+                self.num_classes,
+                self.parts.mix_probability,
+                self.parts.mix_classes,
+                self.random,
+            )
         return z, labels
 
+    def make_images(self, z: Tensor, labels: Tensor) -> Tensor:
+        """The images that teacher and student see of what :meth:`sample` returns."""
+        images = self.generator(z, labels)
+        return images if self.low_pass is None else self.low_pass(images)
+
     # ---- what it takes to go on later ----
+
+    @property
+    def _stateful(self) -> dict[str, StatefulPart]:
+        """The parts that keep something from step to step."""
+        parts: dict[str, StatefulPart | None] = {"average": self.average, "replay": self.replay}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _keep_sound(self) -> None:
+        """Remember the student as one that a loss that is not finite undoes to."""
+        self._sound = _snapshot(self.student)
+        if self.average is not None:
+            self.average.keep()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a trainer made with the same arguments needs to go on bit for bit.
@@ -360,8 +511,9 @@ class GDFQTrainer:
         ``student`` and ``generator`` (parameters, statistics, ranges), ``student_optimizer`` and
         ``generator_optimizer``, ``schedules``, ``random``, ``totals`` (the epoch's losses so
         far), ``sound`` (the student that :meth:`train` puts back after a loss that is not
-        finite), ``steps_done``, ``calibrated`` and ``device``. The teacher is not in it. Tensors
-        are the trainer's own, which go on changing, as in ``nn.Module.state_dict``.
+        finite), ``parts`` (what each part keeps), ``steps_done``, ``calibrated`` and ``device``.
+        The teacher is not in it. Tensors are the trainer's own, which go on changing, as in
+        ``nn.Module.state_dict``.
         """
         return {
             "student": self.student.state_dict(),
@@ -372,6 +524,7 @@ class GDFQTrainer:
             "random": self.random.get_state(),
             "totals": dict(self._totals),
             "sound": dict(self._sound),
+            "parts": {name: part.state_dict() for name, part in self._stateful.items()},
             "steps_done": self.steps_done,
             "calibrated": self.calibrated,
             "device": self.device.type,
@@ -389,7 +542,7 @@ class GDFQTrainer:
             InputError: ``state`` is of other networks, or of a trainer on another kind of device,
                 whose random numbers are others; nothing has been changed.
         """
-        missing = self.state_dict().keys() - state.keys()
+        missing = self.state_dict().keys() - state.keys() - {"parts"}
         if missing:
             raise InputError(f"state: has no {', '.join(sorted(missing))}")
         if state["device"] != self.device.type:
@@ -405,11 +558,13 @@ class GDFQTrainer:
         check_optimizer_state(
             "generator_optimizer", self.generator_optimizer, state["generator_optimizer"]
         )
+        check_parts_state(self._stateful, state.get("parts", {}))
         self.student.load_state_dict(state["student"])
         self.generator.load_state_dict(state["generator"])
         load_optimizer_state(self.student_optimizer, state["student_optimizer"])
         load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
         self.student_lr.go_to(state["schedules"]["student"])
+        self.range_lr.go_to(state["schedules"]["student"])
         self.generator_lr.go_to(state["schedules"]["generator"])
         self.random.set_state(state["random"].cpu())
         for name, total in self._totals.items():
@@ -417,7 +572,10 @@ class GDFQTrainer:
         self._sound = {
             name: value.to(self.device, copy=True) for name, value in state["sound"].items()
         }
+        for name, part in self._stateful.items():
+            part.load_state_dict(state["parts"][name])
         self.steps_done = state["steps_done"]
+        self._corrected = None
         self.calibrated = state["calibrated"]
         self._captured.clear()  # a graph may read optimizer state that has just gone
 
@@ -442,6 +600,7 @@ class GDFQTrainer:
         lines = (
             f"memory format: {self.memory_format}" + (f" (a step in {timed})" if timed else ""),
             f"execution: {self.execution}, {self.precision}",
+            f"parts: {self.parts.describe()}",
             f"fusion: {'none' if self.fused is None else self.fused.summary()}",
         )
         return "\n".join(lines)
@@ -490,6 +649,8 @@ class GDFQTrainer:
         for name, mean in means.items():
             if not math.isfinite(mean):
                 self.student.load_state_dict(self._sound)
+                if self.average is not None:
+                    self.average.put_back()
                 key = "student_lr" if name == "student" else "generator_lr"
                 raise NonFiniteLossError(
                     f"the {name} loss became {mean} by step {self.steps_done}; the student is "

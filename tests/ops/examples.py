@@ -91,6 +91,14 @@ def _batch_norm(shape: Shape) -> Arguments:
     return {**{name: _vector(shape[1]) for name in names}, "eps": 1e-5}
 
 
+def _changed(shape: Shape, dtype: torch.dtype) -> Arguments:
+    ws = _minmax_list(shape, dtype)["ws"]
+    ends = [torch.rand(len(w)) + 0.5 for w in ws]
+    updates = [_x(tuple(w.shape), dtype) for w in ws]
+    lists = {"ws": ws, "updates": updates, "los": [-end for end in ends], "his": ends}
+    return {**lists, "factors": torch.rand(len(ws)), "bits": 3}
+
+
 def _stats(shape: Shape, dtype: torch.dtype) -> Arguments:
     return {"x": _x(shape, dtype), **_batch_norm(shape)}
 
@@ -168,6 +176,9 @@ EXAMPLES: dict[str, Example] = {
     "fake_quantize_minmax_list:zero_in_range": Example(
         functional.fake_quantize_minmax_list, _off_zero(_minmax_list, "ws"), ("ws",),
         any_shape=("ws",),
+    ),
+    "count_changed_codes": Example(
+        functional.count_changed_codes, _changed, any_shape=("ws",),
     ),
     "observe_fake_quantize": Example(
         functional.observe_fake_quantize, _observe, ("x",), any_shape=("x",),

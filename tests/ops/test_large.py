@@ -17,6 +17,7 @@ from gdfq.ops.bn_act_fake_quantize import (
     bn_act_fake_quantize_reference,
 )
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu_backward_reference
+from gdfq.ops.count_changed_codes import count_changed_codes_reference
 from gdfq.ops.fake_quantize import (
     fake_quantize_backward_reference,
     fake_quantize_learned_backward_reference,
@@ -142,6 +143,22 @@ def test_fake_quantize_minmax_list_backward():
     (dw,) = torch.ops.gdfq.fake_quantize_minmax_list_backward([w], [w], [lo], [hi], [4])
     held = windows(w)
     assert same_bits(windows(dw), fake_quantize_backward_reference(held, held, *ends(), 4))
+
+
+def test_count_changed_codes():
+    w = large()
+    held, factor = windows(w), torch.tensor([0.5])
+    constant = torch.full((1, 1), CONSTANT, dtype=w.dtype)
+
+    def changed(count, x):
+        lo, hi = ends((len(x),))
+        return count([x], [x], factor, [lo], [hi], [4])
+
+    rest = COLUMNS * (ROWS - len(held)) * changed(count_changed_codes_reference, constant)
+    assert rest > 2**31
+    assert changed(functional.count_changed_codes, w) == rest + changed(
+        count_changed_codes_reference, held
+    )
 
 
 def test_observe_fake_quantize():

@@ -72,6 +72,12 @@ TAKEN = {
         **{name: [torch.rand(300)] for name in ("los", "his")},
         "bits": [BITS],
     },
+    "count_changed_codes": lambda: {
+        **{name: [torch.randn(300, 4)] for name in ("ws", "updates")},
+        "factors": torch.ones(1),
+        **{name: [torch.rand(300)] for name in ("los", "his")},
+        "bits": [BITS],
+    },
     "observe_fake_quantize": lambda: {
         "x": x(), **moving_range(), "bits": BITS, "momentum": MOMENTUM, **OPTIONS,
     },
@@ -116,6 +122,12 @@ REFUSED = [
         for end in ("los", "his")
     ],
     ("fake_quantize_minmax_list_backward", "grads", ["one"], "grad must have"),
+    *[
+        ("count_changed_codes", end, ["one"], r"lo and hi .* shape \[1\]")
+        for end in ("los", "his")
+    ],
+    ("count_changed_codes", "updates", ["one"], "update must have"),
+    ("count_changed_codes", "factors", "vector", "factors must be one number for each"),
     *[
         (op, "grad", change, "grad must have x's shape")
         for op in ("fake_quantize_backward", "fake_quantize_learned_backward",

@@ -12,6 +12,7 @@ from gdfq.ops.triton import (
     bn_act_fake_quantize,
     bn_leaky_relu,
     bns_loss,
+    count_changed_codes,
     fake_quantize,
     fake_quantize_minmax,
     fake_quantize_minmax_list,
@@ -153,6 +154,12 @@ def _fake_quantize_minmax_list(dtype: torch.dtype) -> Iterator[Call]:
         yield lambda z=zero_in_range: operator(ws, [4, 8], "clip", z)
 
 
+def _count_changed_codes(dtype: torch.dtype) -> Iterator[Call]:
+    ws = [_x(dtype), _x(dtype)[0]]
+    los, his = ([end * torch.ones(len(w)) for w in ws] for end in (-1, 1))
+    yield lambda: count_changed_codes.count_changed_codes(ws, ws, torch.ones(2), los, his, [4, 8])
+
+
 def _fake_quantize_minmax_list_backward(dtype: torch.dtype) -> Iterator[Call]:
     ws = [_x(dtype), _x(dtype)[0]]
     los, his = ([end * torch.ones(len(w)) for w in ws] for end in (-1, 1))
@@ -223,6 +230,7 @@ EXAMPLES: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "fake_quantize_backward": _fake_quantize_backward,
     "fake_quantize_learned_backward": _fake_quantize_learned_backward,
     "fake_quantize_minmax": _fake_quantize_minmax,
+    "count_changed_codes": _count_changed_codes,
     "fake_quantize_minmax_list": _fake_quantize_minmax_list,
     "fake_quantize_minmax_list_backward": _fake_quantize_minmax_list_backward,
     "kd_ce_loss": _kd_ce_loss,

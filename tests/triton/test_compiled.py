@@ -28,6 +28,7 @@ VECTORIZED = {
     "bn_leaky_relu.forward",
     "bn_leaky_relu.reduce",
     "bn_leaky_relu.statistics",
+    "count_changed_codes.rows",
     "fake_quantize.forward",
     "fake_quantize.backward",
     "fake_quantize.learned_backward",

@@ -16,6 +16,7 @@ OPERATORS = {
     "bn_leaky_relu_backward": "bn_leaky_relu",
     "bns_loss": "bns_loss",
     "bns_loss_backward": "bns_loss",
+    "count_changed_codes": "count_changed_codes",
     "fake_quantize": "fake_quantize",
     "fake_quantize_backward": "fake_quantize",
     "fake_quantize_learned_backward": "fake_quantize",

@@ -1,0 +1,45 @@
+"""``gdfq report``: a page about one run or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gdfq.cli._common import DEVICE, console, print_error, resolve_device
+from gdfq.errors import InputError
+from gdfq.memory import keep_freed_memory
+from gdfq.report.run import PAGE, write_report
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="run folders, finished or not; several are compared")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write; by default report.html in the folder of the one run, or here "
+            "for several",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, DEVICE] = "auto",
+) -> None:
+    """Write one HTML file that shows runs: accuracy, losses, images, and every layer."""
+    for path in runs:
+        if not path.is_dir():
+            raise InputError(f"run: there is no folder {path}")
+    target = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
+    keep_freed_memory()
+    write_report(
+        runs,
+        target,
+        phase=lambda text: console.print(text, highlight=False, markup=False),
+        warning=lambda text: print_error(f"warning: {text}"),
+        device=resolve_device(device),
+    )
+    console.print(
+        f"{target}: {target.stat().st_size:,} bytes", highlight=False, soft_wrap=True, markup=False
+    )

@@ -1,0 +1,1 @@
+"""What is told about runs: the numbers, and the page that shows them."""

@@ -1,0 +1,91 @@
+"""Generated images by class, and what they give where the teacher stores statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gdfq.report.contents import ClassImages, NormStatistics
+from gdfq.runs.picture import to_pixels
+from gdfq.sources import Preprocessing
+
+# Images of a class in a report; fewer of large ones, which are reduced too.
+SHOWN_SMALL, SHOWN_LARGE = 10, 4
+SMALL, LARGEST = 64, 112
+NORMS, CHANNELS = 2, 64
+PASS = 64
+
+
+def images_by_class(made: Tensor, names: Sequence[str], images: Preprocessing) -> list[ClassImages]:
+    """Of ``(classes, count, C, H, W)`` normalized images, some of each class, and their mean."""
+    shown = SHOWN_SMALL if images.image_size <= SMALL else SHOWN_LARGE
+    classes = []
+    for label, (row, name) in enumerate(zip(made, names, strict=True)):
+        pixels = to_pixels(row[:shown], images.mean, images.std)
+        mean = to_pixels(row, images.mean, images.std).mean(0).round().astype(np.uint8)
+        gray = images.channels != 3
+        tiles = [_tile(picture, gray) for picture in (*pixels, mean)]
+        classes.append(ClassImages(label, name, tiles[:-1], tiles[-1], len(row)))
+    return classes
+
+
+def _tile(pixels: np.ndarray, gray: bool) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    if max(image.size) > LARGEST:
+        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return np.array(image.convert("L" if gray else "RGB"))
+
+
+@torch.no_grad()
+def norm_statistics(
+    teacher: nn.Module, norms: Mapping[str, _BatchNorm], made: Tensor
+) -> list[NormStatistics]:
+    """What ``teacher``'s first batch norms store, and their inputs' means for generated images.
+
+    Args:
+        teacher: the network.
+        norms: its batch norms in order of execution, by name.
+        made: ``(classes, count, C, H, W)`` normalized images by class.
+    """
+    first = dict(list(norms.items())[:NORMS])
+    means: dict[str, list[Tensor]] = {name: [] for name in first}
+    hooks = [norm.register_forward_pre_hook(_appender(means[name])) for name, norm in first.items()]
+    try:
+        for images in made.flatten(0, 1).split(PASS):
+            teacher(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = []
+    for name, norm in first.items():
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if not means[name]:
+            continue
+        by_class = torch.cat(means[name]).unflatten(0, made.shape[:2]).mean(1)[:, :CHANNELS]
+        found.append(
+            NormStatistics(
+                name,
+                len(norm.running_mean),
+                norm.running_mean[:CHANNELS].tolist(),
+                norm.running_var[:CHANNELS].sqrt().tolist(),
+                by_class.mean(0).tolist(),
+                by_class.tolist(),
+            )
+        )
+    return found
+
+
+def _appender(means: list[Tensor]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the mean of each image in each channel."""
+        x = args[0].detach().double()
+        means.append(x.flatten(2).mean(2) if x.dim() > 2 else x)
+
+    return hook

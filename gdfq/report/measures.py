@@ -1,0 +1,225 @@
+"""What a report's numbers are measured on: a run's networks, its generator, its test images."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gdfq import packed
+from gdfq.bit_widths.sensitivity import Divergence
+from gdfq.data import confusion
+from gdfq.nn.weight import QuantizedWeight
+from gdfq.report.confusion import describe
+from gdfq.report.contents import Measured
+from gdfq.report.images import images_by_class, norm_statistics
+from gdfq.report.layers import Place, batch_norms, places
+from gdfq.report.observation import Loss, Moments, observe, quantizers
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_trainer
+from gdfq.runs.picture import class_images, shown_classes
+from gdfq.runs.state import RunState
+
+# Generated images that layers are measured on, of up to so many pixels a side, and of larger ones.
+SMALL = 64
+IMAGES_SMALL, IMAGES_LARGE = 256, 64
+# Sensitivity takes a forward pass per layer.
+SENSITIVITY_SMALL, SENSITIVITY_LARGE = 128, 32
+# Images of each class that are averaged.
+PER_CLASS_SMALL, PER_CLASS_LARGE = 32, 8
+PASS = 64  # images in a forward pass
+
+Phase = Callable[[str], None]
+
+
+def measure(run: RunState, phase: Phase = lambda name: None) -> Measured:
+    """Everything that a report needs of ``run``'s networks; they are left as they are.
+
+    What cannot be measured is missing and explained in ``notes``.
+
+    Args:
+        run: from :func:`gdfq.runs.state.open_run`, or a run that has just ended.
+        phase: told what is measured next.
+    """
+    return _Measurement(run, phase).all()
+
+
+class _Measurement:
+    def __init__(self, run: RunState, phase: Phase) -> None:
+        self.run = run
+        self.phase = phase
+        self.result = Measured(run.step)
+        self.small = run.teacher.preprocessing.image_size <= SMALL
+        self.places: list[Place] = []
+
+    def all(self) -> Measured:
+        """Measure one thing after the other; that one fails says nothing about the others."""
+        self.attempt("the layers", self.layers)
+        if self.run.generator is None:
+            self.result.notes.append(
+                "There is no checkpoint with the generator, so nothing that needs generated "
+                "images could be measured."
+            )
+        else:
+            self.attempt("generated images", self.images)
+            self.attempt("activations and batch norms", self.statistics)
+            self.attempt("sensitivity", self.sensitivity)
+        self.attempt("the confusion matrix", self.confusion)
+        self.attempt("file sizes", self.sizes)
+        return self.result
+
+    def attempt(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            self.phase(what)
+            action()
+        except Exception as error:  # of any network, on any machine: a report is not a run's result
+            reason = str(error) or type(error).__name__
+            self.result.notes.append(f"No {what.removeprefix('the ')}: {reason}")
+
+    # ---- layers ----
+
+    def layers(self) -> None:
+        self.places = places(self.run.student)
+        self.result.layers = [place.row for place in self.places]
+        for place in self.places:
+            row = place.row
+            if row.weight_bits is None:
+                continue
+            layer = self.run.student.get_submodule(row.name)
+            if isinstance(layer, QuantizedWeight):
+                codes, scale, zero = layer.weight_codes()
+                shape = (-1, *[1] * (codes.dim() - 1))
+                lost = Loss()
+                lost.add(layer.weight, (codes + zero.view(shape)) / scale.view(shape))
+                row.weight_sqnr = lost.sqnr
+            elif place.weight:
+                row.shape = list(_tensor(self.run.student, place.weight).shape)
+
+    def images(self) -> None:
+        run, generator = self.run, self.run.generator
+        assert generator is not None
+        images = run.teacher.preprocessing
+        names = shown_classes(run.recipe, images)
+        count = PER_CLASS_SMALL if self.small else PER_CLASS_LARGE
+        made = class_images(run.recipe, len(names), count, generator)
+        self.result.classes = images_by_class(made, names, images)
+        norms = batch_norms(run.teacher.network)
+        order = [row.norm for row in self.result.layers if row.norm in norms]
+        self.result.norms = norm_statistics(
+            run.teacher.network, {name: norms[name] for name in order}, made.to(run.device)
+        )
+
+    @torch.no_grad()
+    def generate(self) -> list[Tensor]:
+        """Images of random classes, as training's batches are."""
+        run = self.run
+        size, classes = run.recipe.training.batch_size, run.teacher.preprocessing.num_classes
+        random = torch.Generator(run.device).manual_seed(run.recipe.training.seed)
+        generator = copy.deepcopy(run.generator)  # a forward moves its running statistics
+        assert generator is not None
+        generator.train()
+        wanted = IMAGES_SMALL if self.small else IMAGES_LARGE
+        made: list[Tensor] = []
+        while sum(map(len, made)) < wanted:
+            shape = (size, generator.latent_dim)
+            z = torch.randn(shape, generator=random, device=run.device)
+            labels = torch.randint(classes, (size,), generator=random, device=run.device)
+            made.append(generator(z, labels))
+        return list(torch.cat(made)[:wanted].split(PASS))
+
+    def statistics(self) -> None:
+        run = self.run
+        batches = self.batches = self.generate()
+        self.result.images = sum(map(len, batches))
+        norms = batch_norms(run.teacher.network)
+        seen: dict[nn.Module, Moments] = {norm: Moments() for norm in norms.values()}
+        observe(run.teacher.network, batches, seen)
+        lost = {module: Loss() for module in quantizers(run.student).values()}
+        after = _moments(run.student)
+        before: dict[str, Moments] = {}
+        if run.calibrated:
+            observe(run.student, batches, _by_module(run.student, after), lost)
+            student = self.fresh_student()
+            before = _moments(student)
+            observe(student, batches, _by_module(student, before))
+        else:
+            self.result.notes.append(
+                "The student has no activation ranges yet, so its activations were not measured."
+            )
+        for row in self.result.layers:
+            if row.norm in norms:
+                norm = norms[row.norm]
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                stored = norm.running_mean.double(), norm.running_var.double()
+                row.mismatch_teacher = seen[norm].mismatch(*stored)
+                if row.norm in before:
+                    row.mismatch_before = before[row.norm].mismatch(*stored)
+                if row.norm in after:
+                    row.mismatch_after = after[row.norm].mismatch(*stored)
+            if row.act:
+                act = lost[run.student.get_submodule(row.act)]
+                row.act_sqnr, row.clipped = act.sqnr, act.clipped
+            if row.weight_bits is not None and row.weight_sqnr is None:
+                weight = lost.get(run.student.get_submodule(row.name))
+                row.weight_sqnr = weight.sqnr if weight else None
+
+    def fresh_student(self) -> nn.Module:
+        """A student that has been calibrated, not fine-tuned."""
+        generator = copy.deepcopy(self.run.generator)
+        assert generator is not None
+        trainer = build_trainer(self.run.recipe, self.run.teacher, generator)
+        trainer.calibrate(trainer.calibration_batches)
+        return trainer.student
+
+    def sensitivity(self) -> None:
+        wanted = SENSITIVITY_SMALL if self.small else SENSITIVITY_LARGE
+        images = torch.cat(self.batches)[:wanted]
+        spec = self.run.recipe.quantization
+        divergence = Divergence(self.run.teacher.network, images.split(PASS), spec.zero_in_range)
+        self.result.sensitivity_images = len(images)
+        for place in self.places:
+            if place.weight and place.row.weight_bits is not None:
+                place.row.sensitivity = divergence({place.weight: place.row.weight_bits})
+
+    # ---- the rest ----
+
+    def confusion(self) -> None:
+        run = self.run
+        images = run.teacher.preprocessing
+        counts = dict(run.counts)
+        if not counts and run.recipe.teacher.data != "none" and run.calibrated:
+            batches = open_batches(run.recipe, images)
+            counts["teacher"] = confusion(run.teacher.network, batches)
+            counts["student"] = confusion(run.student, batches)
+        if len(counts) == 2:
+            self.result.confusion = describe(
+                run.recipe.teacher.data, counts["teacher"], counts["student"]
+            )
+
+    def sizes(self) -> None:
+        state = self.run.teacher.network.state_dict(keep_vars=True)
+        tensors = {id(value): value for value in state.values()}  # under several names, once
+        self.result.float_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
+        if self.run.calibrated:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "packed.safetensors"
+                packed.save(self.run.student, path, self.run.recipe)
+                self.result.packed_bytes = path.stat().st_size
+
+
+def _moments(student: nn.Module) -> dict[str, Moments]:
+    return {name: Moments() for name in batch_norms(student)}
+
+
+def _by_module(student: nn.Module, moments: dict[str, Moments]) -> dict[nn.Module, Moments]:
+    return {student.get_submodule(name): seen for name, seen in moments.items()}
+
+
+def _tensor(network: nn.Module, path: str) -> Tensor:
+    owner, _, name = path.rpartition(".")
+    return getattr(network.get_submodule(owner), name)

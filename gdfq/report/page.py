@@ -1,0 +1,301 @@
+"""A report as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+import gdfq
+from gdfq.errors import InputError
+from gdfq.report.charts import swatch
+from gdfq.report.contents import ClassImages, Contents, png
+from gdfq.report.figures import layer_figures, norm_figure, training_figures
+from gdfq.report.tables import (
+    LAYER_COLUMNS,
+    comparison_rows,
+    confusion_key,
+    confusion_matrix,
+    deviation_key,
+    deviation_matrix,
+    file_bytes,
+    file_rows,
+    fixed_bits,
+    layer_rows,
+    pair_rows,
+    ratio,
+    result_rows,
+)
+from gdfq.report.text import MISSING, duration, percent, size
+
+# Small images are shown at twice their size, large ones no larger than this.
+SMALL, LARGEST = 40, 112
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    sentence: str
+    series: int
+
+
+def render(runs: Sequence[Contents]) -> str:
+    """The page of one run, or of several that are compared.
+
+    Args:
+        runs: at least one, of different names.
+
+    Returns:
+        The HTML file's text: style, script, plots and images are in it, and it reads without the
+        script.
+
+    Raises:
+        InputError: ``runs`` is empty.
+    """
+    if not runs:
+        raise InputError("runs: a report needs at least one run")
+    environment = Environment(
+        loader=FunctionLoader(_file),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html")
+    several = len(runs) > 1
+    named = [_Run(run.name, run.sentence, i) for i, run in enumerate(runs)]
+    parts: dict[str, Any] = {
+        "training": _training(runs, named),
+        "images": _images(runs, named),
+        "norms": _norms(runs, named),
+        "layers": _layers(runs, named),
+        "confusion": _confusion(runs, named),
+    }
+    titles = {
+        "training": ("training", "Training"),
+        "images": ("images", "Generated images"),
+        "norms": ("statistics", "Statistics"),
+        "layers": ("layers", "Layers"),
+        "confusion": ("confusion", "Confusion"),
+    }
+    sections = [("result", "Comparison" if several else "Result")]
+    sections += [titles[name] for name, content in parts.items() if content]
+    sections += [("facts", "Details")]
+    return (
+        template.render(
+            title=f"{len(runs)} runs compared" if several else runs[0].name,
+            lead=_lead(runs),
+            several=several,
+            runs=named,
+            warnings=_warnings(runs),
+            sections=sections,
+            result=_result(runs),
+            facts=[
+                {"run": run, "facts": _facts(content), "files": file_rows(content)}
+                for run, content in zip(named, runs, strict=True)
+            ],
+            css=Markup(_file("page.css")),
+            js=Markup(_file("page.js")),
+            version=gdfq.__version__,
+            missing=MISSING,
+            swatch=swatch,
+            **parts,
+        ).strip()
+        + "\n"
+    )
+
+
+def _file(name: str) -> str:
+    return (resources.files("gdfq.report") / "template" / name).read_text(encoding="utf-8")
+
+
+def _lead(runs: Sequence[Contents]) -> str:
+    names = [run.name for run in runs]
+    return f"Quantized without training data: {', '.join(names[:-1])} and {names[-1]}."
+
+
+def _warnings(runs: Sequence[Contents]) -> list[tuple[str, str]]:
+    found = []
+    for run in runs:
+        if run.failure:
+            found.append((run.name, f"This run failed at step {run.step:,}: {run.failure}"))
+        elif not run.finished:
+            found.append(
+                (run.name, f"This run has not finished: the student is that of step {run.step:,}.")
+            )
+        if run.measured.step != run.step:
+            found.append(
+                (
+                    run.name,
+                    f"What is told of layers and images was measured at step "
+                    f"{run.measured.step:,}; the run is at step {run.step:,}.",
+                )
+            )
+        found += [(run.name, note) for note in run.measured.notes]
+    return found
+
+
+def _result(runs: Sequence[Contents]) -> dict[str, Any]:
+    measured = any(
+        value is not None
+        for run in runs
+        for value in (run.accuracy.teacher, run.accuracy.before, run.accuracy.after)
+    )
+    evaluations = {run.evaluation for run in runs}
+    if not measured:
+        reasons = "; ".join(sorted(evaluations))
+        caption = f"Accuracy was not measured: {reasons}."
+    elif len(evaluations) == 1:
+        caption = f"Top-1 accuracy on {evaluations.pop()}."
+    else:
+        caption = "Top-1 accuracy; what it was measured on is among the details."
+    if len(runs) > 1:
+        return {"caption": caption, "rows": comparison_rows(runs)}
+    return {"caption": caption, "rows": result_rows(runs[0]), "summary": _summary(runs[0])}
+
+
+def _summary(run: Contents) -> str:
+    top1, parts = run.accuracy, []
+    if top1.after is not None:
+        text = f"The student answers {percent(top1.after)} of {run.evaluation} correctly"
+        if top1.teacher is not None:
+            lost = top1.teacher - top1.after
+            word = "fewer" if lost >= 0 else "more"
+            text += f", {abs(lost):.2f} points {word} than its teacher"
+        if top1.before is not None:
+            text += f"; before fine-tuning it was {percent(top1.before)}"
+        parts.append(text + ".")
+    whole, packed = file_bytes(run, "float"), file_bytes(run, "packed safetensors")
+    if whole and packed:
+        parts.append(
+            f"Packed, it takes {size(packed)}, {ratio(whole, packed)} times less than the "
+            f"teacher's {size(whole)}."
+        )
+    return " ".join(parts)
+
+
+def _training(runs: Sequence[Contents], named: Sequence[_Run]) -> dict[str, Any] | None:
+    charts = training_figures(runs)
+    if not charts:
+        return None
+    warm_up = False
+    for run in runs:
+        first = {curve.name: curve.steps[0] for curve in run.curves if curve.steps}
+        warm_up |= "student" in first and first["student"] > min(first.values())
+    return {"warm_up": warm_up, "charts": charts, "legend": _legend(named)}
+
+
+def _legend(named: Sequence[_Run]) -> list[tuple[int, str]]:
+    return [(run.series, run.name) for run in named] if len(named) > 1 else []
+
+
+def _images(runs: Sequence[Contents], named: Sequence[_Run]) -> list[dict[str, Any]]:
+    return [
+        {"run": run, "classes": [_class(c) for c in content.measured.classes]}
+        for run, content in zip(named, runs, strict=True)
+        if content.measured.classes
+    ]
+
+
+def _class(images: ClassImages) -> dict[str, Any]:
+    height, width = images.mean.shape[:2]
+    side = 2 * width if width <= SMALL else min(width, LARGEST)
+    return {
+        "name": images.name,
+        "averaged": f"{images.averaged:,}",
+        "mean": _source(images.mean),
+        "images": [_source(image) for image in images.images],
+        "width": width,
+        "height": height,
+        "side": side,
+        # As high as two rows of small images.
+        "mean_side": 2 * side + 3 if width <= SMALL else side,
+        "style": "exact" if width <= SMALL else "reduced",
+    }
+
+
+def _source(pixels: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+
+
+def _norms(runs: Sequence[Contents], named: Sequence[_Run]) -> list[dict[str, Any]]:
+    found = []
+    for run, content in zip(named, runs, strict=True):
+        norms, classes = content.measured.norms, content.measured.classes
+        if norms:
+            found.append(
+                {
+                    "run": run,
+                    "charts": [norm_figure(norm, classes) for norm in norms],
+                    "table": deviation_matrix(norms, classes),
+                    "key": deviation_key(),
+                }
+            )
+    return found
+
+
+def _layers(runs: Sequence[Contents], named: Sequence[_Run]) -> dict[str, Any] | None:
+    tables = [
+        {
+            "run": run,
+            "caption": _layers_caption(content),
+            "columns": LAYER_COLUMNS,
+            "rows": layer_rows(content.measured.layers),
+        }
+        for run, content in zip(named, runs, strict=True)
+        if content.measured.layers
+    ]
+    if not tables:
+        return None
+    return {
+        "charts": layer_figures(runs),
+        "legend": _legend(named),
+        "tables": tables,
+    }
+
+
+def _layers_caption(run: Contents) -> str:
+    measured = run.measured
+    text = f"Every layer, in order of execution. Measured on {measured.images:,} generated images"
+    if measured.sensitivity_images:
+        text += f", sensitivity on {measured.sensitivity_images:,}"
+    return text + "."
+
+
+def _confusion(runs: Sequence[Contents], named: Sequence[_Run]) -> list[dict[str, Any]]:
+    found = []
+    for run, content in zip(named, runs, strict=True):
+        confusion = content.measured.confusion
+        if confusion is None or not (confusion.student or confusion.pairs):
+            continue
+        found.append(
+            {
+                "run": run,
+                "matrix": confusion_matrix(confusion, confusion.student, "student"),
+                "teacher_matrix": confusion_matrix(confusion, confusion.teacher, "teacher"),
+                "key": confusion_key(),
+                "pairs": pair_rows(confusion),
+                "pairs_caption": "The student's most frequent mistakes, and how "
+                "often the teacher makes them.",
+            }
+        )
+    return found
+
+
+def _facts(run: Contents) -> list[tuple[str, str]]:
+    facts = [
+        ("Steps", f"{run.step:,}" + ("" if run.finished else ", not finished")),
+        ("Bits", f"weights {run.weight_bits}, activations {run.act_bits}"),
+        ("Weights on average", f"{fixed_bits(run.average_weight_bits)} bits"),
+        ("Seed", str(run.seed)),
+        ("Training took", duration(run.training_seconds)),
+        ("Measured on", run.evaluation),
+        ("Environment", run.environment),
+    ]
+    return [(name, text) for name, text in facts if text and MISSING not in text]

@@ -1,0 +1,62 @@
+"""How a report writes numbers."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def fixed(value: float | None, digits: int, unit: str = "") -> str:
+    """With so many digits behind the point."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:,.{digits}f}{unit}"
+    return MINUS + text[1:] if text.startswith("-") else text
+
+
+def percent(value: float | None) -> str:
+    """Of a number that is in percent."""
+    return fixed(value, 2, "%")
+
+
+def compact(value: float | None, digits: int = 3) -> str:
+    """With so many significant digits; what is very small or large as a power of ten."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if -3 <= exponent < 5:
+        # One more digit could be added by rounding, as from 9.999 to 10.00: no matter.
+        return fixed(value, max(0, digits - 1 - exponent))
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa.replace('-', MINUS)}\N{MULTIPLICATION SIGN}10{superscript(int(power))}"
+
+
+def superscript(value: int) -> str:
+    """A power."""
+    return str(value).translate(_SUPERSCRIPTS)
+
+
+def size(value: int | None) -> str:
+    """Of a file, in three significant digits."""
+    if value is None:
+        return MISSING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{compact(value / factor)} {unit}"
+    return f"{value} bytes"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds, the two largest of them."""
+    if seconds is None:
+        return MISSING
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,94 @@
+"""An exponential average of the student's parameters, which is what is measured and saved.
+
+After each update ``t = 1, 2, ...`` with decay ``d``::
+
+    average <- average + (1 - d) / (1 - d**t) * (parameters - average)
+
+so that the weights of all updates so far add up to 1: the first update's parameters are the first
+average, and no trace of the parameters before it is left. Buffers (statistics, ranges) are the
+student's own.
+
+Source: Polyak and Juditsky, SIAM J. Control Optim. 1992, in its exponential form. Costs three
+passes over the parameters a step, and their memory once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdfq.errors import InputError
+
+
+class Average:
+    """The average of ``student``'s parameters.
+
+    Args:
+        student: its parameters are read, never changed.
+        decay: of the average, in (0, 1).
+    """
+
+    def __init__(self, student: nn.Module, decay: float) -> None:
+        self.student = student
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in student.named_parameters()}
+        first = next(iter(self.values.values()))
+        self.updates = torch.zeros((), dtype=torch.float64, device=first.device)
+        self.sound: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the student's parameters as they are now."""
+        self.updates.add_(1)
+        rate = ((1 - self.decay) / (1 - torch.pow(self.decay, self.updates))).float()
+        averages = list(self.values.values())
+        moves = torch._foreach_sub([p.detach() for p in self.student.parameters()], averages)
+        torch._foreach_mul_(moves, rate)
+        torch._foreach_add_(averages, moves)
+
+    @torch.no_grad()
+    def applied(self) -> nn.Module:
+        """A copy of the student with the average as its parameters; before any update, itself."""
+        if not float(self.updates):
+            return self.student
+        averaged = copy.deepcopy(self.student)
+        for name, parameter in averaged.named_parameters():
+            parameter.copy_(self.values[name])
+        return averaged
+
+    def keep(self) -> None:
+        """Remember the average as sound, for :meth:`put_back`."""
+        self.sound = {name: value.clone() for name, value in self._tensors().items()}
+
+    def put_back(self) -> None:
+        """Go back to the average that was last sound."""
+        for name, value in self._tensors().items():
+            value.copy_(self.sound[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self.values, "/updates": self.updates}
+
+    # ---- what it takes to go on later ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors by name."""
+        return {"values": dict(self.values), "updates": self.updates, "sound": dict(self.sound)}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise an InputError if ``state`` is of another student's average."""
+        for name, value in self.values.items():
+            if name not in state["values"] or state["values"][name].shape != value.shape:
+                raise InputError(f"state: the average of {name!r} is missing or of another shape")
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; tensors are copied, in place."""
+        for name, value in self.values.items():
+            value.copy_(state["values"][name])
+        self.updates.copy_(state["updates"])
+        device = self.updates.device
+        self.sound = {n: value.to(device, copy=True) for n, value in state["sound"].items()}

@@ -1,0 +1,50 @@
+"""A low-pass filter on the generated images.
+
+Each channel's discrete Fourier coefficients at frequencies ``(u, v)``, in periods per image, are
+multiplied by::
+
+    exp(-(u**2 + v**2) / (2 * d**2))
+
+The filter is linear and a product of one along each axis, so it is computed as ``A x B^T`` with two
+constant circulant matrices, which is what the transforms forth and back multiply out to. Generated
+images have more of high frequencies than photographs, and the student need not learn them. The
+teacher sees the filtered images too, and the generator's gradient passes through the filter.
+
+Source: SynQ, ICLR 2025: d from 20 to 100. Costs ``height + width`` multiply-adds a pixel and
+channel, less than a hundredth of the generator's, and one pass over the images in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LowPass:
+    """The filter for images of one size.
+
+    Args:
+        images: a tensor ``(N, C, H, W)`` whose size and device it is for.
+        width: the Gaussian's standard deviation ``d``, > 0.
+    """
+
+    def __init__(self, images: Tensor, width: float) -> None:
+        height, length = images.shape[-2:]
+        self.rows = gaussian_matrix(height, width).to(images.device, torch.float32)
+        self.columns = gaussian_matrix(length, width).to(images.device, torch.float32)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``images`` filtered, in their dtype and memory format."""
+        channels_last = images.is_contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, enabled=False):
+            filtered = self.rows @ images.float().contiguous() @ self.columns.T
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return filtered.to(images.dtype).contiguous(memory_format=layout)
+
+
+def gaussian_matrix(size: int, width: float) -> Tensor:
+    """The filter along an axis of ``size`` pixels, ``(size, size)`` float64, symmetric."""
+    frequencies = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
+    kernel = torch.fft.ifft(torch.exp(-(frequencies**2) / (2 * width**2))).real
+    at = torch.arange(size)
+    return kernel[(at[:, None] - at) % size]

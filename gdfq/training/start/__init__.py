@@ -1,0 +1,5 @@
+"""What is done between calibration and fine-tuning, each a small module of its own."""
+
+from gdfq.training.start.settings import NO_START, Start
+
+__all__ = ["NO_START", "Start"]

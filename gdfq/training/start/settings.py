@@ -1,0 +1,70 @@
+"""The settings of a start, checked where they enter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from gdfq.errors import InputError
+
+ActRanges = Literal["minmax", "mse", "percentile"]
+WeightRanges = Literal["minmax", "mse"]
+Rounding = Literal["nearest", "flip"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is done to the student when its ranges are calibrated; by default nothing more.
+
+    Args:
+        act_ranges: the ends of activation ranges: ``"minmax"``, the moving average of the
+            batches' minima and maxima; ``"mse"``, the ends of least squared error over the
+            calibration's images; ``"percentile"``, the ends that leave out the values beyond
+            ``percentile``.
+        percentile: percent of an activation's values that are at most the range's upper end; the
+            lower end of a range with both signs is its mirror image.
+        weight_ranges: ``"minmax"``, each output's minimum and maximum, taken anew at each forward;
+            ``"mse"``, the ends of least squared error, which are kept from then on.
+        equalize: scale channels such that they use their activation's range alike, see
+            :mod:`gdfq.training.start.equalization`.
+        bias_correction: take out of batch norms and biases by how much quantization moves each
+            channel's mean, see :mod:`gdfq.training.start.correction`.
+        bn_reestimate: the same for means and standard deviations.
+        bn_reestimate_end: once more when training has ended, on what the generator makes by then.
+        rounding: ``"nearest"``, or ``"flip"``: weights are moved beyond a tie where that cancels
+            their kernel's error, see :mod:`gdfq.training.start.rounding`.
+
+    Raises:
+        InputError: an argument is not one of the above.
+    """
+
+    act_ranges: ActRanges = "minmax"
+    percentile: float = 99.9
+    weight_ranges: WeightRanges = "minmax"
+    equalize: bool = False
+    bias_correction: bool = False
+    bn_reestimate: bool = False
+    bn_reestimate_end: bool = False
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        _check_choice("act_ranges", self.act_ranges, get_args(ActRanges))
+        _check_choice("weight_ranges", self.weight_ranges, get_args(WeightRanges))
+        _check_choice("rounding", self.rounding, get_args(Rounding))
+        for name in ("equalize", "bias_correction", "bn_reestimate", "bn_reestimate_end"):
+            _check_choice(name, getattr(self, name), (True, False))
+        if not 50 < self.percentile <= 100:
+            raise InputError(f"percentile: must be in (50, 100], got {self.percentile!r}")
+
+    @property
+    def corrects(self) -> bool:
+        """Whether batch norms and biases are corrected before fine-tuning."""
+        return self.bias_correction or self.bn_reestimate
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}: must be one of {allowed}, got {value!r}")
+
+
+NO_START = Start()

@@ -1,0 +1,359 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import gdfq
+from gdfq.distributed import World
+from gdfq.functional import activate, fake_quantize
+from gdfq.nn import QAct, QConv2d
+from gdfq.nn.qact import observing_copy
+from gdfq.nn.weight import QuantizedWeight
+from gdfq.recipes import load_recipe
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_generator, build_teacher, build_trainer
+from gdfq.training import Start
+from gdfq.training.start.act_ranges import set_act_ranges
+from gdfq.training.start.correction import correct
+from gdfq.training.start.equalization import equalize
+from gdfq.training.start.images import Images
+from gdfq.training.start.rounding import flip_rounding
+from gdfq.training.start.weight_ranges import set_weight_ranges
+from tests.tiny import tiny_teacher, tiny_trainer
+
+
+def images_of(*batches):
+    """Batches as a start goes through them."""
+    return Images(lambda z, labels: z, [(batch, None) for batch in batches], World())
+
+
+def calibrated_act(act, bits, *batches):
+    q = QAct(bits, act).train()
+    for batch in batches:
+        q(batch)
+    return q.eval()
+
+
+def squared_error(q, lo, hi, *batches):
+    y = activate(torch.cat(batches), q.act)
+    lo, hi = torch.tensor(float(lo)), torch.tensor(float(hi))
+    return float((fake_quantize(y, lo, hi, q.act_bits) - y).double().square().mean())
+
+
+def draws(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(4, 8, 16, 16, generator=generator) + 0.2 for _ in range(3)]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_ranges_of_least_error_behind_relu(bits):
+    batches = draws()
+    q = calibrated_act("relu", bits, *batches)
+    before = squared_error(q, q.lo, q.hi, *batches)
+    set_act_ranges(q, images_of(*batches), "mse", 99.9)
+    assert q.lo == 0
+    most = max(float(b.max()) for b in batches)
+    least = min(
+        squared_error(q, 0, most * share, *batches) for share in torch.linspace(0.01, 1, 500)
+    )
+    after = squared_error(q, q.lo, q.hi, *batches)
+    assert after < 1.01 * least
+    assert after <= before
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("shift", [0.0, 1.0, -5.0])
+def test_ranges_of_least_error_with_two_ends(bits, shift):
+    batches = [b.exp() + shift for b in draws(1)]
+    q = calibrated_act("none", bits, *batches)
+    before = squared_error(q, q.lo, q.hi, *batches)
+    set_act_ranges(q, images_of(*batches), "mse", 99.9)
+    least = before
+    every = torch.cat(batches)
+    low, high = float(every.min()), float(every.max())
+    for i in range(25):
+        for j in range(25):
+            lo, hi = low + (high - low) * i / 50, high - (high - low) * j / 25
+            if lo < hi:
+                least = min(least, squared_error(q, lo, hi, *batches))
+    assert squared_error(q, q.lo, q.hi, *batches) < 1.03 * least
+    assert q.lo < q.hi
+
+
+def test_percentiles():
+    x = torch.linspace(0, 1, 10001).reshape(1, 1, 73, 137)
+    q = calibrated_act("relu", 4, x)
+    set_act_ranges(q, images_of(x), "percentile", 90.0)
+    assert float(q.hi) == pytest.approx(0.9, abs=1e-3)
+    assert q.lo == 0
+    q = calibrated_act("none", 4, x)
+    set_act_ranges(q, images_of(x), "percentile", 90.0)
+    assert float(q.lo) == pytest.approx(0.1, abs=1e-3)
+    assert float(q.hi) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_constant_activation_and_one_that_is_never_reached():
+    x = torch.full((2, 2, 4, 4), 3.0)
+    q = calibrated_act("relu", 4, x)
+    set_act_ranges(q, images_of(x), "mse", 99.9)
+    assert torch.isfinite(q(x)).all()
+    kept = copy.deepcopy(q.state_dict())
+    set_act_ranges(q, images_of(torch.empty(0, 2, 4, 4)), "mse", 99.9)
+    assert all(torch.equal(value, kept[name]) for name, value in q.state_dict().items())
+
+
+def test_a_start_is_part_of_calibration():
+    plain, trained = tiny_trainer(bits=3), tiny_trainer(bits=3, start=Start(act_ranges="mse"))
+    for trainer in (plain, trained):
+        trainer.calibrate(2)
+    assert torch.equal(plain.random.get_state(), trained.random.get_state())
+    narrower = [
+        (float(a.hi), float(b.hi))
+        for a, b in zip(plain.student.modules(), trained.student.modules(), strict=True)
+        if isinstance(a, QAct)
+    ]
+    assert all(b < 1.2 * a for a, b in narrower)
+    assert any(b < 0.95 * a for a, b in narrower)
+    trained.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("act_ranges", "best"),
+        ("percentile", 50),
+        ("percentile", 101.0),
+        ("weight_ranges", "kl"),
+        ("equalize", 2),
+        ("rounding", "up"),
+    ],
+)
+def test_what_is_no_start(name, value):
+    with pytest.raises(gdfq.InputError, match=name):
+        Start(**{name: value})
+
+
+# ---- weights ----
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("zero_in_range", [False, True])
+def test_weight_ranges_of_least_error(bits, zero_in_range):
+    torch.manual_seed(0)
+    layer = QConv2d(8, 6, 3, weight_bits=bits, zero_in_range=zero_in_range)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn_like(layer.weight) ** 3)
+        layer.weight[0] = 1.0
+        layer.weight[1].abs_()
+    layer.keep_weight_range()
+    before = (layer._quantized_weight() - layer.weight).square().sum((1, 2, 3))
+    set_weight_ranges(layer, "mse")
+    after = (layer._quantized_weight() - layer.weight).square().sum((1, 2, 3))
+    assert (after <= before).all()
+    for output in range(1, 6):
+        w = layer.weight[output]
+        for low in torch.linspace(0, 1, 15):
+            for high in torch.linspace(0.05, 1, 20):
+                ends = (w.min() * low, w.max() * high)
+                if ends[0] < ends[1]:
+                    error = (fake_quantize(w, *ends, bits) - w).square().sum()
+                    assert after[output] < 1.1 * error + 1e-12
+    set_weight_ranges(layer, "minmax")
+    assert torch.equal((layer._quantized_weight() - layer.weight).square().sum((1, 2, 3)), before)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(8, 5, 3, 3), (8, 5, 1, 1), (8, 1, 3, 3)])
+def test_flips_cancel_the_error_of_kernels_and_outputs(bits, shape):
+    torch.manual_seed(1)
+    layer = QConv2d(shape[1], shape[0], shape[2], weight_bits=bits)
+    original = layer.weight.detach().clone()
+    codes, scale, zero = (t.double() for t in layer.weight_codes())
+
+    def errors(codes):
+        exact = scale.view(-1, 1, 1, 1) * original.double() - zero.view(-1, 1, 1, 1)
+        return (codes - exact).reshape(*shape[:2], -1).sum(2)
+
+    before = errors(codes)
+    flip_rounding(layer)
+    now, *grid = layer.weight_codes()
+    assert torch.equal(grid[0].double(), scale)
+    assert torch.equal(grid[1].double(), zero)
+    moved = now.double() - codes
+    assert moved.abs().max() == 1
+    assert torch.equal(layer.weight.detach() != original, moved != 0)
+    after = errors(now.double())
+    assert after.square().sum() <= before.square().sum() + 1e-9 or shape[2] == 1
+    assert after.sum(1).abs().mean() < 0.7 * before.sum(1).abs().mean()
+    assert (after.sum(1).abs() < 0.51).float().mean() > 0.8
+
+
+# ---- channels ----
+
+
+def test_equalization_leaves_the_function_as_it_is():
+    teacher = tiny_teacher()
+    with torch.no_grad():
+        teacher[1].weight.mul_(torch.logspace(-1, 1, 8))
+        teacher[1].weight[3] = -teacher[1].weight[3]
+    student = gdfq.quantize_model(teacher, 8, 8)
+    for module in student.modules():
+        if isinstance(module, QAct):
+            module.forward = torch.relu
+        if isinstance(module, QuantizedWeight):
+            module._quantized_weight = lambda layer=module: layer.weight
+    images = torch.randn(4, 2, 8, 8)
+    assert equalize(student) == ["2"]
+    with torch.no_grad():
+        assert torch.equal(student(images), teacher(images))
+    assert not torch.equal(student.get_submodule("1").weight, teacher[1].weight)
+    scales = student.get_submodule("1").bias / teacher[1].bias
+    assert (torch.log2(scales[scales.isfinite()]) % 1 == 0).all()
+
+
+def test_equalization_of_a_depthwise_convolution_and_of_groups():
+    class Grouped(nn.Module):
+        def __init__(self, groups):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 8, 3)
+            self.norm = nn.BatchNorm2d(8)
+            self.relu = nn.ReLU()
+            self.pool = nn.MaxPool2d(2)
+            self.next = nn.Conv2d(8, 8, 3, groups=groups)
+            self.clipped = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 1))
+
+        def forward(self, x):
+            return self.clipped(self.next(self.pool(self.relu(self.norm(self.conv(x)))))).mean(2)
+
+    for groups in (1, 2, 8):
+        teacher = Grouped(groups).eval()
+        with torch.no_grad():
+            teacher.norm.weight.copy_(torch.logspace(-1, 1, 8))
+        student = gdfq.quantize_model(teacher, 8, 8)
+        assert equalize(student) == ["relu"]
+        for module in student.modules():
+            if isinstance(module, QAct):
+                act = module.act
+                module.forward = lambda x, act=act: activate(x, act)
+            if isinstance(module, QuantizedWeight):
+                module._quantized_weight = lambda layer=module: layer.weight
+        images = torch.randn(4, 2, 16, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(student(images), teacher(images), rtol=1e-6, atol=1e-6)
+
+
+def moments_of_norms(model, images):
+    """Mean and deviation per channel of what comes out of each batch norm."""
+    seen = {}
+    handles = [
+        m.register_forward_hook(lambda m, x, y, n=n: seen.update({n: torch.std_mean(y, (0, 2, 3))}))
+        for n, m in model.named_modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        logits = model(images)
+    for handle in handles:
+        handle.remove()
+    return seen, logits
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_corrected_batch_norms_give_the_teachers_moments(spread):
+    teacher = tiny_teacher()
+    images = torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    student = gdfq.quantize_model(teacher, 2, 8)
+    student.load_state_dict({**student.state_dict(), **_observed(student, images).state_dict()})
+    assert correct(student, teacher, images_of(images), spread)[:2] == ["1", "4"]
+    mine, logits = moments_of_norms(student, images)
+    theirs, wanted = moments_of_norms(teacher, images)
+    for name, (std, mean) in theirs.items():
+        torch.testing.assert_close(mine[name][1], mean, rtol=0, atol=2e-3)
+        if spread:
+            torch.testing.assert_close(mine[name][0], std, rtol=5e-3, atol=1e-3)
+    # The last layer has no batch norm behind it: its bias is corrected.
+    torch.testing.assert_close(logits.mean(0), wanted.mean(0), rtol=0, atol=1e-2)
+    # Once more changes nothing to speak of.
+    before = copy.deepcopy(student.state_dict())
+    correct(student, teacher, images_of(images), spread)
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-3)
+
+
+def _observed(student, images):
+    observed = observing_copy(student)
+    with torch.no_grad():
+        observed(images)
+    return observed
+
+
+# ---- in a run ----
+
+EVERYTHING = {
+    "act_ranges": "mse",
+    "weight_ranges": "mse",
+    "equalize": True,
+    "bias_correction": True,
+    "bn_reestimate": True,
+    "bn_reestimate_end": True,
+    "rounding": "flip",
+}
+
+
+@pytest.mark.parametrize("key", [*EVERYTHING, "everything"])
+def test_starts_are_exact_in_files(tmp_path, key):
+    chosen = EVERYTHING if key == "everything" else {key: EVERYTHING[key]}
+    trainer = tiny_trainer(bits=3, start=Start(**chosen))
+    student = trainer.train()
+    assert student is trainer.outcome
+    images = torch.randn(64, 2, 8, 8)
+    gdfq.save(student, tmp_path / "student.safetensors")
+    loaded = gdfq.load(tmp_path / "student.safetensors", tiny_teacher())
+    with torch.no_grad():
+        assert torch.equal(loaded(images), student(images))
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from gdfq.export import export_onnx
+    from gdfq.export.parity import compare
+
+    export_onnx(student, tmp_path / "student.onnx", images[:2])
+    (parity,) = compare(student, tmp_path / "student.onnx", [(images, None)], ["onnxruntime"])
+    assert parity.agreement == 100
+    assert parity.median_difference < 1e-4
+
+
+def test_going_on_with_a_start_is_bit_for_bit():
+    whole, first, second = (tiny_trainer(bits=3, start=Start(**EVERYTHING)) for _ in range(3))
+    result = whole.train()
+    for _ in range(7):
+        first.step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    again = second.train()
+    for name, value in result.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert torch.equal(whole.random.get_state(), second.random.get_state())
+
+
+@pytest.mark.parametrize("learned", ["none", "both"])
+def test_the_embedded_network_with_every_start_is_exact_in_onnx(tmp_path, learned):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from gdfq.export import export_onnx
+    from gdfq.export.parity import compare
+
+    recipe = load_recipe("fashion-mnist-resnet20").with_options(
+        {"act_bits": 3, "weight_bits": 3, "batch_size": 8, "memory_format": "contiguous",
+         "epochs": 1, "steps_per_epoch": 2, "warmup_epochs": 0, "calibration_batches": 2,
+         "learned_ranges": learned, **EVERYTHING}
+    )  # fmt: skip
+    recipe, teacher = build_teacher(recipe)
+    generator = build_generator(recipe, teacher.preprocessing)
+    trainer = build_trainer(recipe, teacher, generator)
+    trainer.train()
+    student = trainer.outcome
+    images, labels = next(iter(open_batches(recipe, teacher.preprocessing)))
+    images, labels = images[:100], labels[:100]
+    export_onnx(student, tmp_path / "student.onnx", images[:2])
+    (parity,) = compare(student, tmp_path / "student.onnx", [(images, labels)], ["onnxruntime"])
+    assert parity.agreement == 100
+    assert parity.median_difference < 1e-4
