@@ -237,7 +237,7 @@ def accuracies(world):
     results = []
     for w in (world, World()):
         batches = Batches(test_set, images, rank=w.rank, ranks=w.size)
-        results += [top1(tiny_teacher(channels=1), batches, w), w.total(batches.pictures)]
+        results += [top1(tiny_teacher(10, channels=1), batches, w), w.total(batches.pictures)]
     try:
         top1(tiny_teacher(channels=1), broken(world.rank), world)
     except gdfq.InputError as error:
