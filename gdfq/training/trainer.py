@@ -485,9 +485,12 @@ class GDFQTrainer:
             )
         return z, labels
 
-    def make_images(self, z: Tensor, labels: Tensor) -> Tensor:
-        """The images that teacher and student see of what :meth:`sample` returns."""
-        images = self.generator(z, labels)
+    def make_images(self, z: Tensor, labels: Tensor, generator: nn.Module | None = None) -> Tensor:
+        """The images that teacher and student see of what :meth:`sample` returns.
+
+        ``generator`` stands in for the trainer's.
+        """
+        images = (generator or self.generator)(z, labels)
         return images if self.low_pass is None else self.low_pass(images)
 
     # ---- what it takes to go on later ----
