@@ -130,7 +130,8 @@ class QAct(nn.Module):
         """
         for name in ("lo", "hi") if self.act == "none" else ("hi",):
             if name in self._buffers:
-                end = self._buffers.pop(name)
+                end: Tensor = getattr(self, name)
+                del self._buffers[name]
                 self.register_parameter(name, nn.Parameter(end))
 
     def _own_tensors(self) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ def equalize(student: nn.Module) -> list[str]:
 
     for node in student.graph.nodes:
         q = called(node, QAct)
-        source = node.args[0] if q is not None and q.act == "relu" else None
+        source: Any = node.args[0] if q is not None and q.act == "relu" else None
         norm = called(source, _BatchNorm)
         if norm is None or type(norm) not in BATCH_NORMS or not norm.affine:
             continue
