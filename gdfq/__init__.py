@@ -11,14 +11,19 @@ The same by its parts:
 >>> trainer.train()
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gdfq import distributed, functional, losses, memory, models, nn
-from gdfq.api import open_run, quantize, resume
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.ops import backend
 from gdfq.packed import load, save
-from gdfq.result import QuantizationResult
 from gdfq.training import GDFQTrainer
+
+if TYPE_CHECKING:
+    from gdfq.api import open_run, quantize, resume
+    from gdfq.result import QuantizationResult
 
 __version__ = "0.1.0"
 
@@ -41,3 +46,23 @@ __all__ = [
     "resume",
     "save",
 ]
+
+# What measures on real images is imported when it is asked for: nothing that trains needs it.
+_LATER = {
+    "QuantizationResult": "gdfq.result",
+    "open_run": "gdfq.api",
+    "quantize": "gdfq.api",
+    "resume": "gdfq.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'gdfq' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LATER[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -242,6 +242,23 @@ def test_integer_mode_says_what_stays_in_float(tmp_path):
     assert torch.from_numpy(runner(images.numpy())).isfinite().all()
 
 
+def test_convolutions_behind_zero_padding_run_in_integers(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(2, 8, 3, 2, bias=False), nn.BatchNorm2d(8)),
+        *(nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3, 2, bias=False)),
+        *(nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 5)),
+    )
+    images = torch.rand(64, 2, 16, 16)
+    student = calibrated(gdfq.quantize_model(net.eval()), images)
+    form = export_onnx(student, tmp_path / "x.onnx", images, mode="integer", input_range=(0.0, 1.0))
+    assert form.instead == []
+    executed = runtimes.executed("onnxruntime", tmp_path / "x.onnx", images)
+    assert executed["QLinearConv, uint8"] == 2
+    for parity in compare(student, tmp_path / "x.onnx", [(images, None)], ["onnxruntime"]):
+        assert parity.agreement > 80
+
+
 def test_bad_arguments_are_named(tmp_path):
     student, images = awkward_student()
     path = tmp_path / "x.onnx"

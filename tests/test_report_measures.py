@@ -178,6 +178,18 @@ def test_activations_are_counted_one_by_one(finished):
         assert row.act_sqnr == pytest.approx(db(values, x), rel=1e-5)
 
 
+def test_images_are_those_that_teacher_and_student_see(finished):
+    """Filtered ones, where the recipe filters them."""
+    run, _ = finished
+    plain = images_of(run)
+    width = 2.0
+    filtered = images_of(replace(run, recipe=run.recipe.with_options({"low_pass": width})))
+    frequencies = torch.fft.fftfreq(8, 1 / 8)
+    damping = torch.exp(-(frequencies[:, None] ** 2 + frequencies**2) / (2 * width**2))
+    expected = torch.fft.ifft2(torch.fft.fft2(plain) * damping).real
+    assert torch.allclose(filtered, expected, atol=1e-5)
+
+
 @torch.no_grad()
 def mismatches(network, teacher, images):
     """Of the tiny network's batch norms, computed from all images at once."""
@@ -443,6 +455,17 @@ def test_a_stored_measurement_needs_no_network(finished, monkeypatch):
     assert "torch" in content.environment
     assert "3-bit weights and 2-bit activations" in content.sentence
     assert "6 steps" in content.sentence
+
+
+def test_a_run_can_be_measured_again(finished, tmp_path):
+    run, _ = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(run.folder, folder)
+    stored = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**stored, "notes": ["No test images."]}))
+    assert contents_of(folder, "x").measured.notes == ["No test images."]
+    assert contents_of(folder, "x", again=True).measured.notes == []
+    assert json.loads((folder / "report.json").read_text()) == stored
 
 
 def test_sizes_are_those_of_files(finished, tmp_path):

@@ -276,6 +276,7 @@ def visit(browser, pages):
 
     def go(name, width=1280, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        context.set_default_timeout(120_000)  # milliseconds; a machine can be busy
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -301,7 +302,7 @@ def pixels(page, **options):
 @pytest.mark.parametrize("name", ["one", "two", "odd", "bare"])
 def test_the_page_shows_something(visit, name):
     shown = pixels(visit(name), full_page=True)
-    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 20
+    assert len(np.unique(shown @ np.array([1, 256, 65536]))) > 20
     assert shown.std() > 5
 
 

@@ -26,6 +26,10 @@ def report(
         ),
     ] = None,
     device: Annotated[str, DEVICE] = "auto",
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="measure anew what a finished run has in report.json"),
+    ] = False,
 ) -> None:
     """Write one HTML file that shows runs: accuracy, losses, images, and every layer."""
     for path in runs:
@@ -39,6 +43,7 @@ def report(
         phase=lambda text: console.print(text, highlight=False, markup=False),
         warning=lambda text: print_error(f"warning: {text}"),
         device=resolve_device(device),
+        again=again,
     )
     console.print(
         f"{target}: {target.stat().st_size:,} bytes", highlight=False, soft_wrap=True, markup=False

@@ -260,6 +260,11 @@ class _Forming:
         if known is not None and kind in _KEEP_RANGE:
             grid = known.grid if kind in _KEEP_GRID else None
             self.known[node] = _Known(known.low, known.high, grid)
+        elif known is not None and kind is nn.ZeroPad2d:
+            grid = known.grid
+            if grid is not None and not grid.low <= 0 <= grid.high:
+                grid = None
+            self.known[node] = _Known(min(known.low, 0.0), max(known.high, 0.0), grid)
 
     def sum(self, node: fx.Node) -> None:
         if self.mode == "exact":

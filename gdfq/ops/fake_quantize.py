@@ -60,12 +60,10 @@ def fake_quantize(
         ``(hi - lo) / levels`` from ``lo`` on, with ``round`` passing gradients unchanged. With
         ``v = scale * x - zero`` and ``e = (round(v) - v) / levels`` an element gives ``dy`` times
 
-        =======  ============  ==========  ============
-        .        below lowest  inside      above highest
-        =======  ============  ==========  ============
-        ``dlo``  1             ``-e``      0
-        ``dhi``  0             ``e``       1
-        =======  ============  ==========  ============
+        |         | below lowest | inside | above highest |
+        |---------|--------------|--------|---------------|
+        | ``dlo`` | 1            | ``-e`` | 0             |
+        | ``dhi`` | 0            | ``e``  | 1             |
 
         summed over the range's n elements and divided by ``sqrt(n * levels)``. Rounding of the
         zero point is left out, and a NaN contributes nothing.

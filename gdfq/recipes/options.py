@@ -32,6 +32,7 @@ class RecipeOptions(TypedDict, total=False):
     ste: Literal["identity", "clip"]
     range_momentum: float
     zero_in_range: bool
+    learned_ranges: Literal["none", "act", "weight", "both"]
     leaf_modules: Sequence[str]
     # generator
     latent_dim: int
@@ -55,3 +56,29 @@ class RecipeOptions(TypedDict, total=False):
     precision: Literal["fp32", "tf32", "bf16"]
     memory_format: Literal["auto", "channels_last", "contiguous"]
     seed: int
+    # parts
+    objective: Literal["kd_ce", "logit_mse", "kl_only"]
+    ce_weight: float
+    ce_gate: float
+    hard_sample_gamma: float
+    hard_sample_step: float
+    code_change_share: float
+    mix_probability: float
+    mix_classes: int
+    low_pass: float
+    bns_spread: Literal["variance", "std"]
+    bns_layers: Sequence[str]
+    bns_of: Literal["teacher", "both"]
+    ema_decay: float
+    replay_batches: int
+    replay_share: float
+    range_lr: float
+    # start
+    act_ranges: Literal["minmax", "mse", "percentile"]
+    percentile: float
+    weight_ranges: Literal["minmax", "mse"]
+    equalize: bool
+    bias_correction: bool
+    bn_reestimate: bool
+    bn_reestimate_end: bool
+    rounding: Literal["nearest", "flip"]

@@ -21,7 +21,7 @@ from gdfq.report.layers import Place, batch_norms, places
 from gdfq.report.observation import Loss, Moments, observe, quantizers
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_trainer
-from gdfq.runs.picture import class_images, shown_classes
+from gdfq.runs.picture import class_images, make_images, shown_classes
 from gdfq.runs.state import RunState
 
 # Generated images that layers are measured on, of up to so many pixels a side, and of larger ones.
@@ -128,7 +128,7 @@ class _Measurement:
             shape = (size, generator.latent_dim)
             z = torch.randn(shape, generator=random, device=run.device)
             labels = torch.randint(classes, (size,), generator=random, device=run.device)
-            made.append(generator(z, labels))
+            made.append(make_images(run.recipe, generator, z, labels))
         return list(torch.cat(made)[:wanted].split(PASS))
 
     def statistics(self) -> None:

@@ -40,6 +40,7 @@ def write_report(
     warning: Tell = lambda text: None,
     device: str = "cpu",
     network: nn.Module | None = None,
+    again: bool = False,
 ) -> None:
     """Write one page about the runs in ``folders`` to ``out``, in place of any file there.
 
@@ -53,6 +54,7 @@ def write_report(
         warning: told what is not as it should be.
         device: what is measured on.
         network: the teacher of those runs that were given it in Python.
+        again: measure also where ``report.json`` is there.
 
     Raises:
         InputError: a folder holds no run, its teacher cannot be built, or ``out`` cannot be
@@ -62,7 +64,7 @@ def write_report(
         raise InputError("runs: at least one run folder is needed")
     names = _names(folders)
     contents = [
-        contents_of(folder, name, phase, warning, device, network)
+        contents_of(folder, name, phase, warning, device, network, again)
         for folder, name in zip(folders, names, strict=True)
     ]
     try:
@@ -90,12 +92,13 @@ def contents_of(
     warning: Tell = lambda text: None,
     device: str = "cpu",
     network: nn.Module | None = None,
+    again: bool = False,
 ) -> Contents:
     """What a report shows of the run in ``folder`` under ``name``; see :func:`write_report`."""
     if not (folder / "recipe.toml").is_file():
         raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
     result = read_json(folder / "result.json")
-    measured = _stored(folder, result)
+    measured = None if again else _stored(folder, result)
     if measured is not None:
         recipe = load_recipe(str(folder / "recipe.toml"))
         return _contents(folder, name, recipe, result, measured)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from gdfq.data import class_names
 from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
 from gdfq.training import GDFQTrainer
+from gdfq.training.parts.low_pass import LowPass
 
 # Classes that are shown, and images of each.
 ROWS, COLUMNS = 20, 10
@@ -26,7 +27,7 @@ SMALLEST, LARGEST = 56, 112
 def picture(recipe: Recipe, images: Preprocessing, trainer: GDFQTrainer) -> Image.Image:
     """One row of generated images per class, the first classes where there are many."""
     names = shown_classes(recipe, images)
-    rows = class_images(recipe, len(names), COLUMNS, trainer.generator, trainer.make_images)
+    rows = class_images(recipe, len(names), COLUMNS, trainer.generator)
     return image_grid(list(rows), names, images.mean, images.std)
 
 
@@ -41,14 +42,12 @@ def class_images(
     classes: int,
     count: int,
     generator: nn.Module,
-    make_images: Callable[[Tensor, Tensor, nn.Module], Tensor] | None = None,
 ) -> Tensor:
     """``(classes, count, C, H, W)`` generated images of the first classes, on the CPU.
 
     They are made as in training, in batches that are balanced over these classes and, as far
-    as that goes, no larger than training's. ``make_images`` stands for calling ``generator``.
+    as that goes, no larger than training's.
     """
-    make = make_images or (lambda z, labels, generator: generator(z, labels))
     device = next(generator.parameters()).device
     random = torch.Generator(device).manual_seed(recipe.training.seed)
     generator = copy.deepcopy(generator).train()  # a forward moves its running statistics
@@ -59,8 +58,17 @@ def class_images(
         labels = torch.arange(classes, device=device).repeat_interleave(repeats)
         shape = (len(labels), recipe.generator.latent_dim)
         z = torch.randn(shape, generator=random, device=device)
-        parts.append(make(z, labels, generator).cpu().unflatten(0, (classes, repeats)))
+        parts.append(
+            make_images(recipe, generator, z, labels).cpu().unflatten(0, (classes, repeats))
+        )
     return torch.cat(parts, 1)
+
+
+def make_images(recipe: Recipe, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
+    """What teacher and student of a run of ``recipe`` see for noise ``z`` and ``labels``."""
+    images: Tensor = generator(z, labels)
+    width = recipe.parts.low_pass
+    return images if width is None else LowPass(images, width)(images)
 
 
 def image_grid(

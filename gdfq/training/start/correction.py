@@ -20,7 +20,7 @@ NeurIPS 2019, section 3.4 (re-estimated statistics).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,6 +124,7 @@ def correct(student: nn.Module, teacher: nn.Module, images: Images, spread: bool
         (mean, var), (aim, aimed_var) = (_mean_and_var(pair) for pair in pairs)
         if name in layers:
             bias = layers[name].bias
+            assert bias is not None
             bias.add_((aim - mean).to(bias.dtype))
             continue
         norm = norms[name]
@@ -164,8 +165,8 @@ def _with_norm_behind(student: nn.Module) -> set[str]:
 
 @contextmanager
 def _watched(
-    inputs: dict[str, nn.Module],
-    outputs: dict[str, nn.Module],
+    inputs: Mapping[str, nn.Module],
+    outputs: Mapping[str, nn.Module],
     look: Callable[[str, Tensor], Tensor | None],
 ) -> Iterator[None]:
     """Within, ``look`` sees what goes into and comes out of modules, and may put another there."""
