@@ -20,17 +20,9 @@ from mkdocs.structure.files import File, Files
 
 from gdfq.cli import app
 from gdfq.recipes import load_recipe, recipe_names
-from gdfq.recipes.schema import LayerBits, fields
+from gdfq.recipes.schema import LayerBits, Recipe, fields
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = {
-    "": "",
-    "teacher": "The network to quantize, and the images it takes.",
-    "quantization": "How the student is quantized.",
-    "generator": "The generator's shape.",
-    "training": "The schedule and the losses.",
-}
-
 WORKER = "https://unpkg.com/iframe-worker/shim"
 
 # ---- the command line ----
@@ -122,18 +114,23 @@ def _cell(text: str) -> str:
 
 def recipe_fields() -> str:
     """Every field of a recipe by section, as Markdown."""
-    sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
+    sections: dict[str, list[str]] = {}
     for section, key, definition in fields():
         default = "" if definition.is_required() else _toml(definition.default)
         told = "has to be given" if definition.is_required() else default and f"`{default}`"
         allowed = _allowed(definition.annotation, definition.metadata)
         description = _cell(definition.description or "")
-        sections[section].append(f"| `{key}` | {allowed} | {told} | {description} |")
+        sections.setdefault(section, []).append(f"| `{key}` | {allowed} | {told} | {description} |")
     header = "| field | allowed | default | |\n|---|---|---|---|\n"
     parts = []
     for name, rows in sections.items():
-        title = f"### [{name}]" if name else "### At the top"
-        parts.append(f"{title}\n\n{SECTIONS[name]}\n\n{header}" + "\n".join(rows))
+        title, about = "### At the top", ""
+        if name:
+            told = inspect.getdoc(Recipe.model_fields[name].annotation) or ""
+            # Names in a section's own text are code here.
+            about = re.sub(r"\b(gdfq\.\w[\w.]*\w)", r"`\1`", told)
+            title = f"### [{name}]"
+        parts.append(f"{title}\n\n{about}\n\n{header}" + "\n".join(rows))
     keys = ", ".join(f"`{key}`" for key in LayerBits.model_fields)
     parts.append(
         "### [bits]\n\nExceptions by glob pattern of layers' names, each a table with one or both "

@@ -130,7 +130,7 @@ class QAct(nn.Module):
         """
         for name in ("lo", "hi") if self.act == "none" else ("hi",):
             if name in self._buffers:
-                end = getattr(self, name)
+                end: Tensor = getattr(self, name)
                 del self._buffers[name]
                 self.register_parameter(name, nn.Parameter(end))
 

@@ -488,7 +488,7 @@ class GDFQTrainer:
     def make_images(self, z: Tensor, labels: Tensor, generator: nn.Module | None = None) -> Tensor:
         """The images that teacher and student see of what :meth:`sample` returns.
 
-        ``generator``: a copy of the trainer's that makes them in its place.
+        ``generator`` stands in for the trainer's.
         """
         images = (generator or self.generator)(z, labels)
         return images if self.low_pass is None else self.low_pass(images)

@@ -79,7 +79,7 @@ def correct(student: nn.Module, teacher: nn.Module, images: Images, spread: bool
     theirs = dict(teacher.named_modules())
     behind = _with_norm_behind(student)
     norms = {n: m for n, m in own.items() if _is_norm(m) and _is_norm(theirs.get(n))}
-    layers = {
+    layers: dict[str, Any] = {
         n: m
         for n, m in own.items()
         if isinstance(m, QuantizedWeight) and m.bias is not None and n in theirs and n not in behind
