@@ -349,14 +349,14 @@ def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder
 
 def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
     """The file is that of another student."""
-    command = sys.modules["gdfq.cli.export"]
+    files = sys.modules["gdfq.export.files"]
     _, _, other = load_run(run_folder)
     other.fc.bias.data[0] += 1.0
 
     def export_other(student, path, images, **options):
         return export_onnx(other, path, images, **options)
 
-    monkeypatch.setattr(command, "export_onnx", export_other)
+    monkeypatch.setattr(files, "export_onnx", export_other)
     arguments = ("--images", 500, "--out", tmp_path / "x.onnx")
     code, out, err = gdfq_command(capsys, "export", run_folder, *arguments)
     assert "100.00%" not in out.split("same answer")[1].split("median")[0]
