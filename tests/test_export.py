@@ -148,8 +148,7 @@ def awkward_student(zero_in_range=False):
     student.eight.weight_bits = 8
     state["relu_3.lo"] = torch.tensor(0.5)  # a range without 0 ...
     state["relu_4.lo"] = torch.tensor(2.0)  # ... and one that does not fit uint8 either
-    if not zero_in_range:
-        state["relu_4.hi"] = torch.tensor(2.1)
+    state["relu_4.hi"] = torch.tensor(2.1)
     student.load_state_dict(state)
     return student, torch.randn(500, 2, 9, 9)
 
@@ -229,6 +228,39 @@ def test_zero_in_range_leaves_nothing_to_say(tmp_path, weights):
     for parity in compare(student, tmp_path / "x.onnx", [(images, None)]):
         assert parity.agreement > 99
         assert parity.median_difference < 1e-6
+
+
+class Averaged(nn.Module):
+    """Averages of some of the pixels, and quantized values that are scaled and clipped."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 32, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.last = nn.Linear(128, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.second(torch.relu(20 * x)))
+        return self.last(self.pool(x).flatten(1))
+
+
+def test_openvino_computes_with_values_where_codes_would_be_rounded(tmp_path):
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    images = torch.randn(300, 1, 16, 16)
+    student = calibrated(gdfq.quantize_model(Averaged().eval(), 4, 3), images)
+    state = student.state_dict()
+    for name in [name for name in state if name.startswith("relu_1.")]:
+        state[name] = state[name] / 3 if name.endswith("hi") else state[name]
+    student.load_state_dict(state)
+    export_onnx(student, tmp_path / "x.onnx", images)
+    expected = logits_of(student, images)
+    assert expected.std(0).min() > 1e-2
+    for parity in compare(student, tmp_path / "x.onnx", [(images, None)], ["openvino"]):
+        assert parity.median_difference < 1e-6
+        assert parity.noticeable < 5
 
 
 def test_integer_mode_says_what_stays_in_float(tmp_path):

@@ -81,6 +81,28 @@ class Quantize(nn.Module):
         return _dequantize(codes, self.step, self.zero_point, None)
 
 
+class Hold(nn.Module):
+    """Its input, unchanged, by an operation that OpenVINO does not move a DequantizeLinear past.
+
+    What reads it computes with values. Without, OpenVINO computes some operations, averages and
+    clips among them, with codes, and rounds what comes out to a code.
+
+    Args:
+        grid: that the input is on.
+    """
+
+    below: Tensor
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        # A step below the lowest value, which may have been rounded otherwise.
+        self.register_buffer("below", torch.tensor((grid.low - 1) / grid.scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``, any shape."""
+        return torch.maximum(x, self.below)
+
+
 class _Weighted(nn.Module):
     """A layer with a stored weight, and a bias that is added behind it or given to it."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.convert import SUMS, QuantizedModel
-from gdfq.export.emit import Convolution, Linear, Quantize
+from gdfq.export.emit import Convolution, Hold, Linear, Quantize
 from gdfq.export.stored import (
     Grid,
     StoredWeight,
@@ -256,6 +256,8 @@ class _Forming:
         kind: Any = node.target
         if node.op == "call_module":
             kind = type(self.module(node))
+        if self.mode == "exact" and kind is not nn.ZeroPad2d and kind not in _KEEP_GRID:
+            self.hold_inputs(node)
         known = self.known.get(_input(node)) if node.args else None
         if known is not None and kind in _KEEP_RANGE:
             grid = known.grid if kind in _KEEP_GRID else None
@@ -265,6 +267,25 @@ class _Forming:
             if grid is not None and not grid.low <= 0 <= grid.high:
                 grid = None
             self.known[node] = _Known(min(known.low, 0.0), max(known.high, 0.0), grid)
+
+    def hold_inputs(self, node: fx.Node) -> None:
+        """Have ``node`` compute with values rather than codes."""
+        for source in node.all_input_nodes:
+            known = self.known.get(source)
+            if known is None or known.grid is None or node.op == "output" or self.is_global(node):
+                continue
+            path = self.free_path(f"{node.name}_input")
+            self.root.set_submodule(path, Hold(known.grid))
+            with self.graph.inserting_before(node):
+                call = self.graph.call_module(path, (source,))
+            self.known[call] = _Known(known.low, known.high)
+            node.replace_input_with(source, call)
+
+    def is_global(self, node: fx.Node) -> bool:
+        """Whether it averages whole channels, which OpenVINO does in float by itself."""
+        if not self.calls(node, nn.AdaptiveAvgPool2d):
+            return False
+        return self.module(node).output_size in (1, (1, 1))
 
     def sum(self, node: fx.Node) -> None:
         if self.mode == "exact":
