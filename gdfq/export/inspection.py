@@ -49,13 +49,17 @@ def inspect(path: str | Path) -> Inspection:
     """What is in ``path``: a run folder, a packed safetensors file or an ONNX file.
 
     Raises:
-        InputError: it is none of these, or damaged.
+        InputError: it is none of these (a pt2 file is none either), or damaged.
     """
     path = Path(path)
     if path.is_dir():
         return _inspect_run(path)
     if not path.is_file():
         raise InputError(f"file: there is no file or folder {path}")
+    if path.suffix == ".pt2":
+        raise InputError(
+            f"file: {path} is a program of torch.export: torch.export.load(path) shows it"
+        )
     if path.suffix == ".onnx":
         return _inspect_onnx(path)
     return _inspect_packed(path)

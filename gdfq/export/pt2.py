@@ -56,6 +56,8 @@ def export_pt2(
     except (RuntimeError, UserError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"student: torch.export cannot export it: {first}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of the machine that wrote the file
     try:
         content = io.BytesIO()
         torch.export.save(program, content)
