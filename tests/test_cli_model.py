@@ -108,6 +108,7 @@ def test_a_module_that_cannot_be_traced_is_left_in_float(capsys, nets):
     _, _, student = load_run(nets / "run")
     assert type(student.get_submodule("3.conv")) is torch.nn.Conv2d
     assert isinstance(student.get_submodule("4"), QConv2d)
+    own.remove("--no-report")
     code, out, err = gdfq_command(
         capsys, "suggest-bits", *own, "--budget", 3, "--steps", 1, "--batches", 1, "--out", "b.toml"
     )
