@@ -77,16 +77,16 @@ class QuantizedWeight(nn.Module):
 
         Those that are kept, else its minimum and maximum.
         """
-        lo, hi = self.weight_extremes()
-        if self.weight_lo is not None and self.weight_hi is not None:
-            lo, hi = self.weight_lo.detach(), self.weight_hi.detach()
+        if self.weight_lo is None or self.weight_hi is None:
+            return self.weight_extremes()
+        lo, hi = self.weight_lo.detach(), self.weight_hi.detach()
         return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
 
     def weight_extremes(self) -> tuple[Tensor, Tensor]:
-        """The minima and maxima of each output's weights, ``(outputs,)``."""
+        """The minima and maxima of each output's weights, of 0 too where ranges contain it."""
         rows = self.weight.detach().float().flatten(1)
         lo, hi = rows.amin(1), rows.amax(1)
-        return (lo.clamp(max=0), hi.clamp(min=0)) if self.zero_in_range else (lo, hi)
+        return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # As activations' ranges, these stay float32: the quantizer computes in float32.
@@ -149,18 +149,15 @@ class WeightQuantizer(nn.Module):
 
     def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, scale and zero point of ``weight``, see :meth:`QuantizedWeight.weight_codes`."""
-        return _codes(weight, self.weight_bits, self.zero_in_range)
+        weight = weight.detach()
+        rows = weight.float().flatten(1)
+        ends = rows.amin(1), rows.amax(1)
+        return quantize_codes(weight, *ends, self.weight_bits, 0, self.zero_in_range)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
         return f"weight_bits={self.weight_bits}, ste={self.ste!r}{zero}"
-
-
-def _codes(weight: Tensor, bits: int, zero_in_range: bool) -> tuple[Tensor, Tensor, Tensor]:
-    weight = weight.detach()
-    rows = weight.float().flatten(1)
-    return quantize_codes(weight, rows.amin(1), rows.amax(1), bits, 0, zero_in_range)
 
 
 def average_weight_bits(model: nn.Module) -> float:
