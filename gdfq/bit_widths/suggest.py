@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.bit_widths.allocation import Layer, allocate
-from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
+from gdfq.bit_widths.sensitivity import Divergence, measure_sensitivities
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
@@ -110,15 +110,13 @@ def suggest_bits(
     bits = allocate(layers, budget)
     parameters = sum(layer.parameters for layer in layers)
     sides = sorted({math.floor(budget), math.ceil(budget)})
+    measure = Divergence(teacher, images, zero_in_range)
     return Suggestion(
         layers,
         bits,
         sum(bits[layer.name] * layer.parameters for layer in layers) / parameters,
-        divergence(teacher, images, bits, zero_in_range),
-        {
-            width: divergence(teacher, images, dict.fromkeys(bits, width), zero_in_range)
-            for width in sides
-        },
+        measure({f"{name}.weight": width for name, width in bits.items()}),
+        {width: measure({f"{name}.weight": width for name in bits}) for width in sides},
         with_weight_bits(recipe, f"{recipe.name}-{budget:g}bits", bits, layers),
     )
 

@@ -62,6 +62,19 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def read_run(
+    folder: Path, network: nn.Module | None = None
+) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
+    """Recipe and teacher of a run folder, and the student as it was before the run.
+
+    Arguments and errors are those of :func:`load_run`.
+    """
+    if not (folder / "recipe.toml").is_file():
+        raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
+    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")), network, folder)
+    return recipe, teacher, build_student(recipe, teacher.network)
+
+
 def load_run(
     folder: Path, network: nn.Module | None = None
 ) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
@@ -74,15 +87,12 @@ def load_run(
     Raises:
         InputError: ``folder`` holds no run, or none that can be loaded.
     """
-    if not (folder / "recipe.toml").is_file():
-        raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")), network, folder)
-    student = build_student(recipe, teacher.network)
+    recipe, teacher, student = read_run(folder, network)
     use_format(recipe, teacher.network, student)
     try:
         student.load_state_dict(load_file(folder / STUDENT_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"run: cannot load {folder / 'student.safetensors'}: {error}") from error
+        raise InputError(f"run: cannot load {folder / STUDENT_FILE}: {error}") from error
     if not all(m.num_batches_tracked for m in student.modules() if isinstance(m, QAct)):
         raise InputError(
             f"run: the student in {folder} has no activation ranges: its run failed before "

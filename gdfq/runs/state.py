@@ -18,9 +18,9 @@ from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.nn import QAct, average_weight_bits
-from gdfq.recipes import Recipe, load_recipe
-from gdfq.runs.folder import STUDENT_FILE, use_format
-from gdfq.runs.networks import build_generator, build_student, build_teacher
+from gdfq.recipes import Recipe
+from gdfq.runs.folder import STUDENT_FILE, read_run, use_format
+from gdfq.runs.networks import build_generator
 from gdfq.sources import LoadedTeacher
 from gdfq.training.checkpoint import newest_sound
 
@@ -87,10 +87,7 @@ def open_run(
     Raises:
         InputError: ``folder`` holds no run, or its teacher cannot be built.
     """
-    if not (folder / "recipe.toml").is_file():
-        raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")), network, folder)
-    student = build_student(recipe, teacher.network)
+    recipe, teacher, student = read_run(folder, network)
     generator: Generator | None = build_generator(recipe, teacher.preprocessing)
     assert generator is not None
     result = read_json(folder / "result.json")
@@ -111,7 +108,7 @@ def open_run(
             student.load_state_dict(load_file(folder / STUDENT_FILE))
             step = result.get("steps", step)
         except (OSError, SafetensorError, RuntimeError) as error:
-            report(f"cannot load {folder / 'student.safetensors'}: {error}")
+            report(f"cannot load {folder / STUDENT_FILE}: {error}")
     if "average_weight_bits" not in result:
         with suppress(InputError):  # all weights are arguments of functions
             result["average_weight_bits"] = average_weight_bits(student)
