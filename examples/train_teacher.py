@@ -1,4 +1,4 @@
-"""Train the ResNet-20 that ships in ``gdfq/assets/`` on Fashion-MNIST.
+"""Train a network on Fashion-MNIST: the ResNet-20 that ships in ``gdfq/assets/``, or ``--model``.
 
     python examples/train_teacher.py --data FOLDER --out teacher.safetensors --bf16
 
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from gdfq.data import top1
 from gdfq.data.fashion_mnist import read_idx
-from gdfq.models import resnet20
+from gdfq.sources import find_source
 
 MEAN, STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to [0, 1]
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="gdfq:resnet20", help="or package.module:factory")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
@@ -57,7 +58,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     train_images, train_labels = load_split(args.data, "train")
     test_images, test_labels = load_split(args.data, "t10k")
-    model = resnet20(num_classes=10, channels=1).to(memory_format=torch.channels_last)
+    model = find_source(args.model).build(None, {"num_classes": 10, "channels": 1})
+    model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
     )

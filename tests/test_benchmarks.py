@@ -4,8 +4,12 @@ import pytest
 import torch
 import torchvision
 
-from benchmarks import gpu_check, sizes, step, table
+from benchmarks import accuracy, gpu_check, sizes, step, table
 from gdfq.models.resnet import resnet20
+from gdfq.recipes import load_recipe
+from gdfq.training import GDFQTrainer, Parts, Start
+from gdfq.training.start import NO_START
+from tests.tiny import tiny_trainer
 
 NETWORKS = {
     "resnet20": lambda: resnet20(10),
@@ -102,3 +106,51 @@ def test_parts_of_a_gpu_check_leave_what_others_found(monkeypatch, tmp_path):
         assert text.count(f"output of gdfq bench, {precision}\n") == 1
         assert text.count(f"| gdfq bench, {precision} | passed | 1 |") == 1
     assert text.count("compiled | not run: rehearsal") == 2
+
+
+def accuracy_trainer(kind, **options):
+    return tiny_trainer(
+        kind=kind,
+        epochs=4,
+        parts=Parts(ema_decay=0.5, low_pass=3.0),
+        start=Start(act_ranges="mse", bn_reestimate=True, bn_reestimate_end=True),
+        **options,
+    )
+
+
+def test_students_of_recorded_images_are_those_of_the_run():
+    whole = accuracy_trainer(GDFQTrainer)
+    trained = whole.train()
+    recorder = accuracy_trainer(accuracy.Recorder)
+    recorder.start = NO_START  # as the benchmark makes it
+    recording = recorder.record()
+    calibrated = []
+    player = accuracy_trainer(accuracy.Player)
+    played = player.play(recording, lambda: calibrated.append(player.steps_done))
+    assert calibrated == [whole.warmup_steps]
+    assert len(recording.held_out[0]) == accuracy.HELD_OUT * 16
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, played.state_dict()[name]), name
+    assert not torch.equal(
+        torch.cat([p.flatten() for p in played.parameters()]),
+        torch.cat([p.flatten() for p in accuracy_trainer(GDFQTrainer).student.parameters()]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "same"),
+    [
+        ({"objective": "logit_mse"}, True),
+        ({"act_ranges": "mse"}, True),
+        ({"weight_bits": 2}, True),
+        ({"student_lr": 1e-2}, True),
+        ({"low_pass": 3.0}, False),
+        ({"bns_weight": 3.0}, False),
+        ({"seed": 1}, False),
+        ({"width": 32}, False),
+    ],
+)
+def test_what_a_generator_s_training_depends_on(option, same):
+    recipe = load_recipe("fashion-mnist-resnet20")
+    changed = recipe.with_options(option)
+    assert (accuracy.generator_key(changed) == accuracy.generator_key(recipe)) == same

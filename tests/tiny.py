@@ -68,7 +68,11 @@ def tiny_teacher(num_classes: int = 4, channels: int = 2) -> nn.Module:
 
 
 def tiny_trainer(
-    teacher: nn.Module | None = None, bits: int = 4, learned_ranges: str = "none", **options
+    teacher: nn.Module | None = None,
+    bits: int = 4,
+    learned_ranges: str = "none",
+    kind: type[gdfq.GDFQTrainer] = gdfq.GDFQTrainer,
+    **options,
 ) -> gdfq.GDFQTrainer:
     """A trainer of a few fast steps, everything seeded."""
     teacher = teacher or tiny_teacher()
@@ -85,7 +89,7 @@ def tiny_trainer(
         "milestones": (2,),
         "memory_format": "contiguous",  # timing decides about "auto"
     }
-    return gdfq.GDFQTrainer(
+    return kind(
         teacher, student, generator, num_classes=4, batch_size=16, **{**settings, **options}
     )
 

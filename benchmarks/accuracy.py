@@ -1,0 +1,266 @@
+"""What parts and starts do for accuracy: ``python -m benchmarks.accuracy FILE --folder FOLDER``.
+
+``FILE`` is one that ``gdfq sweep`` takes. The generator never sees the student, so its images are
+recorded once for all runs that train the same generator, and each student is trained on them as
+its run would train it: the same student bit for bit (``tests/test_benchmarks.py``), in less than
+half the time. Students are trained one a core. ``FOLDER`` keeps what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gdfq.data import top1
+from gdfq.errors import NonFiniteLossError
+from gdfq.recipes import Recipe
+from gdfq.runs.measure import open_batches
+from gdfq.runs.networks import build_generator, build_student, build_teacher
+from gdfq.sources import LoadedTeacher
+from gdfq.training import GDFQTrainer
+
+HELD_OUT = 16  # batches of generated images that no student is trained on
+# What a generator learns depends on all of a recipe but these.
+STUDENTS = {
+    "quantization": None,
+    "start": None,
+    "bits": None,
+    "training": {"student_lr", "momentum", "weight_decay", "temperature", "alpha"},
+    "parts": {
+        "objective", "ce_weight", "ce_gate", "hard_sample_step", "code_change_share", "ema_decay",
+        "replay_batches", "replay_share", "range_lr",
+    },
+}  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """A student: top-1 in percent on the test images, and nearness to its teacher on others.
+
+    ``divergence``: mean ``KL(teacher || student)`` in nat on generated images of no training step;
+    ``agreement``: share of these with the same first class.
+    """
+
+    before: float
+    after: float
+    divergence: float
+    agreement: float
+    failure: str | None = None
+
+
+@dataclass
+class Recording:
+    """What a generator made: all that a student's training takes from it."""
+
+    warmed_up: dict[str, Any]  # generator and random state when the warm-up has ended
+    ended: dict[str, Any]
+    steps: list[tuple[Tensor, Tensor, Tensor]]  # images, labels, teacher's logits
+    held_out: tuple[Tensor, Tensor]  # images, teacher's logits
+
+
+class Recorder(GDFQTrainer):
+    """Trains the generator alone, and keeps what a student would have been given."""
+
+    def record(self) -> Recording:
+        """Run the whole schedule."""
+        self.steps: list[tuple[Tensor, ...]] = []
+        self.train()
+        batches = []
+        ended = copy.deepcopy(self._state())
+        with torch.no_grad():
+            for _ in range(HELD_OUT):
+                images = self.make_images(*self.sample())
+                batches.append((images, self.teacher.model(images.clone())))
+        held_out = tuple(torch.cat(part) for part in zip(*batches, strict=True))
+        return Recording(self._warmed_up, ended, self.steps, held_out)  # type: ignore[arg-type]
+
+    def calibrate(self, batches: int) -> None:
+        """Draw what calibration draws."""
+        self._warmed_up = copy.deepcopy(self._state())
+        for _ in range(batches):
+            self.sample()
+        self.calibrated = True
+
+    def _state(self) -> dict[str, Any]:
+        return {"generator": self.generator.state_dict(), "random": self.random.get_state()}
+
+    def _tuning_step(self) -> dict[str, Tensor]:
+        finish, *batch = self._generator_step(tuning=True)
+        self.steps.append(tuple(part.clone() for part in batch))
+        return self._record(finish())
+
+
+class Player(GDFQTrainer):
+    """Trains a student on what was recorded."""
+
+    def play(self, recording: Recording, on_calibrated: Callable[[], None]) -> nn.Module:
+        """From the calibration to the end."""
+        self.recording = recording
+        self._set(recording.warmed_up)
+        self.steps_done = self.warmup_steps
+        self.calibrate(self.calibration_batches)
+        on_calibrated()
+        return self.train()
+
+    def _set(self, state: dict[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.random.set_state(state["random"])
+
+    def _generator_step(self, tuning: bool) -> Any:
+        batch = self.recording.steps[self.steps_done - self.warmup_steps]
+        if batch is self.recording.steps[-1]:
+            self._set(self.recording.ended)
+        return dict, *(part.clone() for part in batch)
+
+
+def generator_key(recipe: Recipe) -> str:
+    """The same for recipes whose generators learn the same."""
+    tables = recipe.model_dump(mode="json", exclude={"name", "description"})
+    for section, keys in STUDENTS.items():
+        tables[section] = {
+            k: v for k, v in tables[section].items() if keys is not None and k not in keys
+        }
+    return sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _start_key(recipe: Recipe) -> str:
+    """The same for recipes whose students begin to be fine-tuned alike."""
+    tables = recipe.model_dump(mode="json", include={"quantization", "start", "bits"})
+    return sha256((generator_key(recipe) + json.dumps(tables, sort_keys=True)).encode()).hexdigest()[:16]
+
+
+def _measure_once(path: Path, student: nn.Module, batches: Any) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(top1(student, batches)))
+
+
+def _trainer(
+    kind: type, recipe: Recipe, loaded: LoadedTeacher, student: nn.Module, **options: Any
+) -> Any:
+    return kind(
+        loaded.network, student, build_generator(recipe, loaded.preprocessing),
+        loaded.preprocessing.num_classes, **recipe.training.model_dump(),
+        parts=recipe.parts.build(), **options,
+    )  # fmt: skip
+
+
+def record(recipe: Recipe, folder: Path) -> None:
+    """Record what the recipe's generator makes, unless that is there."""
+    path = folder / "generators" / f"{generator_key(recipe)}.pt"
+    if path.exists():
+        return
+    torch.set_num_threads(1)
+    recipe, loaded = build_teacher(recipe)
+    recording = _trainer(Recorder, recipe, loaded, build_student(recipe, loaded.network)).record()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(asdict(recording), path.with_suffix(".part"))
+    path.with_suffix(".part").rename(path)
+
+
+def train(recipe: Recipe, folder: Path, where: Path) -> None:
+    """Train and measure the recipe's student, unless that was done."""
+    if where.exists():
+        return
+    torch.set_num_threads(1)
+    key = generator_key(recipe)
+    recording = Recording(**torch.load(folder / "generators" / f"{key}.pt"))
+    recipe, loaded = build_teacher(recipe)
+    student = build_student(recipe, loaded.network)
+    trainer = _trainer(Player, recipe, loaded, student, start=recipe.start.build())
+    batches = list(open_batches(recipe, loaded.preprocessing, workers=0))
+    before = folder / "before" / f"{_start_key(recipe)}.json"
+    failure = None
+    try:
+        outcome = trainer.play(recording, partial(_measure_once, before, student, batches))
+    except NonFiniteLossError as error:
+        outcome, failure = student, str(error)
+    images, logits = recording.held_out
+    with torch.no_grad():
+        answers = torch.cat([outcome(part) for part in images.split(200)])
+    divergence = F.kl_div(
+        F.log_softmax(answers, 1), F.log_softmax(logits, 1), reduction="batchmean", log_target=True
+    )
+    agreement = (answers.argmax(1) == logits.argmax(1)).float().mean()
+    result = Outcome(
+        json.loads(before.read_text()), top1(outcome, batches), float(divergence),
+        float(agreement), failure,
+    )  # fmt: skip
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_text(json.dumps(asdict(result), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student."""
+
+    variant: str
+    bits: str
+    seed: int
+    recipe: Recipe
+
+    def where(self, folder: Path) -> Path:
+        """Its result."""
+        return folder / "students" / self.variant / f"{self.bits}-seed{self.seed}.json"
+
+
+def runs(path: Path) -> Iterator[Run]:
+    """All of a file, seeds outermost, so that what is there at any time can be compared."""
+    import tomllib
+    from gdfq.recipes import load_recipe
+    file = tomllib.loads(path.read_text())
+    base = load_recipe(file["recipe"]).with_options({"memory_format": "channels_last", **file.get("base", {})})
+    for seed in file["seeds"]:
+        for w, a in file["bits"]:
+            for variant in file["variant"]:
+                options = {k: v for k, v in variant.items() if k not in ("name", "seeds", "widths")}
+                if seed not in variant.get("seeds", file["seeds"]):
+                    continue
+                if [w, a] not in variant.get("widths", file["bits"]):
+                    continue
+                yield Run(variant["name"], f"W{w}A{a}", seed, base.with_options({"weight_bits": w, "act_bits": a, "seed": seed, **options}))
+
+
+def _record(job: tuple[Run, Path]) -> None:
+    run, folder = job
+    record(run.recipe, folder)
+
+
+def _train(job: tuple[Run, Path]) -> Run:
+    run, folder = job
+    train(run.recipe, folder, run.where(folder))
+    return run
+
+
+def main() -> None:
+    """Train what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    everything = list(runs(options.file))
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        for seed in sorted({run.seed for run in everything}):
+            mine = [(run, options.folder) for run in everything if run.seed == seed]
+            generators = {generator_key(run.recipe): (run, options.folder) for run, _ in mine}
+            list(pool.imap_unordered(_record, generators.values()))
+            for run in pool.imap_unordered(_train, mine):
+                result = json.loads(run.where(options.folder).read_text())
+                print(run.variant, run.bits, run.seed, {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
