@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gdfq import packed
 from gdfq.bit_widths.sensitivity import Divergence
 from gdfq.data import confusion
-from gdfq.nn.weight import QuantizedWeight
+from gdfq.nn.dynamic_ranges import has_dynamic
+from gdfq.nn.weight import QuantizedWeight, dequantize
 from gdfq.report.confusion import describe
 from gdfq.report.contents import Measured
 from gdfq.report.images import images_by_class, norm_statistics
@@ -91,10 +92,8 @@ class _Measurement:
                 continue
             layer = self.run.student.get_submodule(row.name)
             if isinstance(layer, QuantizedWeight):
-                codes, scale, zero = layer.weight_codes()
-                shape = (-1, *[1] * (codes.dim() - 1))
                 lost = Loss()
-                lost.add(layer.weight, (codes + zero.view(shape)) / scale.view(shape))
+                lost.add(layer.weight, dequantize(*layer.weight_codes()))
                 row.weight_sqnr = lost.sqnr
             elif place.weight:
                 row.shape = list(_tensor(self.run.student, place.weight).shape)
@@ -180,7 +179,12 @@ class _Measurement:
         wanted = SENSITIVITY_SMALL if self.small else SENSITIVITY_LARGE
         images = torch.cat(self.batches)[:wanted]
         spec = self.run.recipe.quantization
-        divergence = Divergence(self.run.teacher.network, images.split(PASS), spec.zero_in_range)
+        divergence = Divergence(
+            self.run.teacher.network,
+            images.split(PASS),
+            spec.zero_in_range,
+            has_dynamic(spec.dynamic_ranges, "weight"),
+        )
         self.result.sensitivity_images = len(images)
         for place in self.places:
             if place.weight and place.row.weight_bits is not None:

@@ -163,6 +163,7 @@ class GDFQTrainer:
         checks.check_settings(self.device, self.world.size, **settings)
         checks.check_finite("teacher", teacher)
         checks.check_finite("student", student)
+        checks.check_start(start, student)
 
         self.teacher = StatisticsTeacher(teacher)
         self.student = student.eval()
@@ -453,7 +454,13 @@ class GDFQTrainer:
 
     def _observe(self, images: Images) -> None:
         """Set the student's activation ranges by the minima and maxima over ``images``."""
-        quantizers = [module for module in self.student.modules() if isinstance(module, QAct)]
+        quantizers = [
+            module
+            for module in self.student.modules()
+            if isinstance(module, QAct) and not module.dynamic_range
+        ]
+        if not quantizers:
+            return
         for quantizer in quantizers:
             quantizer.reset_range()
             quantizer.train()

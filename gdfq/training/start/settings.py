@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from gdfq.errors import InputError
+from gdfq.nn.dynamic_ranges import has_dynamic
 
 ActRanges = Literal["minmax", "mse", "percentile"]
 WeightRanges = Literal["minmax", "mse"]
 Rounding = Literal["nearest", "flip"]
+_PLURAL = {"act": "activations", "weight": "weights"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,25 @@ class Start:
     def corrects(self) -> bool:
         """Whether batch norms and biases are corrected before fine-tuning."""
         return self.bias_correction or self.bn_reestimate
+
+    def check_dynamic_ranges(self, dynamic_ranges: str) -> None:
+        """Raise an InputError for the first setting that ranges taken in the call leave no room.
+
+        ``dynamic_ranges``: the student's, see :func:`gdfq.quantize_model`.
+        """
+        for name, what, off in (
+            ("act_ranges", "act", "minmax"),
+            ("equalize", "act", False),
+            ("weight_ranges", "weight", "minmax"),
+            ("rounding", "weight", "nearest"),
+        ):
+            given = getattr(self, name)
+            if given != off and has_dynamic(dynamic_ranges, what):
+                raise InputError(
+                    f"{name}: {given!r} is for ranges that are kept, and dynamic_ranges = "
+                    f"{dynamic_ranges!r} takes those of {_PLURAL[what]} in each call; must be "
+                    f"{off!r}"
+                )
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
