@@ -14,7 +14,7 @@ from gdfq.nn.packed import pack
 from gdfq.recipes import load_recipe
 from gdfq.recipes.schema import parse_recipe
 from gdfq.training import Parts, Start
-from tests.tiny import Operators, tiny_teacher, tiny_trainer
+from tests.tiny import EACH_PART, Operators, tiny_teacher, tiny_trainer
 
 KINDS = ("act", "weight", "both")
 IMAGES = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -182,7 +182,7 @@ def test_fused_is_unfused(dynamic):
 
 @pytest.mark.parametrize("dynamic", KINDS)
 def test_going_on_is_bit_for_bit(dynamic):
-    parts = Parts(code_change_share=0.02, ema_decay=0.9)
+    parts = EACH_PART["all"]
     whole, first, second = (
         tiny_trainer(bits=3, dynamic_ranges=dynamic, parts=parts) for _ in range(3)
     )
