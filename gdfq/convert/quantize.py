@@ -19,7 +19,7 @@ from gdfq.functional import Activation
 from gdfq.nn import QAct
 from gdfq.nn.dynamic_ranges import DynamicRanges, check_dynamic_ranges, has_dynamic
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
-from gdfq.ops._checks import Ste, check_bits, check_ste
+from gdfq.ops._checks import Ste, check_bits, check_choice, check_ste
 
 LearnedRanges = Literal["none", "act", "weight", "both"]
 
@@ -94,10 +94,7 @@ def quantize_model(
     if first_last_bits is not None:
         check_bits(first_last_bits, "first_last_bits")
     check_ste(ste)
-    if learned_ranges not in get_args(LearnedRanges):
-        raise InputError(
-            f"learned_ranges: must be one of {get_args(LearnedRanges)}, got {learned_ranges!r}"
-        )
+    check_choice("learned_ranges", learned_ranges, get_args(LearnedRanges))
     check_range_kinds(learned_ranges, dynamic_ranges)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be an nn.Module, got {type(model).__name__}")

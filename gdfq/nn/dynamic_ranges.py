@@ -16,17 +16,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from gdfq.errors import InputError
+from gdfq.ops._checks import check_choice
 
 DynamicRanges = Literal["none", "act", "weight", "both"]
 
 
 def check_dynamic_ranges(dynamic_ranges: str) -> None:
     """Raise an InputError unless ``dynamic_ranges`` is one of the four."""
-    if dynamic_ranges not in get_args(DynamicRanges):
-        raise InputError(
-            f"dynamic_ranges: must be one of {get_args(DynamicRanges)}, got {dynamic_ranges!r}"
-        )
+    check_choice("dynamic_ranges", dynamic_ranges, get_args(DynamicRanges))
 
 
 def has_dynamic(dynamic_ranges: str, what: str) -> bool:

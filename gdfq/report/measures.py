@@ -22,8 +22,9 @@ from gdfq.report.layers import Place, batch_norms, places
 from gdfq.report.observation import Loss, Moments, observe, quantizers
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_trainer
-from gdfq.runs.picture import class_images, make_images, shown_classes
+from gdfq.runs.picture import class_images, low_pass_of, shown_classes
 from gdfq.runs.state import RunState
+from gdfq.training.parts.low_pass import make_images
 
 # Generated images that layers are measured on, of up to so many pixels a side, and of larger ones.
 SMALL = 64
@@ -122,12 +123,13 @@ class _Measurement:
         assert generator is not None
         generator.train()
         wanted = IMAGES_SMALL if self.small else IMAGES_LARGE
+        low_pass = low_pass_of(run.recipe, run.device)
         made: list[Tensor] = []
         while sum(map(len, made)) < wanted:
             shape = (size, generator.latent_dim)
             z = torch.randn(shape, generator=random, device=run.device)
             labels = torch.randint(classes, (size,), generator=random, device=run.device)
-            made.append(make_images(run.recipe, generator, z, labels))
+            made.append(make_images(generator, low_pass, z, labels))
         return list(torch.cat(made)[:wanted].split(PASS))
 
     def statistics(self) -> None:

@@ -15,6 +15,7 @@ from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.qact import observing_copy
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
+from gdfq.ops._checks import check_choice
 from gdfq.training.memory_format import MemoryFormat
 from gdfq.training.parts import Parts
 from gdfq.training.precision import check_precision
@@ -88,8 +89,7 @@ def check_settings(
         ("fuse", fuse, (True, False)),
         ("cuda_graph", cuda_graph, (True, False)),
     ):
-        if choice not in allowed:
-            raise InputError(f"{name}: must be one of {allowed}, got {choice!r}")
+        check_choice(name, choice, allowed)
     check_precision(precision, device)
     if not isinstance(parts, Parts):
         raise InputError(f"parts: must be gdfq.training.Parts, got {type(parts).__name__}")
