@@ -26,6 +26,7 @@ def measure_sensitivities(
     on_layer: Callable[[Layer], None] = lambda layer: None,
     leaf_modules: Sequence[str | type] = (),
     zero_in_range: bool = False,
+    kernel_ranges: bool = False,
 ) -> list[Layer]:
     """The sensitivity of each layer that :func:`gdfq.quantize_model` would quantize, by width.
 
@@ -42,6 +43,8 @@ def measure_sensitivities(
         on_layer: called with each layer as soon as it is measured.
         leaf_modules: what :func:`gdfq.quantize_model` is to leave in float.
         zero_in_range: every range also contains 0, see :func:`gdfq.quantize_model`.
+        kernel_ranges: kernels that are large enough have a range each, see
+            :mod:`gdfq.nn.dynamic_ranges`.
 
     Returns:
         The layers in the order of the network's modules, under their first names.
@@ -53,7 +56,7 @@ def measure_sensitivities(
     widths = tuple(widths)
     for width in widths:
         check_bits(width, "widths")
-    measure = Divergence(teacher, batches, zero_in_range)
+    measure = Divergence(teacher, batches, zero_in_range, kernel_ranges)
     names = [
         name
         for name, module in quantize_model(teacher, leaf_modules=leaf_modules).named_modules()
@@ -87,9 +90,7 @@ class Divergence:
     """That of a network's predictions from its own with some of its weights quantized.
 
     Args:
-        teacher, batches, zero_in_range: see :func:`measure_sensitivities`.
-        kernel_ranges: kernels that are large enough have a range each, see
-            :mod:`gdfq.nn.dynamic_ranges`.
+        teacher, batches, zero_in_range, kernel_ranges: see :func:`measure_sensitivities`.
 
     Raises:
         InputError: ``batches`` is empty.
