@@ -148,8 +148,8 @@ class _Fusing:
         for node in self.graph.nodes:
             if self.calls(node, _LAYERS) and type(self.module(node)) in _LAYERS:
                 layer = self.module(node)
-                if layer.weight_lo is not None:
-                    continue  # its range is no minimum and maximum
+                if layer.weight_lo is not None or layer.per_kernel:
+                    continue  # its range is no minimum and maximum of an output
                 groups[layer.ste, layer.zero_in_range, layer.weight.device].append(node)
         first = next(iter(self.graph.nodes))
         for (ste, zero_in_range, _), nodes in groups.items():
@@ -171,6 +171,8 @@ class _Fusing:
         name = str(node.target)
         if self.module(node).learned:
             return Place(name, False, "its range is learned")
+        if self.module(node).dynamic_range:
+            return Place(name, False, "its ranges are dynamic")
         source: Any = node.args[0] if node.args else None
         norm, residual, problem = self.match(source)
         if norm is None:

@@ -40,6 +40,7 @@ class LayerFacts(_Part):
     shape: list[int]
     dtype: Literal["float32", "float64", "float16", "bfloat16"]
     channels_last: bool
+    per_kernel: bool = False  # a scale and zero point for each kernel
 
 
 class ComputedFacts(_Part):
@@ -47,6 +48,7 @@ class ComputedFacts(_Part):
 
     weight_bits: int = Field(ge=2, le=8)
     zero_in_range: bool
+    kernel_ranges: bool = False
 
 
 class ActFacts(_Part):
@@ -55,6 +57,7 @@ class ActFacts(_Part):
     act_bits: int = Field(ge=2, le=8)
     act: Literal["relu", "relu6", "none"]
     zero_in_range: bool = False
+    dynamic_range: bool = False
 
 
 class Header(_Part):
@@ -86,7 +89,9 @@ def packed_copy(student: QuantizedModel) -> QuantizedModel:
     _replace(packed, {layer: pack(layer) for layer in _layers(packed).values()})
     made: dict[Any, PackedWeight] = {}
     for name, (quantizer, weight) in weights_of_calls(packed).items():
-        key = id(weight), quantizer.weight_bits, quantizer.zero_in_range
+        key = (
+            id(weight), quantizer.weight_bits, quantizer.zero_in_range, quantizer.kernel_ranges
+        )  # fmt: skip
         if key not in made:
             made[key] = pack_call(quantizer, weight)
         packed.set_submodule(name, made[key])
@@ -98,9 +103,9 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
     """Write a finished student as a packed safetensors file.
 
     Weights are stored as codes of ``weight_bits`` each with a float32 scale and zero point per
-    output channel, those that ``F.conv2d`` and ``F.linear`` are called with too unless they are
-    computed; everything else as ``student.state_dict()`` has it. :func:`load` gives the student
-    back.
+    output channel, or per kernel where each has a range of its own; those that ``F.conv2d`` and
+    ``F.linear`` are called with too unless they are computed; everything else as
+    ``student.state_dict()`` has it. :func:`load` gives the student back.
 
     Args:
         student: from :func:`gdfq.quantize_model`, its ranges set.
@@ -126,7 +131,11 @@ def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
         layers={p: _layer_facts(layer) for p, layer in layers.items()},
         acts={p: _act_facts(act) for p, act in _acts(packed).items()},
         computed={
-            p: ComputedFacts(weight_bits=m.weight_bits, zero_in_range=m.zero_in_range)
+            p: ComputedFacts(
+                weight_bits=m.weight_bits,
+                zero_in_range=m.zero_in_range,
+                kernel_ranges=m.kernel_ranges,
+            )
             for p, m in _computed(packed).items()
         },
         recipe=None if recipe is None else recipe.to_toml(),
@@ -146,7 +155,7 @@ def check_student(student: Any) -> None:
             f"student: must come from gdfq.quantize_model, got {type(student).__name__}"
         )
     for path, act in _acts(student).items():
-        if not act.num_batches_tracked:
+        if not act.has_range:
             raise InputError(
                 f"student: the activation {path} has no range yet; train or calibrate it first"
             )
@@ -167,6 +176,7 @@ def _layer_facts(layer: Any) -> LayerFacts:
         shape=list(stored.shape),
         dtype=str(stored.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         channels_last=stored.channels_last,
+        per_kernel=stored.per_kernel,
     )
 
 
@@ -177,7 +187,12 @@ def _kind(layer: Any) -> Literal["conv2d", "linear", "call"]:
 
 
 def _act_facts(act: QAct) -> ActFacts:
-    return ActFacts(act_bits=act.act_bits, act=act.act, zero_in_range=act.zero_in_range)
+    return ActFacts(
+        act_bits=act.act_bits,
+        act=act.act,
+        zero_in_range=act.zero_in_range,
+        dynamic_range=act.dynamic_range,
+    )
 
 
 def _layers(model: nn.Module) -> dict[str, QConv2d | QLinear]:
@@ -324,9 +339,17 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     for name, quantizer in _computed(student).items():
         quantizer.weight_bits = header.computed[name].weight_bits
         quantizer.zero_in_range = header.computed[name].zero_in_range
+        quantizer.kernel_ranges = header.computed[name].kernel_ranges
     for name, act in _acts(student).items():
         act.act_bits = header.acts[name].act_bits
         act.zero_in_range = header.acts[name].zero_in_range
+        if header.acts[name].dynamic_range:
+            act.use_dynamic_range()
+        elif act.dynamic_range:
+            raise InputError(
+                f"model: does not fit {path}: {name} takes its ranges in each call in the model, "
+                "and has one in the file"
+            )
     _load_state(student, state, path)
     if any(facts.channels_last for facts in header.layers.values()):
         student.to(memory_format=torch.channels_last)
@@ -335,7 +358,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
 
 def _stored(facts: LayerFacts) -> Stored:
     dtype = DTYPES[facts.dtype]
-    return Stored(facts.weight_bits, tuple(facts.shape), dtype, facts.channels_last)
+    shape = tuple(facts.shape)
+    return Stored(facts.weight_bits, shape, dtype, facts.channels_last, facts.per_kernel)
 
 
 def _fit(student: QuantizedModel, header: Header, path: str | Path) -> None:

@@ -18,6 +18,7 @@ from gdfq import packed
 from gdfq.errors import InputError
 from gdfq.export.files import FORMATS, Exported, FileOptions, export_file
 from gdfq.export.source import open_images
+from gdfq.recipes.bits import bits_label
 from gdfq.report.run import PAGE, write_report
 from gdfq.runs.folder import load_run
 from gdfq.runs.measure import Evaluate
@@ -61,7 +62,9 @@ class QuantizationResult:
 
         ``teacher``, ``before`` and ``after`` (fine-tuning) are top-1 in percent, None where it was
         not measured; ``weight_bits`` and ``act_bits`` the student's, ``average_weight_bits`` over
-        all weights; ``float_bytes`` and ``packed_bytes`` the sizes of both networks as files.
+        all weights, ``effective_weight_bits`` and ``effective_act_bits`` with what their ranges
+        cost (:func:`gdfq.nn.effective_weight_bits`); ``float_bytes`` and ``packed_bytes`` the sizes
+        of both networks as files.
         """
         sizes = {
             "float_bytes": sum(v.numel() * v.element_size() for v in _tensors(self.teacher)),
@@ -158,7 +161,11 @@ class QuantizationResult:
     def _rows(self) -> list[tuple[str, str, str, str]]:
         numbers = self.metrics
         average = numbers.get("average_weight_bits", numbers.get("weight_bits"))
-        bits = "" if average is None else f"W{round(average, 2):g}A{numbers['act_bits']}"
+        effective = numbers.get("effective_weight_bits"), numbers.get("effective_act_bits")
+        dynamic = numbers.get("dynamic_ranges", "none")
+        bits = "" if average is None else bits_label(
+            average, numbers["act_bits"], dynamic, effective
+        )  # fmt: skip
         share = {
             key: "-" if numbers.get(key) is None else f"{numbers[key]:.2f}%"
             for key in ("teacher", "before", "after")

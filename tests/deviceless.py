@@ -89,14 +89,19 @@ def to_memory_format(module, memory_format):
     return module
 
 
-def make_trainer(warmup_epochs, conditional_bn, **options):
+def make_trainer(
+    warmup_epochs, conditional_bn, bits=4, learned_ranges="none", dynamic_ranges="none", **options
+):
     with torch.device(DEVICE):
         teacher = cifar_resnet(8, 4)
         generator = gdfq.models.Generator(
             4, 8, latent_dim=10, width=8, conditional_bn=conditional_bn
         )
+        student = gdfq.quantize_model(
+            teacher, bits, bits, learned_ranges=learned_ranges, dynamic_ranges=dynamic_ranges
+        )
         trainer = gdfq.GDFQTrainer(
-            teacher, gdfq.quantize_model(teacher), generator, 4, 16, epochs=3, steps_per_epoch=4,
+            teacher, student, generator, 4, 16, epochs=3, steps_per_epoch=4,
             warmup_epochs=warmup_epochs, **options,
         )  # fmt: skip
     trainer.generator_optimizer.param_groups[0]["capturable"] = True
@@ -160,6 +165,12 @@ def main():
         for warmup_epochs in (0, 3):
             run(warmup_epochs, conditional_bn=True, memory_format="channels_last", parts=parts)
         run(0, conditional_bn=True, memory_format="channels_last", fuse=False)
+        for ranges in (
+            {"learned_ranges": "both"},
+            {"learned_ranges": "both", "parts": parts},
+            {"dynamic_ranges": "both", "bits": 3, "parts": parts},
+        ):
+            run(0, conditional_bn=False, memory_format="channels_last", **ranges)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,16 @@ class NoHost(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-@pytest.mark.parametrize("options", [{}, {"schedule": "cosine"}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"schedule": "cosine"},
+        {"precision": "bf16"},
+        {"learned_ranges": "both"},
+        {"dynamic_ranges": "both", "bits": 3},
+    ],
+)
 @pytest.mark.parametrize("warm_up", [True, False])
 def test_a_step_has_no_host_reads(options, warm_up):
     trainer = tiny_trainer(warmup_epochs=3 if warm_up else 0, **options)

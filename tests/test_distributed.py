@@ -23,7 +23,7 @@ from gdfq.models import generator as generator_module
 from gdfq.nn import QAct, global_batch_norm, qact, statistics
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu, globalize_batch_norms
 from gdfq.sources import Preprocessing
-from gdfq.training import Parts
+from gdfq.training import Parts, Start
 from tests.processes import free_port, run_processes
 from tests.tiny import tiny_teacher, tiny_trainer
 
@@ -75,10 +75,27 @@ PARTS = Parts(
 )  # fmt: skip
 
 
-def train(world, kind="small", seed=0, **options):
+# Each with ranges or starts whose values every rank must have from all of them.
+RANGES = {
+    "learned ranges": {"learned_ranges": "both"},
+    "act_ranges": {"start": Start(act_ranges="mse")},
+    "percentile": {"start": Start(act_ranges="percentile", percentile=98.0)},
+    "weights": {"start": Start(weight_ranges="mse", rounding="flip")},
+    "equalize": {"start": Start(equalize=True)},
+    "corrections": {"start": Start(bn_reestimate=True, bias_correction=True)},
+    "the end": {"start": Start(bn_reestimate_end=True)},
+    "dynamic ranges": {"dynamic_ranges": "both", "bits": 3},
+}
+
+
+def train(
+    world, kind="small", seed=0, bits=4, learned_ranges="none", dynamic_ranges="none", **options
+):
     """Ten steps through warm-up, calibration and fine-tuning, and what came of them."""
     teacher = tiny_teacher()
-    student = gdfq.quantize_model(teacher, 4, 4)
+    student = gdfq.quantize_model(
+        teacher, bits, bits, learned_ranges=learned_ranges, dynamic_ranges=dynamic_ranges
+    )
     settings = {"epochs": 5, "steps_per_epoch": 2, "warmup_epochs": WARM_UP // 2}
     settings |= {"calibration_batches": 2, "student_lr": 1e-3, "memory_format": "contiguous"}
     trainer = gdfq.GDFQTrainer(
@@ -92,6 +109,7 @@ def train(world, kind="small", seed=0, **options):
         "losses": losses,
         "student": trainer.student.state_dict(),
         "generator": trainer.generator.state_dict(),
+        "outcome": trainer.outcome.state_dict(),
         "random": trainer.random.get_state(),
     }
 
@@ -219,6 +237,17 @@ def traffic_of_a_step(world):
     return _pairs(world.traffic), expected
 
 
+def traffic_of_dynamic_ranges(world):
+    """What a calibration sends by whose ranges are taken in each call."""
+    sent = {}
+    for dynamic in ("none", "act"):
+        trainer = tiny_trainer(dynamic_ranges=dynamic, world=world)
+        world.traffic.clear()
+        trainer.calibrate(1)
+        sent[dynamic] = set(world.traffic)
+    return sent
+
+
 def _pairs(traffic):
     return {purpose: (given.calls, given.bytes) for purpose, given in traffic.items()}
 
@@ -258,6 +287,7 @@ def in_two_processes(world):
             "unfused": train(world, fuse=False),
             "channels_last": train(world, memory_format="channels_last"),
             "parts": train(world, parts=PARTS),
+            **{name: train(world, **options) for name, options in RANGES.items()},
             # Rank 0's seed counts, and its networks.
             "other seeds": train(world, seed=world.rank),
         },
@@ -269,6 +299,7 @@ def in_two_processes(world):
         "any": [world.any(world.rank == 1), world.any(False)],
         "total": world.total(world.rank + 5),
         "traffic": traffic_of_a_step(world),
+        "dynamic traffic": traffic_of_dynamic_ranges(world),
         "benchmark": benchmark(world),
         "accuracy": accuracies(world),
     }
@@ -296,6 +327,7 @@ def one():
         "unfused": train(World(), fuse=False),
         "channels_last": train(World(), memory_format="channels_last"),
         "parts": train(World(), parts=PARTS),
+        **{name: train(World(), **options) for name, options in RANGES.items()},
         "other seeds": kinds["small"],
     }
 
@@ -305,9 +337,9 @@ def assert_trained_alike(one, ranks, name, size):
     difference = loss_difference(one, first)
     print(f"{size} processes, {name}: largest difference of losses {difference:.1e}")
     assert difference < TOLERANCE
-    for network in ("student", "generator"):
+    for network in ("student", "generator", "outcome"):
         for key, value in one[network].items():
-            if network == "student" or key not in free:
+            if network != "generator" or key not in free:
                 torch.testing.assert_close(
                     first[network][key], value, rtol=1e-4, atol=1e-5, msg=f"{network}: {key}"
                 )
@@ -316,12 +348,13 @@ def assert_trained_alike(one, ranks, name, size):
         other = other["runs"][name]
         assert other["losses"] == first["losses"]
         assert torch.equal(other["random"], first["random"])
-        for network in ("student", "generator"):
+        for network in ("student", "generator", "outcome"):
             assert all(torch.equal(other[network][k], v) for k, v in first[network].items())
 
 
 @pytest.mark.parametrize(
-    "name", ["small", "conditional", "own", "unfused", "channels_last", "other seeds", "parts"]
+    "name",
+    ["small", "conditional", "own", "unfused", "channels_last", "other seeds", "parts", *RANGES],
 )
 def test_two_processes_train_as_one(one, two, name):
     assert_trained_alike(one[name], two, name, 2)
@@ -363,6 +396,12 @@ def test_collectives_are_counted(two):
     for rank in two:
         counted, expected = rank["traffic"]
         assert counted == expected
+
+
+def test_dynamic_ranges_send_nothing(two):
+    for rank in two:
+        assert "activation ranges" in rank["dynamic traffic"]["none"]
+        assert not rank["dynamic traffic"]["act"]
 
 
 def test_the_benchmark_tells_what_a_step_and_a_calibration_batch_send(two):

@@ -11,11 +11,13 @@ from torch import nn
 import gdfq
 from gdfq.export import export_onnx, export_pt2, runtimes
 from gdfq.export.parity import compare
+from gdfq.export.source import open_images, open_student
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
 from gdfq.runs.folder import load_run, save_student
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_student, build_teacher
+from gdfq.training.parts.low_pass import LowPass
 from tests.test_cli import gdfq_command
 from tests.tiny import tiny_teacher
 
@@ -438,6 +440,12 @@ def test_without_a_data_set_generated_images_are_compared(capsys, tmp_path):
     code, out, err = gdfq_command(capsys, *arguments)
     assert code == 0, err
     assert "20 generated images, bit for bit" in " ".join(out.split())
+    recipe, _ = open_student(tmp_path / "run")
+    plain, filtered = (
+        next(iter(open_images(tmp_path / "run", r, 8).batches))[0]
+        for r in (recipe, recipe.with_options({"low_pass": 2.0}))
+    )
+    assert torch.equal(filtered, LowPass((28, 28), 2.0)(plain))  # as training saw them
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         checkpoint.unlink()
     code, _, err = gdfq_command(capsys, *arguments, "--out", tmp_path / "other")

@@ -144,6 +144,24 @@ def test_saved_and_loaded(tmp_path, learned):
         assert torch.equal(loaded(images), trainer.student(images))
 
 
+@pytest.mark.parametrize("learned", LEARNED)
+def test_bf16_learns_float32_ranges(learned):
+    exact = tiny_trainer(bits=3, learned_ranges=learned)
+    rough = tiny_trainer(bits=3, learned_ranges=learned, precision="bf16")
+    starts = []
+    for trainer in (exact, rough):
+        trainer.calibrate(2)
+        starts.append([end.detach().clone() for end in trainer.ranges.parameters])
+        trainer.train()
+    for start, exact_end, end in zip(
+        starts[1], exact.ranges.parameters, rough.ranges.parameters, strict=True
+    ):
+        assert end.dtype == torch.float32
+        assert bool(end.isfinite().all())
+        assert not torch.equal(end, start)
+        torch.testing.assert_close(end, exact_end, rtol=0.1, atol=0.05)
+
+
 def test_what_cannot_be_learned():
     with pytest.raises(gdfq.InputError, match="learned_ranges"):
         gdfq.quantize_model(nn.Sequential(nn.Conv2d(1, 1, 1)), learned_ranges="all")

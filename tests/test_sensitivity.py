@@ -91,3 +91,21 @@ def test_zero_in_range_is_measured_with_zero_in_it(images):
     )
     assert wide > narrow
     assert divergence(model, images, {"3": 3}, zero_in_range=True) == wide
+
+
+def test_kernels_are_measured_with_ranges_of_their_own(images):
+    model = planted()
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = changed.get_submodule("0").weight
+        weight.copy_(gdfq.functional.fake_quantize_minmax(weight, 3, axis=(0, 1)))
+        p = model(torch.cat(images)).double().softmax(1)
+        q = changed(torch.cat(images)).double().softmax(1)
+    expected = float((p * (p / q).log()).sum(1).mean())
+    fine, coarse = (
+        measure_sensitivities(model, images, [3, 4], kernel_ranges=kernels)[0].sensitivity
+        for kernels in (True, False)
+    )
+    assert fine[3] == pytest.approx(expected, rel=1e-3)
+    assert fine[3] != coarse[3]
+    assert fine[4] == coarse[4]  # 9 elements, 16 levels

@@ -322,6 +322,22 @@ def test_starts_are_exact_in_files(tmp_path, key):
     assert parity.median_difference < 1e-4
 
 
+@pytest.mark.parametrize("key", [*EVERYTHING, "everything"])
+def test_starts_in_bf16_are_about_those_in_float32(key):
+    chosen = EVERYTHING if key == "everything" else {key: EVERYTHING[key]}
+    images = torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for precision in ("fp32", "bf16"):
+        trainer = tiny_trainer(bits=4, start=Start(**chosen), precision=precision)
+        student = trainer.train()
+        state = student.state_dict().values()
+        assert {t.dtype for t in state if t.is_floating_point()} == {torch.float32}
+        with torch.no_grad():
+            answers.append(student(images))
+    spread = float(answers[0].std())
+    assert float((answers[0] - answers[1]).square().mean().sqrt()) < 0.3 * spread
+
+
 def test_going_on_with_a_start_is_bit_for_bit():
     whole, first, second = (tiny_trainer(bits=3, start=Start(**EVERYTHING)) for _ in range(3))
     result = whole.train()

@@ -72,11 +72,14 @@ def tiny_trainer(
     bits: int = 4,
     learned_ranges: str = "none",
     kind: type[gdfq.GDFQTrainer] = gdfq.GDFQTrainer,
+    dynamic_ranges: str = "none",
     **options,
 ) -> gdfq.GDFQTrainer:
     """A trainer of a few fast steps, everything seeded."""
     teacher = teacher or tiny_teacher()
-    student = gdfq.quantize_model(teacher, bits, bits, learned_ranges=learned_ranges)
+    student = gdfq.quantize_model(
+        teacher, bits, bits, learned_ranges=learned_ranges, dynamic_ranges=dynamic_ranges
+    )
     with torch.random.fork_rng():
         torch.manual_seed(1)
         generator = gdfq.models.Generator(4, 8, channels=2, latent_dim=10, width=8)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from gdfq.bit_widths.allocation import Layer
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError
-from gdfq.nn.weight import QuantizedWeight
+from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import check_bits
-from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 
 WIDTHS = tuple(range(2, 9))
 
@@ -27,6 +26,7 @@ def measure_sensitivities(
     on_layer: Callable[[Layer], None] = lambda layer: None,
     leaf_modules: Sequence[str | type] = (),
     zero_in_range: bool = False,
+    kernel_ranges: bool = False,
 ) -> list[Layer]:
     """The sensitivity of each layer that :func:`gdfq.quantize_model` would quantize, by width.
 
@@ -43,6 +43,8 @@ def measure_sensitivities(
         on_layer: called with each layer as soon as it is measured.
         leaf_modules: what :func:`gdfq.quantize_model` is to leave in float.
         zero_in_range: every range also contains 0, see :func:`gdfq.quantize_model`.
+        kernel_ranges: kernels that are large enough have a range each, see
+            :mod:`gdfq.nn.dynamic_ranges`.
 
     Returns:
         The layers in the order of the network's modules, under their first names.
@@ -54,7 +56,7 @@ def measure_sensitivities(
     widths = tuple(widths)
     for width in widths:
         check_bits(width, "widths")
-    measure = Divergence(teacher, batches, zero_in_range)
+    measure = Divergence(teacher, batches, zero_in_range, kernel_ranges)
     names = [
         name
         for name, module in quantize_model(teacher, leaf_modules=leaf_modules).named_modules()
@@ -88,20 +90,25 @@ class Divergence:
     """That of a network's predictions from its own with some of its weights quantized.
 
     Args:
-        teacher, batches, zero_in_range: see :func:`measure_sensitivities`.
+        teacher, batches, zero_in_range, kernel_ranges: see :func:`measure_sensitivities`.
 
     Raises:
         InputError: ``batches`` is empty.
     """
 
     def __init__(
-        self, teacher: nn.Module, batches: Sequence[Tensor], zero_in_range: bool = False
+        self,
+        teacher: nn.Module,
+        batches: Sequence[Tensor],
+        zero_in_range: bool = False,
+        kernel_ranges: bool = False,
     ) -> None:
         if not batches:
             raise InputError("batches: must hold at least one batch of images, got none")
         self.network = copy.deepcopy(teacher).eval()
         self.batches = batches
         self.zero_in_range = zero_in_range
+        self.kernel_ranges = kernel_ranges
         self.images = sum(len(images) for images in batches)
         self.expected = [self._predict(images) for images in batches]
 
@@ -121,10 +128,8 @@ class Divergence:
         """Nats, with the weight at each path in ``bits`` quantized to so many bits."""
         trained = {path: self.weight(path).clone() for path in bits}
         for path, width in bits.items():
-            quantized = fake_quantize_minmax(
-                trained[path], width, axis=0, zero_in_range=self.zero_in_range
-            )
-            self.weight(path).copy_(quantized)
+            quantizer = WeightQuantizer(width, "identity", self.zero_in_range, self.kernel_ranges)
+            self.weight(path).copy_(quantizer(trained[path]))
         total = sum(
             F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)
             for images, expected in zip(self.batches, self.expected, strict=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gdfq.bit_widths.allocation import Layer, allocate
 from gdfq.bit_widths.sensitivity import Divergence, measure_sensitivities
 from gdfq.errors import InputError
+from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.schema import validate
@@ -96,21 +97,24 @@ def suggest_bits(
     progress.start_layers(
         sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in teacher.modules())
     )
-    zero_in_range = recipe.quantization.zero_in_range
+    ranges = {
+        "zero_in_range": recipe.quantization.zero_in_range,
+        "kernel_ranges": has_dynamic(recipe.quantization.dynamic_ranges, "weight"),
+    }
     try:
         layers = measure_sensitivities(
             teacher,
             images,
             on_layer=lambda layer: progress.layer(layer.name),
             leaf_modules=recipe.quantization.leaf_modules,
-            zero_in_range=zero_in_range,
+            **ranges,
         )
     finally:
         progress.stop()
     bits = allocate(layers, budget)
     parameters = sum(layer.parameters for layer in layers)
     sides = sorted({math.floor(budget), math.ceil(budget)})
-    measure = Divergence(teacher, images, zero_in_range)
+    measure = Divergence(teacher, images, **ranges)
     return Suggestion(
         layers,
         bits,
@@ -140,7 +144,8 @@ def _generate(
         training["memory_format"] = "channels_last"
     trainer = GDFQTrainer(
         teacher.network,
-        build_student(recipe, teacher.network),
+        # It is not trained, and at widths that are yet to be found kernels may be large enough.
+        build_student(recipe.with_options({"dynamic_ranges": "none"}), teacher.network),
         build_generator(recipe, teacher.preprocessing).to(device),
         teacher.preprocessing.num_classes,
         **training,

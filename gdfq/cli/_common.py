@@ -91,6 +91,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}%"
 
 
-def student_name(average_weight_bits: float, act_bits: int) -> str:
-    """What a table calls the student."""
-    return f"student, W{round(average_weight_bits, 2):g}A{act_bits}"
+def student_name(bits: str) -> str:
+    """What a table calls the student of ``bits``, see :func:`gdfq.recipes.bits.bits_label`."""
+    return f"student, {bits}"

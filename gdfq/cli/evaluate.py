@@ -12,8 +12,9 @@ from gdfq.cli._common import DEVICE, WORKERS, console, percent, resolve_device, 
 from gdfq.data import top1
 from gdfq.memory import keep_freed_memory
 from gdfq.nn import average_weight_bits
+from gdfq.recipes.bits import bits_label
 from gdfq.runs.folder import load_run
-from gdfq.runs.measure import open_batches
+from gdfq.runs.measure import effective_bits, open_batches
 
 
 def evaluate(
@@ -37,6 +38,10 @@ def evaluate(
     batches = open_batches(recipe, teacher.preprocessing, workers, world)
     table = Table("", f"top-1 on {world.total(batches.pictures):,} test images of {batches.name}")
     table.add_row("teacher", percent(top1(teacher.network.to(device), batches, world)))
-    student_row = student_name(average_weight_bits(student), recipe.quantization.act_bits)
+    spec = recipe.quantization
+    effective = effective_bits(student, teacher.preprocessing)
+    student_row = student_name(
+        bits_label(average_weight_bits(student), spec.act_bits, spec.dynamic_ranges, effective)
+    )
     table.add_row(student_row, percent(top1(student.to(device), batches, world)))
     console.print(table)

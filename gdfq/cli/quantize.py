@@ -26,7 +26,7 @@ from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.memory import keep_freed_memory
 from gdfq.recipes import Recipe, load_recipe, recipe_for_model
-from gdfq.recipes.bits import parse_bits
+from gdfq.recipes.bits import bits_label, parse_bits
 from gdfq.report.run import PAGE, close
 from gdfq.runs import session
 from gdfq.runs.interrupts import Interrupted, Interrupts
@@ -147,7 +147,10 @@ takes_recipe_fields(quantize)
 
 
 def _print_result(result: Result, folder: Path) -> None:
-    student = student_name(result.average_weight_bits, result.act_bits)
+    effective = result.effective_weight_bits, result.effective_act_bits
+    student = student_name(
+        bits_label(result.average_weight_bits, result.act_bits, result.dynamic_ranges, effective)
+    )
     table = Table(
         "",
         "top-1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from gdfq.convert.tables import (
 from gdfq.coverage import Operation
 from gdfq.functional import Activation
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.dynamic_ranges import DynamicRanges, has_dynamic
 from gdfq.nn.weight import WeightQuantizer
 from gdfq.ops._checks import Ste
 
@@ -43,6 +45,7 @@ class Converter:
         make_act: Callable[[int, Activation], QAct],
         ste: Ste,
         zero_in_range: bool,
+        dynamic_ranges: DynamicRanges,
     ) -> None:
         self.root = root
         self.graph = graph
@@ -50,6 +53,7 @@ class Converter:
         self.make_act = make_act
         self.ste = ste
         self.zero_in_range = zero_in_range
+        self.dynamic_ranges = dynamic_ranges
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.taken = set(self.modules) | root.state_dict().keys()
         self.replaced: dict[nn.Module, nn.Module] = {}
@@ -80,14 +84,20 @@ class Converter:
         scope = list(stack.values())[-1][0] if stack else ""
         return self.free_name(f"{scope}.{name}" if scope else name)
 
+    @property
+    def per_act(self) -> str:
+        """What an activation has a range for."""
+        dynamic = has_dynamic(self.dynamic_ranges, "act")
+        return "per sample and channel, in each call" if dynamic else "per tensor"
+
     def note_act(self, name: str, kind: str, bits: int) -> None:
         """Note a quantized output."""
-        reason = f"output, {bits} bits per tensor"
+        reason = f"output, {bits} bits {self.per_act}"
         self.operations.append(Operation(name, kind, "quantized", reason, bits))
 
-    def note_layer(self, node: fx.Node, name: str, kind: str, bits: int) -> None:
+    def note_layer(self, node: fx.Node, name: str, kind: str, bits: int, per_kernel: bool) -> None:
         """Note a quantized weight of what ``node`` calls."""
-        reason = f"weight, {bits} bits per output channel"
+        reason = f"weight, {bits} bits per {'kernel' if per_kernel else 'output channel'}"
         self.readers[len(self.operations)] = node
         self.operations.append(Operation(name, kind, "quantized", reason, bits))
 
@@ -148,9 +158,10 @@ class Converter:
             bits = self.bits.weight(path, self.paths_of(module), key=module)
             if module not in self.replaced:
                 layer = QConv2d if type(module) is nn.Conv2d else QLinear
-                quantized = layer.from_float(module, bits, None, self.ste, self.zero_in_range)
-                self.swap(module, quantized)
-            self.note_layer(node, path, kind, bits)
+                options = (self.ste, self.zero_in_range, self.dynamic_ranges)
+                self.swap(module, layer.from_float(module, bits, None, *options))
+            quantized: Any = self.replaced[module]
+            self.note_layer(node, path, kind, bits, quantized.per_kernel)
         elif type(module) in ACTIVATION_MODULES:
             act = ACTIVATION_MODULES[type(module)]
             if module.inplace:
@@ -219,12 +230,15 @@ class Converter:
         assert isinstance(weight, fx.Node)
         name = self.scoped_name(node, f"{kind}_weight")
         bits = self.bits.weight(name, key=node)
-        quantizer = WeightQuantizer(bits, self.ste, self.zero_in_range)
+        kernels = has_dynamic(self.dynamic_ranges, "weight")
+        quantizer = WeightQuantizer(bits, self.ste, self.zero_in_range, kernels)
         self.root.set_submodule(name, quantizer.eval())
         with self.graph.inserting_before(node):
             quantized = self.graph.call_module(name, (weight,))
         node.replace_input_with(weight, quantized)
-        self.note_layer(node, name, kind, bits)
+        own = weight.op == "get_attr"  # of one that is computed the shape is not known
+        per_kernel = own and quantizer.per_kernel_of(attrgetter(str(weight.target))(self.root))
+        self.note_layer(node, name, kind, bits, per_kernel)
 
     def layers(self) -> list[nn.Module | fx.Node]:
         """What has a quantized weight, in order of execution: modules, and calls of functions."""
@@ -279,7 +293,7 @@ class Converter:
         with self.graph.inserting_before(node):
             call = self.graph.call_module(name, (source,))
         node.replace_input_with(source, call)
-        reason = f"what the {kind} reads, {bits} bits per tensor"
+        reason = f"what the {kind} reads, {bits} bits {self.per_act}"
         self.operations.append(Operation(name, "input", "quantized", reason, bits))
 
 

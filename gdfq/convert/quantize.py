@@ -17,8 +17,9 @@ from gdfq.coverage import CoverageReport, Operation
 from gdfq.errors import InputError
 from gdfq.functional import Activation
 from gdfq.nn import QAct
-from gdfq.nn.weight import QuantizedWeight
-from gdfq.ops._checks import Ste, check_bits, check_ste
+from gdfq.nn.dynamic_ranges import DynamicRanges, check_dynamic_ranges, has_dynamic
+from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
+from gdfq.ops._checks import Ste, check_bits, check_choice, check_ste
 
 LearnedRanges = Literal["none", "act", "weight", "both"]
 
@@ -37,6 +38,7 @@ def quantize_model(
     strict: bool = False,
     zero_in_range: bool = False,
     learned_ranges: LearnedRanges = "none",
+    dynamic_ranges: DynamicRanges = "none",
 ) -> QuantizedModel:
     """Convert a trained network into its quantized student.
 
@@ -72,6 +74,10 @@ def quantize_model(
 
         learned_ranges: whose ranges are parameters, trained with the weights: ``"none"``,
             ``"act"`` (behind ReLU the upper end), ``"weight"`` or ``"both"``.
+        dynamic_ranges: whose ranges are taken in each call: ``"none"``; ``"act"``, of each
+            sample's each channel; ``"weight"``, of each kernel; or ``"both"``. Where these have
+            fewer elements than levels, each sample or output has one, see
+            :mod:`gdfq.nn.dynamic_ranges`. No integer kernel computes with them.
 
     Returns:
         The student, in evaluation mode, its activation ranges not yet set. ``student.coverage``
@@ -79,7 +85,8 @@ def quantize_model(
 
     Raises:
         InputError: an argument is out of range, a pattern matches nothing, the network cannot be
-            traced, nothing in it can be quantized, or ``strict`` and something is uncovered.
+            traced, nothing in it can be quantized, no kernel is large enough for a range of its
+            own where ``dynamic_ranges`` asks for them, or ``strict`` and something is uncovered.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
@@ -87,10 +94,8 @@ def quantize_model(
     if first_last_bits is not None:
         check_bits(first_last_bits, "first_last_bits")
     check_ste(ste)
-    if learned_ranges not in get_args(LearnedRanges):
-        raise InputError(
-            f"learned_ranges: must be one of {get_args(LearnedRanges)}, got {learned_ranges!r}"
-        )
+    check_choice("learned_ranges", learned_ranges, get_args(LearnedRanges))
+    check_range_kinds(learned_ranges, dynamic_ranges)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be an nn.Module, got {type(model).__name__}")
     root = copy.deepcopy(model).eval()
@@ -100,9 +105,10 @@ def quantize_model(
     device = next((p.device for p in root.parameters()), None)
 
     def make_act(act_bits: int, act: Activation) -> QAct:
-        return QAct(act_bits, act, ste, momentum, device, zero_in_range).eval()
+        dynamic = has_dynamic(dynamic_ranges, "act")
+        return QAct(act_bits, act, ste, momentum, device, zero_in_range, dynamic).eval()
 
-    converter = Converter(root, graph, widths, make_act, ste, zero_in_range)
+    converter = Converter(root, graph, widths, make_act, ste, zero_in_range, dynamic_ranges)
     layers = converter.layers()
     if first_last_bits is not None and layers:
         widths.fix_weights((layers[0], layers[-1]), first_last_bits)
@@ -125,9 +131,36 @@ def quantize_model(
         listed = "; ".join(f"{op.name} ({op.kind}): {op.reason}" for op in coverage.uncovered)
         raise InputError(f"model: strict=True, and not everything can be quantized: {listed}")
     student = QuantizedModel(root, graph, coverage)
+    if has_dynamic(dynamic_ranges, "weight"):
+        _require_kernel_ranges(student, dynamic_ranges)
     for module in student.modules():
         if isinstance(module, QAct) and learned_ranges in ("act", "both"):
             module.learn_range()
         if isinstance(module, QuantizedWeight) and learned_ranges in ("weight", "both"):
             module.keep_weight_range(learned=True)
     return student
+
+
+def check_range_kinds(learned_ranges: str, dynamic_ranges: str) -> None:
+    """Raise an InputError unless what is learned and what is dynamic go together."""
+    check_dynamic_ranges(dynamic_ranges)
+    for what in ("act", "weight"):
+        if learned_ranges in (what, "both") and has_dynamic(dynamic_ranges, what):
+            raise InputError(
+                f"dynamic_ranges: {dynamic_ranges!r} takes in each call what learned_ranges = "
+                f"{learned_ranges!r} trains; a range is one or the other"
+            )
+
+
+def _require_kernel_ranges(student: nn.Module, dynamic_ranges: str) -> None:
+    """Raise an InputError if it is known that no kernel has a range of its own."""
+    for module in student.modules():
+        if isinstance(module, WeightQuantizer) or (
+            isinstance(module, QuantizedWeight) and module.per_kernel
+        ):
+            return
+    instead = "'act'" if dynamic_ranges == "both" else "'none'"
+    raise InputError(
+        f"dynamic_ranges: {dynamic_ranges!r} gives a range to each kernel of at least "
+        f"2**weight_bits elements, and the model has none; use {instead} or fewer weight_bits"
+    )

@@ -15,6 +15,7 @@ from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.export.onnx_file import METADATA_KEY, require
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.weight import dequantize
 from gdfq.ops.pack_codes import unpack_codes
 from gdfq.runs.folder import load_run
 
@@ -80,6 +81,7 @@ def _inspect_run(path: Path) -> Inspection:
         for name, (quantizer, weight) in packed.weights_of_calls(student).items()
     ]
     facts["packed, its tensors"] = _bytes(_packed_size(student, rows))
+    facts["a weight with its scales"] = _effective_bits(rows)
     return Inspection(facts, rows)
 
 
@@ -101,20 +103,33 @@ def _module_rows(name: str, module: nn.Module) -> list[Row]:
         kind = "conv2d" if isinstance(module, QConv2d) else "linear"
         return [_weight_row(name, kind, module.weight_bits, codes, scale, zero)]
     if isinstance(module, QAct):
+        if module.dynamic_range:
+            return [_dynamic_row(name, module.act, module.act_bits)]
         return [_act_row(name, module.act, module.act_bits, module.lo, module.hi)]
     return []
 
 
 def _weight_row(name: str, kind: str, bits: int, codes: Tensor, scale: Tensor, zero: Tensor) -> Row:
-    values = (codes.flatten(1) + zero[:, None]) / scale[:, None]
+    values = dequantize(codes, scale, zero)
     size = codes.numel() * bits
     stored = -(-size // 8) + 4 * (scale.numel() + zero.numel())
     low, high = float(values.min()), float(values.max())
-    return Row(name, kind, bits, tuple(codes.shape), low, high, stored)
+    note = f"a range per kernel, {scale.numel():,}" if scale.dim() == 2 else ""
+    return Row(name, kind, bits, tuple(codes.shape), low, high, stored, note)
 
 
 def _act_row(name: str, act: str, bits: int, low: Tensor, high: Tensor) -> Row:
     return Row(name, act, bits, None, float(low), float(high), 0)
+
+
+def _dynamic_row(name: str, act: str, bits: int) -> Row:
+    return Row(name, act, bits, None, None, None, 0, "ranges taken in each call")
+
+
+def _effective_bits(rows: list[Row]) -> str:
+    """Bits per weight, with scales and zero points."""
+    values = sum(torch.Size(row.shape).numel() for row in rows if row.shape)
+    return f"{8 * sum(row.stored for row in rows) / values:.2f} bits" if values else "none"
 
 
 def _packed_size(student: QuantizedModel, rows: list[Row]) -> int:
@@ -147,6 +162,9 @@ def _inspect_packed(path: Path) -> Inspection:
             scale, zero = state[f"{name}.scale"], state[f"{name}.zero"]
             rows.append(_weight_row(name, layer.kind, layer.weight_bits, codes, scale, zero))
         for name, act in header.acts.items():
+            if act.dynamic_range:
+                rows.append(_dynamic_row(name, act.act, act.act_bits))
+                continue
             ends = state[f"{name}.lo"], state[f"{name}.hi"]
             rows.append(_act_row(name, act.act, act.act_bits, *ends))
     except (KeyError, RuntimeError) as error:
@@ -154,6 +172,7 @@ def _inspect_packed(path: Path) -> Inspection:
     weights = sum(row.stored for row in rows)
     values = sum(torch.Size(row.shape).numel() for row in rows if row.shape)
     facts["of it, weights"] = f"{_bytes(weights)}, {values:,} values"
+    facts["a weight with its scales"] = _effective_bits(rows)
     return Inspection(facts, rows)
 
 

@@ -22,6 +22,9 @@ from gdfq.export.form import Form, Mode, export_form
 from gdfq.export.formulas import FORMULAS
 from gdfq.export.stored import Weights
 from gdfq.files import write_file
+from gdfq.nn import QAct
+from gdfq.nn.packed import PackedWeight
+from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.packed import check_student
 
 METADATA_KEY = "gdfq"
@@ -46,6 +49,23 @@ def check_options(mode: str, weights: str) -> tuple[Mode, Weights]:
     if mode == "integer" and weights == "int4":
         raise InputError("weights: must be 'int8' in integer mode: integer kernels take no int4")
     return cast(Mode, mode), cast(Weights, weights)
+
+
+def check_ranges(student: QuantizedModel) -> None:
+    """Raise an InputError if a range of ``student`` is none that integer kernels take."""
+    for name, module in student.named_modules():
+        if isinstance(module, QAct) and module.dynamic_range:
+            what = f"the activation {name} takes its ranges in each call"
+        elif isinstance(module, (QuantizedWeight, PackedWeight)) and module.per_kernel:
+            what = f"the weight of {name} has a scale for each kernel"
+        elif isinstance(module, WeightQuantizer) and module.kernel_ranges:
+            what = f"the weight {name} has a scale for each kernel"
+        else:
+            continue
+        raise InputError(
+            f"student: dynamic_ranges: {what}, and a convolution in integers has no place for "
+            "scales inside its sum; ONNX cannot hold it, the formats pt2 and safetensors can"
+        )
 
 
 def export_onnx(
@@ -82,13 +102,15 @@ def export_onnx(
         not the plain form.
 
     Raises:
-        InputError: an argument is none of the above, a package is missing, torch.onnx cannot
-            export an operation of the network, or the file cannot be written.
+        InputError: an argument is none of the above, ``student`` has dynamic ranges, a package is
+            missing, torch.onnx cannot export an operation of the network, or the file cannot be
+            written.
     """
     check_options(mode, weights)
     if input_range is not None and not input_range[0] < input_range[1]:
         raise InputError(f"input_range: must be (low, high), low < high, got {input_range!r}")
     check_student(student)
+    check_ranges(student)
     require("onnx")
     require("onnxscript")
     form = export_form(student, mode, weights, input_range)

@@ -17,8 +17,10 @@ from gdfq.recipes import Recipe
 from gdfq.runs.folder import load_run
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_generator
+from gdfq.runs.picture import low_pass_of
 from gdfq.sources import Preprocessing
 from gdfq.training.checkpoint import newest_sound
+from gdfq.training.parts.low_pass import make_images
 
 GENERATED = 256  # images, where there is no data set and nobody says how many
 
@@ -126,7 +128,8 @@ def _generated(
     """Images of all classes in turn, made as in training, in its batches."""
     random = torch.Generator().manual_seed(recipe.training.seed)
     size = recipe.training.batch_size
+    low_pass = low_pass_of(recipe, torch.device("cpu"))
     for start in range(0, count, size):
         z = torch.randn((size, recipe.generator.latent_dim), generator=random)
         labels = torch.arange(start, start + size) % classes
-        yield generator(z, labels)[: count - start], None
+        yield make_images(generator, low_pass, z, labels)[: count - start], None

@@ -1,9 +1,21 @@
 """Quantized layers, drop-in for PyTorch's, and the teacher's statistics-recording batch norm."""
 
 from gdfq.nn.conv import QConv2d
+from gdfq.nn.effective_bits import (
+    average_weight_bits,
+    effective_act_bits,
+    effective_weight_bits,
+)
 from gdfq.nn.linear import QLinear
 from gdfq.nn.qact import QAct
 from gdfq.nn.statistics import StatisticsTeacher
-from gdfq.nn.weight import average_weight_bits
 
-__all__ = ["QAct", "QConv2d", "QLinear", "StatisticsTeacher", "average_weight_bits"]
+__all__ = [
+    "QAct",
+    "QConv2d",
+    "QLinear",
+    "StatisticsTeacher",
+    "average_weight_bits",
+    "effective_act_bits",
+    "effective_weight_bits",
+]

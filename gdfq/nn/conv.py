@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
+from gdfq.nn.dynamic_ranges import DynamicRanges
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops._checks import Ste
 
@@ -23,11 +24,15 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
             leaves it as it comes.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
         zero_in_range: every range, of weights and of the input, also contains 0.
+        dynamic_ranges: ``"weight"`` gives each kernel a range of its own if it has at least
+            ``2**weight_bits`` elements, ``"act"`` the input ranges that are taken in the call,
+            ``"both"`` both; see :mod:`gdfq.nn.dynamic_ranges`.
 
     All other arguments, and the shapes, are those of ``nn.Conv2d``.
 
     Raises:
-        InputError: ``weight_bits``, ``act_bits`` or ``ste`` is not one of the above.
+        InputError: ``weight_bits``, ``act_bits``, ``ste`` or ``dynamic_ranges`` is not one of the
+            above.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
@@ -39,10 +44,11 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
         act_bits: int | None = None,
         ste: Ste = "identity",
         zero_in_range: bool = False,
+        dynamic_ranges: DynamicRanges = "none",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range)
+        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range, dynamic_ranges)
 
     @classmethod
     def from_float(
@@ -52,6 +58,7 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
         act_bits: int | None = None,
         ste: Ste = "identity",
         zero_in_range: bool = False,
+        dynamic_ranges: DynamicRanges = "none",
     ) -> QConv2d:
         """The quantized counterpart of ``module``, sharing its parameters."""
         if not isinstance(module, nn.Conv2d):
@@ -71,6 +78,7 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
             act_bits=act_bits,
             ste=ste,
             zero_in_range=zero_in_range,
+            dynamic_ranges=dynamic_ranges,
         )
         quantized._share_parameters(module)
         return quantized

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
+from gdfq.nn.dynamic_ranges import DynamicRanges
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops._checks import Ste
 
@@ -24,11 +25,14 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
             leaves it as it comes.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
         zero_in_range: every range, of weights and of the input, also contains 0.
+        dynamic_ranges: ``"act"`` or ``"both"`` gives the input ranges that are taken in the call,
+            see :mod:`gdfq.nn.dynamic_ranges`; weights keep one per output feature.
 
     All other arguments, and the shapes, are those of ``nn.Linear``.
 
     Raises:
-        InputError: ``weight_bits``, ``act_bits`` or ``ste`` is not one of the above.
+        InputError: ``weight_bits``, ``act_bits``, ``ste`` or ``dynamic_ranges`` is not one of the
+            above.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
@@ -40,10 +44,11 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
         act_bits: int | None = None,
         ste: Ste = "identity",
         zero_in_range: bool = False,
+        dynamic_ranges: DynamicRanges = "none",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range)
+        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range, dynamic_ranges)
 
     @classmethod
     def from_float(
@@ -53,6 +58,7 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
         act_bits: int | None = None,
         ste: Ste = "identity",
         zero_in_range: bool = False,
+        dynamic_ranges: DynamicRanges = "none",
     ) -> QLinear:
         """The quantized counterpart of ``module``, sharing its parameters."""
         if not isinstance(module, nn.Linear):
@@ -66,6 +72,7 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
             act_bits=act_bits,
             ste=ste,
             zero_in_range=zero_in_range,
+            dynamic_ranges=dynamic_ranges,
         )
         quantized._share_parameters(module)
         return quantized

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from gdfq.nn.conv import QConv2d
 from gdfq.nn.linear import QLinear
-from gdfq.nn.weight import WeightQuantizer
+from gdfq.nn.weight import WeightQuantizer, dequantize
 from gdfq.ops.pack_codes import PACKED_BITS, pack_codes, unpack_codes
 
 
 class Stored(NamedTuple):
-    """How a weight is kept: bits, shape, dtype of the values, and their memory format."""
+    """How a weight is kept: bits, shape, dtype and memory format of the values, scales."""
 
     weight_bits: int
     shape: tuple[int, ...]
     dtype: torch.dtype
     channels_last: bool
+    per_kernel: bool = False
 
 
 class PackedWeight(nn.Module):
@@ -28,7 +29,7 @@ class PackedWeight(nn.Module):
 
     The forward pass is that of the layer it was made of, bit for bit; the weight cannot be trained.
     Buffers: ``codes`` (uint8, a stream of ``weight_bits`` a code; int8 with 8 bits),
-    ``scale`` and ``zero`` float32 ``(outputs,)``.
+    ``scale`` and ``zero`` float32 ``(outputs,)``, or ``(outputs, inputs)``.
     """
 
     codes: Tensor
@@ -58,23 +59,27 @@ class PackedWeight(nn.Module):
         for name in ("weight_lo", "weight_hi"):  # scale and zero point say it all
             self.register_buffer(name, None)
         for name in ("scale", "zero"):
-            self.register_buffer(name, torch.empty(stored.shape[0], device=device))
+            scales = stored.shape[: 2 if stored.per_kernel else 1]
+            self.register_buffer(name, torch.empty(scales, device=device))
         bias = getattr(layer, "bias", None)
         if bias is not None:
             bias = nn.Parameter(bias.detach(), requires_grad=False)
         self.register_parameter("bias", bias)
 
+    @property
+    def per_kernel(self) -> bool:
+        """Whether each kernel of the weight has a scale of its own."""
+        return self.stored.per_kernel
+
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes ``(weight's shape)``, scale and zero point ``(outputs,)`` of the weight."""
+        """Codes ``(weight's shape)``, scale and zero point of the weight, of the buffers' shape."""
         codes = self.codes
         if codes.dtype == torch.uint8:
             codes = unpack_codes(codes, self.stored.weight_bits, self.stored.shape)
         return codes, self.scale, self.zero
 
     def _quantized_weight(self) -> Tensor:
-        codes, scale, zero = self.weight_codes()
-        each = (-1, *[1] * (codes.dim() - 1))
-        weight = ((codes + zero.view(each)) / scale.view(each)).to(self.stored.dtype)
+        weight = dequantize(*self.weight_codes()).to(self.stored.dtype)
         if self.stored.channels_last:
             # clone, unlike contiguous(), sets the strides of a 1x1 kernel too, which decide about
             # the convolution's algorithm and so its rounding.
@@ -145,7 +150,7 @@ def pack_call(quantizer: WeightQuantizer, weight: Tensor) -> PackedWeight:
 
 def _filled(layer: Any, weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> PackedWeight:
     last = torch._prims_common.suggest_memory_format(weight) == torch.channels_last
-    stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last)
+    stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last, scale.dim() == 2)
     packed = make_room(layer, stored, weight.device)
     if stored.weight_bits in PACKED_BITS:
         codes = pack_codes(codes, stored.weight_bits)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from gdfq.distributed import World, joined_world
 from gdfq.errors import InputError
 from gdfq.functional import Activation, activate
+from gdfq.nn.dynamic_ranges import range_axes
 from gdfq.ops._checks import LearnedSte, Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize import contain_zero, fake_quantize
+from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -39,6 +41,8 @@ class QAct(nn.Module):
         momentum: weight of the past in the moving average, in [0, 1).
         device: where the range is kept.
         zero_in_range: the range also contains 0; so does one that is loaded.
+        dynamic_range: no range is tracked: each sample's each channel has its own minimum and
+            maximum, taken in the call itself; see :meth:`use_dynamic_range`.
 
     Shape: any; the output has the input's shape, dtype and memory format.
 
@@ -63,6 +67,7 @@ class QAct(nn.Module):
         momentum: float = 0.9,
         device: Any = None,
         zero_in_range: bool = False,
+        dynamic_range: bool = False,
     ) -> None:
         super().__init__()
         check_bits(act_bits, "act_bits")
@@ -82,6 +87,9 @@ class QAct(nn.Module):
             "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=device)
         )
         self._calibrated = False
+        self.dynamic_range = False
+        if dynamic_range:
+            self.use_dynamic_range()
 
     @classmethod
     def from_float(
@@ -91,6 +99,7 @@ class QAct(nn.Module):
         ste: Ste = "identity",
         momentum: float = 0.9,
         zero_in_range: bool = False,
+        dynamic_range: bool = False,
     ) -> QAct:
         """The quantized counterpart of an ``nn.ReLU``, ``nn.ReLU6`` or ``nn.Identity``."""
         acts: dict[type, Activation] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Identity: "none"}
@@ -98,12 +107,17 @@ class QAct(nn.Module):
             allowed = ", ".join(f"nn.{kind.__name__}" for kind in acts)
             raise InputError(f"module: must be one of {allowed}, got {type(module).__name__}")
         act = acts[type(module)]
-        made = cls(act_bits, act, ste, momentum, zero_in_range=zero_in_range)
+        made = cls(
+            act_bits, act, ste, momentum, zero_in_range=zero_in_range, dynamic_range=dynamic_range
+        )
         return made.train(module.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation of ``x``, quantized."""
         y = activate(x, self.act)
+        if self.dynamic_range:
+            axes = range_axes(y.shape, self.act_bits)
+            return fake_quantize_minmax(y, self.act_bits, axes, self.ste, self.zero_in_range)
         if self.training:
             moving = self.moving_range(y)
             options = (self.act_bits, self.momentum, self.ste, self.zero_in_range)
@@ -128,14 +142,35 @@ class QAct(nn.Module):
         They take part once they stand still, in evaluation mode; the gradient to the input is
         that of ``ste="clip"`` then. See :func:`gdfq.functional.fake_quantize`, ``"learned"``.
         """
+        if self.dynamic_range:
+            raise InputError("dynamic_range: one that is taken in the call cannot be learned")
         for name in ("lo", "hi") if self.act == "none" else ("hi",):
             if name in self._buffers:
                 end: Tensor = getattr(self, name)
                 del self._buffers[name]
                 self.register_parameter(name, nn.Parameter(end))
 
+    def use_dynamic_range(self) -> None:
+        """Take ranges in the call itself from now on, in either mode; none is kept.
+
+        Of ``(N, C, ...)`` each sample's each channel has one, its minimum and maximum, if a channel
+        has as many elements as there are levels, ``2**act_bits``; else, as of ``(N, C)``, each
+        sample has one. No gradient flows through them.
+        See :mod:`gdfq.nn.dynamic_ranges`.
+        """
+        self.dynamic_range = True
+        for name in [*self._own_tensors()]:
+            self._parameters.pop(name, None)
+            self.register_buffer(name, None)
+
+    @property
+    def has_range(self) -> bool:
+        """Whether it can be evaluated: a batch has set its range, or each call does."""
+        return self.dynamic_range or bool(self.num_batches_tracked)
+
     def _own_tensors(self) -> dict[str, Tensor]:
-        return {**self._buffers, **self._parameters}  # type: ignore[dict-item]
+        own = {**self._buffers, **self._parameters}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
 
     def moving_range(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The buffers that an observing operator updates, now that it sees the batch ``x``."""
@@ -182,6 +217,7 @@ class QAct(nn.Module):
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
+        zero += ", dynamic_range=True" if self.dynamic_range else ""
         return f"act_bits={self.act_bits}, act={self.act!r}, ste={self.ste!r}{zero}"
 
 

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
+from gdfq.nn.dynamic_ranges import (
+    DynamicRanges,
+    check_dynamic_ranges,
+    has_dynamic,
+    range_axes,
+)
 from gdfq.nn.qact import QAct
 from gdfq.ops._checks import LearnedSte, Ste, check_bits, check_ste
 from gdfq.ops.fake_quantize import contain_zero, fake_quantize
@@ -23,14 +29,21 @@ class QuantizedWeight(nn.Module):
     weight_hi: Tensor | None
 
     def _init_quantizers(
-        self, weight_bits: int, act_bits: int | None, ste: Ste, zero_in_range: bool
+        self,
+        weight_bits: int,
+        act_bits: int | None,
+        ste: Ste,
+        zero_in_range: bool,
+        dynamic_ranges: DynamicRanges,
     ) -> None:
         check_bits(weight_bits, "weight_bits")
         check_ste(ste)
+        check_dynamic_ranges(dynamic_ranges)
         self.weight_bits = weight_bits
         self.act_bits = act_bits
         self.ste = ste
         self.zero_in_range = zero_in_range
+        self.dynamic_ranges = dynamic_ranges
         self.input_quantizer: QAct | None = None
         self._make_input_quantizer()
         self.register_buffer("weight_lo", None)
@@ -38,9 +51,13 @@ class QuantizedWeight(nn.Module):
 
     def _make_input_quantizer(self) -> None:
         if self.act_bits is not None:
-            device, zero_in_range = self.weight.device, self.zero_in_range
             self.input_quantizer = QAct(
-                self.act_bits, "none", self.ste, device=device, zero_in_range=zero_in_range
+                self.act_bits,
+                "none",
+                self.ste,
+                device=self.weight.device,
+                zero_in_range=self.zero_in_range,
+                dynamic_range=has_dynamic(self.dynamic_ranges, "act"),
             )
 
     def _share_parameters(self, module: nn.Conv2d | nn.Linear) -> None:
@@ -57,7 +74,15 @@ class QuantizedWeight(nn.Module):
         Its ends are ``weight_lo`` and ``weight_hi``, float32 ``(outputs,)``, at first the minima
         and maxima; buffers, or with ``learned`` parameters, which makes the estimator
         ``"learned"``, see :func:`gdfq.functional.fake_quantize`.
+
+        Raises:
+            InputError: the weight's ranges are dynamic.
         """
+        if has_dynamic(self.dynamic_ranges, "weight"):
+            raise InputError(
+                f"dynamic_ranges: {self.dynamic_ranges!r} takes the weight's range anew at each "
+                "forward; none can be kept or learned"
+            )
         for name, end in zip(("weight_lo", "weight_hi"), self.weight_range(), strict=True):
             if name in self._parameters:
                 continue
@@ -72,10 +97,17 @@ class QuantizedWeight(nn.Module):
         """Whether the weight's range is trained."""
         return isinstance(self.weight_hi, nn.Parameter)
 
+    @property
+    def per_kernel(self) -> bool:
+        """Whether each kernel of the weight has a range of its own."""
+        dynamic = has_dynamic(self.dynamic_ranges, "weight")
+        return dynamic and has_kernel_ranges(self.weight, self.weight_bits)
+
     def weight_range(self) -> tuple[Tensor, Tensor]:
         """Both ends of the range that each output's weight is quantized over, ``(outputs,)``.
 
-        Those that are kept, else its minimum and maximum.
+        Those that are kept, else its minimum and maximum. Of each kernel, ``(outputs, inputs)``,
+        where it has a range of its own.
         """
         if self.weight_lo is None or self.weight_hi is None:
             return self.weight_extremes()
@@ -83,9 +115,11 @@ class QuantizedWeight(nn.Module):
         return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
 
     def weight_extremes(self) -> tuple[Tensor, Tensor]:
-        """The minima and maxima of each output's weights, of 0 too where ranges contain it."""
-        rows = self.weight.detach().float().flatten(1)
-        lo, hi = rows.amin(1), rows.amax(1)
+        """The minima and maxima of each output's weights, of 0 too where ranges contain it.
+
+        Of each kernel's where it has a range of its own.
+        """
+        lo, hi = _extremes(self.weight, self.per_kernel)
         return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -104,19 +138,24 @@ class QuantizedWeight(nn.Module):
             ste: LearnedSte = "learned" if self.learned_weight_range else self.ste
             ends = (self.weight_lo, self.weight_hi)
             return fake_quantize(self.weight, *ends, self.weight_bits, 0, ste, self.zero_in_range)
-        return fake_quantize_minmax(self.weight, self.weight_bits, 0, self.ste, self.zero_in_range)
+        axis = (0, 1) if self.per_kernel else 0
+        options = (self.weight_bits, axis, self.ste, self.zero_in_range)
+        return fake_quantize_minmax(self.weight, *options)
 
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Codes ``(weight's shape)``, scale and zero point ``(outputs,)`` of the weight.
 
-        ``(codes + zero) / scale`` is the quantized weight, see
+        Scale and zero point are ``(outputs, inputs)`` where each kernel has its own.
+        :func:`dequantize` makes the quantized weight of the three; see
         :func:`gdfq.ops.quantize_codes.quantize_codes`.
         """
-        return quantize_codes(self.weight.detach(), *self.weight_range(), self.weight_bits, axis=0)
+        return _codes(self.weight.detach(), *self.weight_range(), self.weight_bits)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
+        if self.dynamic_ranges != "none":
+            zero += f", dynamic_ranges={self.dynamic_ranges!r}"
         bits = f"weight_bits={self.weight_bits}, act_bits={self.act_bits}"
         return f"{super().extra_repr()}, {bits}{zero}"
 
@@ -128,13 +167,19 @@ class WeightQuantizer(nn.Module):
         weight_bits: 2 to 8.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
         zero_in_range: every range also contains 0.
+        kernel_ranges: each kernel has a range of its own, if it has at least ``2**weight_bits``
+            elements.
 
     Raises:
         InputError: an argument is not one of the above.
     """
 
     def __init__(
-        self, weight_bits: int = 4, ste: Ste = "identity", zero_in_range: bool = False
+        self,
+        weight_bits: int = 4,
+        ste: Ste = "identity",
+        zero_in_range: bool = False,
+        kernel_ranges: bool = False,
     ) -> None:
         super().__init__()
         check_bits(weight_bits, "weight_bits")
@@ -142,32 +187,49 @@ class WeightQuantizer(nn.Module):
         self.weight_bits = weight_bits
         self.ste = ste
         self.zero_in_range = zero_in_range
+        self.kernel_ranges = kernel_ranges
+
+    def per_kernel_of(self, weight: Tensor) -> bool:
+        """Whether each kernel of ``weight`` has a range of its own."""
+        return self.kernel_ranges and has_kernel_ranges(weight, self.weight_bits)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``weight``, outputs along dimension 0, quantized per output."""
-        return fake_quantize_minmax(weight, self.weight_bits, 0, self.ste, self.zero_in_range)
+        """``weight``, outputs along dimension 0, quantized per output or per kernel."""
+        axis = (0, 1) if self.per_kernel_of(weight) else 0
+        return fake_quantize_minmax(weight, self.weight_bits, axis, self.ste, self.zero_in_range)
 
     def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, scale and zero point of ``weight``, see :meth:`QuantizedWeight.weight_codes`."""
-        weight = weight.detach()
-        rows = weight.float().flatten(1)
-        ends = rows.amin(1), rows.amax(1)
-        return quantize_codes(weight, *ends, self.weight_bits, 0, self.zero_in_range)
+        lo, hi = _extremes(weight, self.per_kernel_of(weight))
+        ends = contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
+        return _codes(weight.detach(), *ends, self.weight_bits)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
+        zero += ", kernel_ranges=True" if self.kernel_ranges else ""
         return f"weight_bits={self.weight_bits}, ste={self.ste!r}{zero}"
 
 
-def average_weight_bits(model: nn.Module) -> float:
-    """Bits of the quantized weights in ``model``, each counted once, averaged over their elements.
+def has_kernel_ranges(weight: Tensor, bits: int) -> bool:
+    """Whether kernels of ``weight`` are large enough for a range each."""
+    return range_axes(weight.shape, bits) == (0, 1)
 
-    Raises:
-        InputError: ``model`` has no quantized weight.
-    """
-    layers = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
-    elements = sum(layer.weight.numel() for layer in layers)
-    if not elements:
-        raise InputError("model: has no layer with a quantized weight")
-    return sum(layer.weight_bits * layer.weight.numel() for layer in layers) / elements
+
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """``(codes + zero) / scale`` with a scale and zero point per output, or per kernel."""
+    each = (*scale.shape, *[1] * (codes.dim() - scale.dim()))
+    return (codes + zero.view(each)) / scale.view(each)
+
+
+def _extremes(weight: Tensor, per_kernel: bool) -> tuple[Tensor, Tensor]:
+    rows = weight.detach().float().flatten(2 if per_kernel else 1)
+    return rows.amin(-1), rows.amax(-1)
+
+
+def _codes(weight: Tensor, lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    if lo.dim() == 1:
+        return quantize_codes(weight, lo, hi, bits, axis=0)
+    kernels, ends = weight.flatten(0, 1), (lo.flatten(), hi.flatten())
+    codes, scale, zero = quantize_codes(kernels, *ends, bits, axis=0)
+    return codes.view(weight.shape), scale.view(lo.shape), zero.view(lo.shape)

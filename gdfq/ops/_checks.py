@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,12 @@ def check_bits(bits: int, name: str = "bits") -> None:
     """``bits`` is an int from 2 to 8."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
         raise InputError(f"{name}: must be an int from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise InputError(f"{name}: must be one of {tuple(allowed)}, got {value!r}")
 
 
 def check_ste(ste: str, learned: bool = False) -> None:

@@ -35,6 +35,28 @@ def parse_bits(options: Iterable[str]) -> dict[str, dict[str, int]]:
     return table
 
 
+def bits_label(
+    weights: float,
+    acts: int,
+    dynamic_ranges: str = "none",
+    effective: tuple[float | None, float | None] = (None, None),
+) -> str:
+    """``"W4A4"``; of dynamic ranges also the bits that values take with their scales.
+
+    Args:
+        weights: on average.
+        acts: usual width.
+        dynamic_ranges: of the recipe.
+        effective: of weights and activations, see :mod:`gdfq.nn.effective_bits`; None if unknown.
+    """
+    label = f"W{round(weights, 2):g}A{acts}"
+    if dynamic_ranges == "none":
+        return label
+    weight, act = (value or 0 for value in effective)
+    known = f" (with scales W{weight:.2f}A{act:.2f})" if weight and act else ""
+    return f"{label}, dynamic ranges{known}"
+
+
 def with_exceptions(
     table: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:

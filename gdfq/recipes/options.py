@@ -33,6 +33,7 @@ class RecipeOptions(TypedDict, total=False):
     range_momentum: float
     zero_in_range: bool
     learned_ranges: Literal["none", "act", "weight", "both"]
+    dynamic_ranges: Literal["none", "act", "weight", "both"]
     leaf_modules: Sequence[str]
     # generator
     latent_dim: int

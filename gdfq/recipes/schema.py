@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from gdfq.convert.quantize import check_range_kinds
 from gdfq.errors import InputError
 from gdfq.recipes.bits import Width, with_exceptions
 from gdfq.training import Parts, Start
@@ -98,6 +99,10 @@ class Quantization(Section):
     )
     learned_ranges: Literal["none", "act", "weight", "both"] = Field(
         "none", description="whose ranges are trained with the weights"
+    )
+    dynamic_ranges: Literal["none", "act", "weight", "both"] = Field(
+        "none",
+        description="whose ranges are taken in each call: per sample and channel, per kernel",
     )
     leaf_modules: list[str] = Field(
         [], description="paths of modules that are not traced into and stay in float"
@@ -365,6 +370,15 @@ def validate(tables: dict[str, Any], source: str) -> Recipe:
         recipe.parts.build()
     except InputError as error:
         raise InputError(f"{source}: parts.{error}") from error
+    kinds = recipe.quantization.learned_ranges, recipe.quantization.dynamic_ranges
+    try:
+        check_range_kinds(*kinds)
+    except InputError as error:
+        raise InputError(f"{source}: quantization.{error}") from error
+    try:
+        recipe.start.build().check_dynamic_ranges(recipe.quantization.dynamic_ranges)
+    except InputError as error:
+        raise InputError(f"{source}: start.{error}") from error
     for pattern, widths in recipe.exceptions().items():
         if not widths:
             raise InputError(f"{source}: bits.{pattern}: must have weight or act or both, got {{}}")

@@ -233,6 +233,9 @@ class Contents:
         seed: of the run.
         weight_bits, act_bits: usual widths.
         average_weight_bits: over the weights, each layer at its width.
+        dynamic_ranges: whose ranges are taken in each call, ``"none"`` if nobody's.
+        effective_weight_bits, effective_act_bits: with what their ranges cost, None where that is
+            not known.
         training_seconds: None where it is not known.
         evaluation: what accuracy was measured on, or why it was not.
         accuracy: top-1.
@@ -260,3 +263,6 @@ class Contents:
     points: list[AccuracyPoint]
     environment: str
     measured: Measured
+    dynamic_ranges: str = "none"
+    effective_weight_bits: float | None = None
+    effective_act_bits: float | None = None

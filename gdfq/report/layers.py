@@ -116,7 +116,7 @@ def _layer(name: str, kind: str, module: QuantizedWeight) -> Place:
 def _give_act(row: LayerRow, name: str, module: QAct) -> None:
     row.act = name
     row.act_bits = module.act_bits
-    if module.num_batches_tracked:
+    if module.has_range and not module.dynamic_range:
         row.act_low, row.act_high = float(module.lo), float(module.hi)
 
 

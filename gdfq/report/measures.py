@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gdfq import packed
 from gdfq.bit_widths.sensitivity import Divergence
 from gdfq.data import confusion
-from gdfq.nn.weight import QuantizedWeight
+from gdfq.nn.dynamic_ranges import has_dynamic
+from gdfq.nn.weight import QuantizedWeight, dequantize
 from gdfq.report.confusion import describe
 from gdfq.report.contents import Measured
 from gdfq.report.images import images_by_class, norm_statistics
@@ -21,8 +22,9 @@ from gdfq.report.layers import Place, batch_norms, places
 from gdfq.report.observation import Loss, Moments, observe, quantizers
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_trainer
-from gdfq.runs.picture import class_images, make_images, shown_classes
+from gdfq.runs.picture import class_images, low_pass_of, shown_classes
 from gdfq.runs.state import RunState
+from gdfq.training.parts.low_pass import make_images
 
 # Generated images that layers are measured on, of up to so many pixels a side, and of larger ones.
 SMALL = 64
@@ -91,10 +93,8 @@ class _Measurement:
                 continue
             layer = self.run.student.get_submodule(row.name)
             if isinstance(layer, QuantizedWeight):
-                codes, scale, zero = layer.weight_codes()
-                shape = (-1, *[1] * (codes.dim() - 1))
                 lost = Loss()
-                lost.add(layer.weight, (codes + zero.view(shape)) / scale.view(shape))
+                lost.add(layer.weight, dequantize(*layer.weight_codes()))
                 row.weight_sqnr = lost.sqnr
             elif place.weight:
                 row.shape = list(_tensor(self.run.student, place.weight).shape)
@@ -123,12 +123,13 @@ class _Measurement:
         assert generator is not None
         generator.train()
         wanted = IMAGES_SMALL if self.small else IMAGES_LARGE
+        low_pass = low_pass_of(run.recipe, run.device)
         made: list[Tensor] = []
         while sum(map(len, made)) < wanted:
             shape = (size, generator.latent_dim)
             z = torch.randn(shape, generator=random, device=run.device)
             labels = torch.randint(classes, (size,), generator=random, device=run.device)
-            made.append(make_images(run.recipe, generator, z, labels))
+            made.append(make_images(generator, low_pass, z, labels))
         return list(torch.cat(made)[:wanted].split(PASS))
 
     def statistics(self) -> None:
@@ -180,7 +181,12 @@ class _Measurement:
         wanted = SENSITIVITY_SMALL if self.small else SENSITIVITY_LARGE
         images = torch.cat(self.batches)[:wanted]
         spec = self.run.recipe.quantization
-        divergence = Divergence(self.run.teacher.network, images.split(PASS), spec.zero_in_range)
+        divergence = Divergence(
+            self.run.teacher.network,
+            images.split(PASS),
+            spec.zero_in_range,
+            has_dynamic(spec.dynamic_ranges, "weight"),
+        )
         self.result.sensitivity_images = len(images)
         for place in self.places:
             if place.weight and place.row.weight_bits is not None:

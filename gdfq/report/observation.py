@@ -62,6 +62,7 @@ class Loss:
         values = args[0]
         if isinstance(module, QAct):
             values = activate(values, module.act)
+        if isinstance(module, QAct) and not module.dynamic_range:
             self.outside += int(((values < module.lo) | (values > module.hi)).sum())
         self.add(values, output)
 

@@ -293,9 +293,28 @@ def _facts(run: Contents) -> list[tuple[str, str]]:
         ("Steps", f"{run.step:,}" + ("" if run.finished else ", not finished")),
         ("Bits", f"weights {run.weight_bits}, activations {run.act_bits}"),
         ("Weights on average", f"{fixed_bits(run.average_weight_bits)} bits"),
+        ("With their scales", _effective(run)),
+        ("Ranges", _dynamic(run)),
         ("Seed", str(run.seed)),
         ("Training took", duration(run.training_seconds)),
         ("Measured on", run.evaluation),
         ("Environment", run.environment),
     ]
     return [(name, text) for name, text in facts if text and MISSING not in text]
+
+
+def _effective(run: Contents) -> str:
+    """Bits of weights and activations with what their ranges cost; empty where not known."""
+    known = (
+        ("weights", run.effective_weight_bits),
+        ("activations", run.effective_act_bits),
+    )
+    parts = [f"{what} {fixed_bits(bits)}" for what, bits in known if bits is not None]
+    return f"{', '.join(parts)} bits" if parts else ""
+
+
+def _dynamic(run: Contents) -> str:
+    whose = {"act": "of activations", "weight": "of weights", "both": "of weights and activations"}
+    if run.dynamic_ranges == "none":
+        return ""
+    return f"dynamic, {whose[run.dynamic_ranges]}: no integer runtime can compute with them"

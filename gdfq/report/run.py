@@ -172,6 +172,9 @@ def _contents(
         points=points,
         environment=_environment(read_json(folder / "environment.json")),
         measured=measured,
+        dynamic_ranges=spec.dynamic_ranges,
+        effective_weight_bits=result.get("effective_weight_bits"),
+        effective_act_bits=result.get("effective_act_bits"),
     )
 
 

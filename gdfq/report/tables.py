@@ -52,7 +52,9 @@ def result_rows(run: Contents) -> list[dict[str, Any]]:
     """Teacher, student before fine-tuning and student, of one run."""
     top1 = run.accuracy
     whole, packed = file_bytes(run, "float"), file_bytes(run, "packed safetensors")
-    weights, acts = fixed_bits(run.average_weight_bits or run.weight_bits), str(run.act_bits)
+    weights = fixed_bits(run.average_weight_bits or run.weight_bits)
+    weights += _with_scales(run, run.effective_weight_bits)
+    acts = str(run.act_bits) + _with_scales(run, run.effective_act_bits)
     smaller = ratio(whole, packed)
     before, after = "Student before fine-tuning", "Student after fine-tuning"
     rows = [
@@ -76,8 +78,8 @@ def comparison_rows(runs: Sequence[Contents]) -> list[dict[str, Any]]:
             percent(run.accuracy.before),
             percent(run.accuracy.after),
             _lost(run, run.accuracy.after),
-            f"W{run.weight_bits}A{run.act_bits}",
-            fixed_bits(run.average_weight_bits),
+            f"W{run.weight_bits}A{run.act_bits}{_mark(run)}",
+            fixed_bits(run.average_weight_bits) + _with_scales(run, run.effective_weight_bits),
             size(whole),
             size(packed),
             ratio(whole, packed),
@@ -86,6 +88,16 @@ def comparison_rows(runs: Sequence[Contents]) -> list[dict[str, Any]]:
         ]
         rows.append({"name": run.name, "series": i, "cells": cells})
     return rows
+
+
+def _with_scales(run: Contents, bits: float | None) -> str:
+    """What stands beside a width: the bits with what dynamic ranges cost."""
+    known = run.dynamic_ranges != "none" and bits is not None
+    return f" ({fixed_bits(bits)} with scales)" if known else ""
+
+
+def _mark(run: Contents) -> str:
+    return "" if run.dynamic_ranges == "none" else " dynamic, not for integers"
 
 
 def file_rows(run: Contents) -> list[tuple[str, list[str]]]:

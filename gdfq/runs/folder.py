@@ -93,7 +93,7 @@ def load_run(
         student.load_state_dict(load_file(folder / STUDENT_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"run: cannot load {folder / STUDENT_FILE}: {error}") from error
-    if not all(m.num_batches_tracked for m in student.modules() if isinstance(m, QAct)):
+    if not all(m.has_range for m in student.modules() if isinstance(m, QAct)):
         raise InputError(
             f"run: the student in {folder} has no activation ranges: its run failed before "
             "fine-tuning began"

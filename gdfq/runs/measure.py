@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gdfq.data import Batches, confusion, open_test_set, share
 from gdfq.distributed import World
 from gdfq.errors import InputError
+from gdfq.nn import effective_act_bits, effective_weight_bits
 from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
 
@@ -37,6 +38,16 @@ class Result:
     after: float | None = None
     evaluation: str = "not asked for"
     failure: str | None = None
+    dynamic_ranges: str = "none"
+    effective_weight_bits: float | None = None
+    effective_act_bits: float | None = None
+
+
+def effective_bits(student: nn.Module, images: Preprocessing) -> tuple[float, float | None]:
+    """Bits of the student's weights and of its activations with their scales, on such images."""
+    shape = (2, images.channels, images.image_size, images.image_size)
+    example = torch.zeros(shape, device=next(student.parameters()).device)
+    return effective_weight_bits(student), effective_act_bits(student, example)
 
 
 def open_batches(

@@ -92,6 +92,7 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         leaf_modules=spec.leaf_modules,
         zero_in_range=spec.zero_in_range,
         learned_ranges=spec.learned_ranges,
+        dynamic_ranges=spec.dynamic_ranges,
     )
 
 

@@ -14,7 +14,7 @@ from gdfq.data import class_names
 from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
 from gdfq.training import GDFQTrainer
-from gdfq.training.parts.low_pass import LowPass
+from gdfq.training.parts.low_pass import LowPass, make_images
 
 # Classes that are shown, and images of each.
 ROWS, COLUMNS = 20, 10
@@ -51,6 +51,7 @@ def class_images(
     device = next(generator.parameters()).device
     random = torch.Generator(device).manual_seed(recipe.training.seed)
     generator = copy.deepcopy(generator).train()  # a forward moves its running statistics
+    low_pass = low_pass_of(recipe, device)
     columns = max(1, recipe.training.batch_size // classes)
     parts = []
     for first in range(0, count, columns):
@@ -59,16 +60,18 @@ def class_images(
         shape = (len(labels), recipe.generator.latent_dim)
         z = torch.randn(shape, generator=random, device=device)
         parts.append(
-            make_images(recipe, generator, z, labels).cpu().unflatten(0, (classes, repeats))
+            make_images(generator, low_pass, z, labels).cpu().unflatten(0, (classes, repeats))
         )
     return torch.cat(parts, 1)
 
 
-def make_images(recipe: Recipe, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
-    """What teacher and student of a run of ``recipe`` see for noise ``z`` and ``labels``."""
-    images: Tensor = generator(z, labels)
-    width = recipe.parts.low_pass
-    return images if width is None else LowPass(images, width)(images)
+def low_pass_of(recipe: Recipe, device: torch.device) -> LowPass | None:
+    """The filter that images of a run of ``recipe`` go through, if there is one."""
+    width, size = recipe.parts.low_pass, recipe.teacher.image_size
+    if width is None:
+        return None
+    assert size is not None  # a run's recipe says it
+    return LowPass((size, size), width, device)
 
 
 def image_grid(

@@ -24,7 +24,7 @@ from gdfq.nn import average_weight_bits
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.runs.folder import STUDENT_FILE, create_folder, save_student, save_teacher
 from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.measure import Evaluate, Result, make_measure
+from gdfq.runs.measure import Evaluate, Result, effective_bits, make_measure
 from gdfq.runs.metrics import Metrics
 from gdfq.runs.networks import (
     TEACHER_FILE,
@@ -231,6 +231,7 @@ class _Session(TrainerCallback):
         self.options = options
         self.world = options.world
         self.interrupts = interrupts or Interrupts()
+        weights, acts = effective_bits(trainer.student, self.images)
         self.result = Result(
             name=recipe.name,
             weight_bits=recipe.quantization.weight_bits,
@@ -240,6 +241,9 @@ class _Session(TrainerCallback):
             steps=0,
             finished=False,
             training_seconds=0.0,
+            dynamic_ranges=recipe.quantization.dynamic_ranges,
+            effective_weight_bits=weights,
+            effective_act_bits=acts,
         )
         self.measure = make_measure(
             recipe, self.images, self.result, self.world, options.workers, options.evaluate

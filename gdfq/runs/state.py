@@ -20,6 +20,7 @@ from gdfq.models import Generator
 from gdfq.nn import QAct, average_weight_bits
 from gdfq.recipes import Recipe
 from gdfq.runs.folder import STUDENT_FILE, read_run, use_format
+from gdfq.runs.measure import effective_bits
 from gdfq.runs.networks import build_generator
 from gdfq.sources import LoadedTeacher
 from gdfq.training.checkpoint import newest_sound
@@ -59,7 +60,7 @@ class RunState:
     def calibrated(self) -> bool:
         """Whether the student's activation ranges are set."""
         acts = [module for module in self.student.modules() if isinstance(module, QAct)]
-        return all(act.num_batches_tracked for act in acts)
+        return all(act.has_range for act in acts)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def open_run(
     if "average_weight_bits" not in result:
         with suppress(InputError):  # all weights are arguments of functions
             result["average_weight_bits"] = average_weight_bits(student)
+            effective = effective_bits(student, teacher.preprocessing)
+            result["effective_weight_bits"], result["effective_act_bits"] = effective
     networks = [n for n in (teacher.network, student, generator) if n is not None]
     use_format(recipe, *networks)
     for network in networks:

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
-from gdfq.nn import StatisticsTeacher
+from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.qact import observing_copy
+from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
+from gdfq.ops._checks import check_choice
 from gdfq.training.memory_format import MemoryFormat
 from gdfq.training.parts import Parts
 from gdfq.training.precision import check_precision
 from gdfq.training.schedules import Schedule
+from gdfq.training.start import Start
 
 
 def check_settings(
@@ -85,8 +89,7 @@ def check_settings(
         ("fuse", fuse, (True, False)),
         ("cuda_graph", cuda_graph, (True, False)),
     ):
-        if choice not in allowed:
-            raise InputError(f"{name}: must be one of {allowed}, got {choice!r}")
+        check_choice(name, choice, allowed)
     check_precision(precision, device)
     if not isinstance(parts, Parts):
         raise InputError(f"parts: must be gdfq.training.Parts, got {type(parts).__name__}")
@@ -99,6 +102,21 @@ def check_settings(
             "replay_batches: older images are kept by one process alone, and this run has "
             f"{processes}"
         )
+
+
+def check_start(start: Start, student: nn.Module) -> None:
+    """Raise an InputError if ``start`` sets ranges that ``student`` takes in each call."""
+    if not isinstance(start, Start):
+        raise InputError(f"start: must be gdfq.training.Start, got {type(start).__name__}")
+    modules = [*student.modules()]
+    acts = any(isinstance(m, QAct) and m.dynamic_range for m in modules)
+    weights = any(
+        (isinstance(m, QuantizedWeight) and has_dynamic(m.dynamic_ranges, "weight"))
+        or (isinstance(m, WeightQuantizer) and m.kernel_ranges)
+        for m in modules
+    )
+    names = {(True, True): "both", (True, False): "act", (False, True): "weight"}
+    start.check_dynamic_ranges(names.get((acts, weights), "none"))
 
 
 def check_finite(name: str, module: nn.Module) -> None:

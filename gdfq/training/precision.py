@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 import torch
 
 from gdfq.errors import InputError
+from gdfq.ops._checks import check_choice
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def check_precision(precision: str, device: torch.device, name: str = "precision") -> None:
     """Raise an InputError if there is no such precision, or ``device`` doesn't have it."""
-    if precision not in get_args(Precision):
-        raise InputError(f"{name}: must be one of {get_args(Precision)}, got {precision!r}")
+    check_choice(name, precision, get_args(Precision))
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"{name}: 'tf32' needs a CUDA device, the teacher is on {device}")
 

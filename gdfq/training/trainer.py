@@ -25,7 +25,7 @@ from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
 from gdfq.training.parts.code_changes import CodeChanges
 from gdfq.training.parts.hard_samples import harder_images, teacher_cross_entropy
-from gdfq.training.parts.low_pass import LowPass
+from gdfq.training.parts.low_pass import LowPass, make_images
 from gdfq.training.parts.mixed_labels import mixed_labels
 from gdfq.training.parts.objective import student_loss
 from gdfq.training.parts.replay import Replay
@@ -163,6 +163,7 @@ class GDFQTrainer:
         checks.check_settings(self.device, self.world.size, **settings)
         checks.check_finite("teacher", teacher)
         checks.check_finite("student", student)
+        checks.check_start(start, student)
 
         self.teacher = StatisticsTeacher(teacher)
         self.student = student.eval()
@@ -233,7 +234,10 @@ class GDFQTrainer:
             fused=True,
         )
         self.statistics_loss = StatisticsLoss(parts, self.teacher, student, images)
-        self.low_pass = None if parts.low_pass is None else LowPass(images, parts.low_pass)
+        size = (images.shape[-2], images.shape[-1])
+        self.low_pass = (
+            None if parts.low_pass is None else LowPass(size, parts.low_pass, self.device)
+        )
         self.replay = (
             Replay(parts.replay_batches, parts.replay_share, batch_size, self.random, self.device)
             if parts.replay_batches
@@ -453,7 +457,13 @@ class GDFQTrainer:
 
     def _observe(self, images: Images) -> None:
         """Set the student's activation ranges by the minima and maxima over ``images``."""
-        quantizers = [module for module in self.student.modules() if isinstance(module, QAct)]
+        quantizers = [
+            module
+            for module in self.student.modules()
+            if isinstance(module, QAct) and not module.dynamic_range
+        ]
+        if not quantizers:
+            return
         for quantizer in quantizers:
             quantizer.reset_range()
             quantizer.train()
@@ -490,8 +500,7 @@ class GDFQTrainer:
 
         ``generator`` stands in for the trainer's.
         """
-        images = (generator or self.generator)(z, labels)
-        return images if self.low_pass is None else self.low_pass(images)
+        return make_images(generator or self.generator, self.low_pass, z, labels)
 
     # ---- what it takes to go on later ----
 

@@ -55,12 +55,16 @@ class CodeChanges:
             for weight in weights
         ]
         lows, highs = zip(*(layer.weight_range() for layer in self.layers), strict=True)
+        # A row for each range: of an output, or of a kernel.
+        rows, slopes = (
+            [t.flatten(0, lo.dim() - 1) for t, lo in zip(tensors, lows, strict=True)]
+            for tensors in (weights, gradients)
+        )
+        ends = [lo.flatten() for lo in lows], [hi.flatten() for hi in highs]
 
         def enough(factors: Tensor) -> Tensor:
-            return (
-                count_changed_codes(weights, gradients, factors * rate, lows, highs, self.bits)
-                >= self.wanted
-            )
+            changed = count_changed_codes(rows, slopes, factors * rate, *ends, self.bits)
+            return changed >= self.wanted
 
         factors = self._search(enough)
         torch._foreach_mul_(gradients, list(factors.unbind()))

@@ -16,6 +16,9 @@ channel, less than a hundredth of the generator's, and one pass over the images 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,14 +27,15 @@ class LowPass:
     """The filter for images of one size.
 
     Args:
-        images: a tensor ``(N, C, H, W)`` whose size and device it is for.
+        size: height and width of the images.
         width: the Gaussian's standard deviation ``d``, > 0.
+        device: of the images.
     """
 
-    def __init__(self, images: Tensor, width: float) -> None:
-        height, length = images.shape[-2:]
-        self.rows = gaussian_matrix(height, width).to(images.device, torch.float32)
-        self.columns = gaussian_matrix(length, width).to(images.device, torch.float32)
+    def __init__(self, size: tuple[int, int], width: float, device: Any = None) -> None:
+        self.rows, self.columns = (
+            gaussian_matrix(length, width).to(device, torch.float32) for length in size
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """``images`` filtered, in their dtype and memory format."""
@@ -40,6 +44,17 @@ class LowPass:
             filtered = self.rows @ images.float().contiguous() @ self.columns.T
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return filtered.to(images.dtype).contiguous(memory_format=layout)
+
+
+def make_images(
+    generator: Callable[..., Tensor], low_pass: LowPass | None, z: Tensor, labels: Tensor
+) -> Tensor:
+    """What teacher and student see for noise ``z`` and ``labels``.
+
+    ``generator``'s images ``(N, C, H, W)``, through ``low_pass`` if that is there.
+    """
+    images = generator(z, labels)
+    return images if low_pass is None else low_pass(images)
 
 
 def gaussian_matrix(size: int, width: float) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from gdfq.errors import InputError
+from gdfq.ops._checks import check_choice
 
 Objective = Literal["kd_ce", "logit_mse", "kl_only"]
 Spread = Literal["variance", "std"]
@@ -88,13 +89,9 @@ class Parts:
 
 
 def _check_values(parts: Parts) -> None:
-    for name, choice, allowed in (
-        ("objective", parts.objective, get_args(Objective)),
-        ("bns_spread", parts.bns_spread, get_args(Spread)),
-        ("bns_of", parts.bns_of, get_args(StatisticsOf)),
-    ):
-        if choice not in allowed:
-            raise InputError(f"{name}: must be one of {allowed}, got {choice!r}")
+    check_choice("objective", parts.objective, get_args(Objective))
+    check_choice("bns_spread", parts.bns_spread, get_args(Spread))
+    check_choice("bns_of", parts.bns_of, get_args(StatisticsOf))
     for name, number, minimum in (
         ("mix_classes", parts.mix_classes, 2),
         ("replay_batches", parts.replay_batches, 0),

@@ -91,14 +91,20 @@ def correct(student: nn.Module, teacher: nn.Module, images: Images, spread: bool
     found = {name: Moments() for name in wanted}
     now: dict[str, Tensor] = {}
 
+    def batch_moments(x: Tensor) -> Tensor:
+        pair = _moments(x)
+        # A batch is corrected by its own moments: those of all ranks' shares of it.
+        images.world.mean(pair, "batch-norm statistics")
+        return pair
+
     def note(name: str, x: Tensor) -> None:
-        now[name] = _moments(x)
+        now[name] = batch_moments(x)
         wanted[name].add(now[name])
 
     def mend(name: str, x: Tensor) -> Tensor | None:
         if name not in now:
             return None
-        pair = _moments(x)
+        pair = batch_moments(x)
         found[name].add(pair)
         mean, var = _mean_and_var(pair)
         aim, aimed_var = _mean_and_var(now[name])
@@ -119,9 +125,8 @@ def correct(student: nn.Module, teacher: nn.Module, images: Images, spread: bool
             student(batch)
     done = [name for name in wanted if found[name].batches]
     for name in done:
-        pairs = torch.stack([found[name].pair(), wanted[name].pair()])
-        images.world.mean(pairs, "batch-norm statistics")
-        (mean, var), (aim, aimed_var) = (_mean_and_var(pair) for pair in pairs)
+        mean, var = _mean_and_var(found[name].pair())
+        aim, aimed_var = _mean_and_var(wanted[name].pair())
         if name in layers:
             bias = layers[name].bias
             assert bias is not None

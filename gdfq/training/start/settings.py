@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from gdfq.errors import InputError
+from gdfq.nn.dynamic_ranges import has_dynamic
+from gdfq.ops._checks import check_choice
 
 ActRanges = Literal["minmax", "mse", "percentile"]
 WeightRanges = Literal["minmax", "mse"]
 Rounding = Literal["nearest", "flip"]
+_PLURAL = {"act": "activations", "weight": "weights"}
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ class Start:
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
-        _check_choice("act_ranges", self.act_ranges, get_args(ActRanges))
-        _check_choice("weight_ranges", self.weight_ranges, get_args(WeightRanges))
-        _check_choice("rounding", self.rounding, get_args(Rounding))
+        check_choice("act_ranges", self.act_ranges, get_args(ActRanges))
+        check_choice("weight_ranges", self.weight_ranges, get_args(WeightRanges))
+        check_choice("rounding", self.rounding, get_args(Rounding))
         for name in ("equalize", "bias_correction", "bn_reestimate", "bn_reestimate_end"):
-            _check_choice(name, getattr(self, name), (True, False))
+            check_choice(name, getattr(self, name), (True, False))
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile: must be in (50, 100], got {self.percentile!r}")
 
@@ -61,10 +64,24 @@ class Start:
         """Whether batch norms and biases are corrected before fine-tuning."""
         return self.bias_correction or self.bn_reestimate
 
+    def check_dynamic_ranges(self, dynamic_ranges: str) -> None:
+        """Raise an InputError for the first setting that ranges taken in the call leave no room.
 
-def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name}: must be one of {allowed}, got {value!r}")
+        ``dynamic_ranges``: the student's, see :func:`gdfq.quantize_model`.
+        """
+        for name, what, off in (
+            ("act_ranges", "act", "minmax"),
+            ("equalize", "act", False),
+            ("weight_ranges", "weight", "minmax"),
+            ("rounding", "weight", "nearest"),
+        ):
+            given = getattr(self, name)
+            if given != off and has_dynamic(dynamic_ranges, what):
+                raise InputError(
+                    f"{name}: {given!r} is for ranges that are kept, and dynamic_ranges = "
+                    f"{dynamic_ranges!r} takes those of {_PLURAL[what]} in each call; must be "
+                    f"{off!r}"
+                )
 
 
 NO_START = Start()
