@@ -64,6 +64,32 @@ def class_images(
     return torch.cat(parts, 1)
 
 
+@torch.no_grad()
+def random_images(
+    recipe: Recipe, classes: int, count: int, generator: nn.Module, seed: int
+) -> Tensor:
+    """``(count, C, H, W)`` generated images of random classes, made as training's batches are.
+
+    Args:
+        recipe: of the run.
+        classes: that the teacher has.
+        count: of images.
+        generator: the run's; it is left as it is.
+        seed: of noise and classes.
+    """
+    device = next(generator.parameters()).device
+    random = torch.Generator(device).manual_seed(seed)
+    generator = copy.deepcopy(generator).train()  # a forward moves its running statistics
+    size, made = recipe.training.batch_size, 0
+    parts = []
+    while made < count:
+        z = torch.randn((size, recipe.generator.latent_dim), generator=random, device=device)
+        labels = torch.randint(classes, (size,), generator=random, device=device)
+        parts.append(make_images(recipe, generator, z, labels))
+        made += size
+    return torch.cat(parts)[:count]
+
+
 def make_images(recipe: Recipe, generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
     """What teacher and student of a run of ``recipe`` see for noise ``z`` and ``labels``."""
     images: Tensor = generator(z, labels)
