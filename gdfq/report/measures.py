@@ -113,13 +113,19 @@ class _Measurement:
             run.teacher.network, {name: norms[name] for name in order}, made.to(run.device)
         )
 
-    def statistics(self) -> None:
+    def generate(self) -> list[Tensor]:
+        """Images of random classes, as training's batches are."""
         run = self.run
         assert run.generator is not None
         classes = run.teacher.preprocessing.num_classes
         wanted = IMAGES_SMALL if self.small else IMAGES_LARGE
-        made = random_images(run.recipe, classes, wanted, run.generator, run.recipe.training.seed)
-        batches = self.batches = list(made.split(PASS))
+        random = torch.Generator(run.device).manual_seed(run.recipe.training.seed)
+        made = random_images(run.recipe, classes, wanted, run.generator, random)
+        return list(made.split(PASS))
+
+    def statistics(self) -> None:
+        run = self.run
+        batches = self.batches = self.generate()
         self.result.images = sum(map(len, batches))
         norms = batch_norms(run.teacher.network)
         seen: dict[nn.Module, Moments] = {norm: Moments() for norm in norms.values()}

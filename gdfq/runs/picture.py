@@ -66,7 +66,7 @@ def class_images(
 
 @torch.no_grad()
 def random_images(
-    recipe: Recipe, classes: int, count: int, generator: nn.Module, seed: int
+    recipe: Recipe, classes: int, count: int, generator: nn.Module, random: torch.Generator
 ) -> Tensor:
     """``(count, C, H, W)`` generated images of random classes, made as training's batches are.
 
@@ -75,10 +75,9 @@ def random_images(
         classes: that the teacher has.
         count: of images.
         generator: the run's; it is left as it is.
-        seed: of noise and classes.
+        random: of noise and classes, on the generator's device.
     """
-    device = next(generator.parameters()).device
-    random = torch.Generator(device).manual_seed(seed)
+    device = random.device
     generator = copy.deepcopy(generator).train()  # a forward moves its running statistics
     size, made = recipe.training.batch_size, 0
     parts = []
