@@ -419,7 +419,7 @@ def test_a_failing_run_leaves_the_others_alone(capsys, file, tmp_path, monkeypat
     statuses = {run["variant"]: run["status"] for run in content["runs"]}
     assert statuses == {"plain": "finished", "kl": "finished", "blown": "failed"}
     assert content["groups"][0]["chosen"] is not None
-    assert "runs of them failed: blown" in content["groups"][0]["note"]
+    assert "runs came to a sound end: blown" in content["groups"][0]["note"]
     # It would fail again, so it is not tried again.
     monkeypatch.setattr("gdfq.sweeps.running.session.resume", lambda *_: pytest.fail("again"))
     assert sweep(capsys, path, tmp_path / "out")[0] == 1
@@ -454,14 +454,17 @@ def test_students_that_cannot_be_compared(capsys, copied, finished):
     assert code == 0
     assert "seed 1, W4A4, were not compared on generated images" in err
     content = data_of(copied)
-    assert content["groups"][0]["note"] == "Not all students were measured on generated images."
+    assert content["groups"][0]["note"] == "Not all students were compared on generated images."
     assert "were not compared on generated images" in (copied / "sweep.html").read_text()
 
 
 def test_over_ray(capsys, finished, file, tmp_path):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'gdfq[sweep]'")
     path = file((TINY + TWO).replace("[0, 1]", "[0]"))
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    try:
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    except Exception as error:  # it waits 30 seconds for itself, which a busy machine may exceed
+        pytest.skip(f"ray does not start here: {error}")
     try:
         code, said, err = sweep(capsys, path, tmp_path / "out", "--ray")
         assert code == 0, said + err
@@ -525,11 +528,12 @@ def made_up(top1, divergence, bits=(4,), seeds=(0, 1, 2), **changes):
     for group, variants in plan.groups.items():
         for i, seed in enumerate(seeds):
             done = {
-                v.name: divergence[v.table][i] * 4 / v.recipe.quantization.weight_bits
+                v.name: (value := divergence[v.table][i])
+                and value * 4 / v.recipe.quantization.weight_bits
                 for v in variants
                 if any((r.variant, r.seed, r.status) == (v.name, seed, "finished") for r in runs)
             }
-            agreement = {name: 100 - 100 * value for name, value in done.items()}
+            agreement = {name: 100 - 100 * (value or 1.0) for name, value in done.items()}
             measured.append(Measured(group, seed, 1000, dict.fromkeys(done, "0"), done, agreement))
     return summarize(plan, runs, measured)
 
@@ -570,6 +574,12 @@ def test_a_variant_with_a_failed_run_is_no_candidate():
     assert found.groups[0].chosen == "w4a4-plain"
     assert found.variants[2].finished == 2
     assert found.variants[2].difference.spread.n == 2
+    # Nor is one whose logits are not finite.
+    found = made_up(TOP1, {**DIVERGENCE, "mse": [0.04, None, 0.03]})
+    assert found.groups[0].chosen == "w4a4-plain"
+    assert found.groups[0].note.endswith("to a sound end: w4a4-mse.")
+    two = {name: [None, 1.0, 1.0] for name in ("kl", "mse")}
+    assert made_up(TOP1, {**DIVERGENCE, **two}).groups[0].chosen is None
     one = made_up({"plain": [1.0]}, {"plain": [1.0]}, seeds=(0,))
     assert one.groups[0].chosen is None
     assert one.groups[0].note == "There is one variant of these bits."

@@ -374,7 +374,7 @@ def spread_chart(
         values += [row.mean - (row.std or 0.0), row.mean + (row.std or 0.0)]
     ticks = nice_ticks(min(values), max(values), 5)
     height = TOP + ROW * len(rows) + BOTTOM
-    left, right = 20.0, WIDTH - 20.0
+    left, right = 24.0, WIDTH - 24.0
 
     def at(value: float) -> float:
         return round(left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left), 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gdfq.errors import InputError
+from gdfq.memory import keep_freed_memory
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.progress import SilentProgress
 from gdfq.sweeps.running import Job, Settings, Trainer, bring_to_its_end
@@ -35,15 +36,19 @@ def over_ray(
         tell: told what is going on.
 
     Raises:
-        InputError: Ray is not installed, or the cluster has no machine that a run fits on. What is
-            returned raises Interrupted, when the runs have left checkpoints.
+        InputError: Ray is not installed or does not start, or the cluster has no machine that a
+            run fits on. What is returned raises Interrupted, when the runs have left checkpoints.
     """
     try:
         import ray
     except ImportError as error:
-        raise InputError("ray: is not installed: pip install 'gdfq[sweep]'") from error
+        raise InputError("ray: needs the package ray; pip install 'gdfq[sweep]'") from error
     if not ray.is_initialized():
-        ray.init()
+        try:
+            ray.init()
+        except Exception as error:  # Ray has no class of its own for what can go wrong here
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"ray: cannot be reached or started: {reason}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus is None:
         any_gpu = any(node.get("GPU", 0) for node in nodes)
@@ -82,6 +87,7 @@ def over_ray(
 
 
 def _task(job: Job, settings: Settings) -> str | None:
+    keep_freed_memory()
     try:
         return bring_to_its_end(
             job, settings, SilentProgress(), Interrupts(signal.SIGINT, kill=False)

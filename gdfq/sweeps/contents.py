@@ -17,7 +17,8 @@ class Measured:
         seed: of the runs.
         images: how many.
         students: by variant, the SHA-256 of the student's file.
-        divergence: by variant, mean of KL(teacher || student) over the images, in nats.
+        divergence: by variant, mean of KL(teacher || student) over the images, in nats; None where
+            that is not finite.
         agreement: by variant, percent of the images that both take for the same class.
     """
 
@@ -25,7 +26,7 @@ class Measured:
     seed: int
     images: int
     students: dict[str, str]
-    divergence: dict[str, float]
+    divergence: dict[str, float | None]
     agreement: dict[str, float]
 
 

@@ -8,6 +8,7 @@ Each generator gets noise of its own: those of runs that differ in the student a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -59,10 +60,12 @@ def measure(
         assert run.generator is not None
         made = random_images(run.recipe, images.num_classes, count, run.generator, random)
         batches += made.split(PASS)
-    divergence, agreement = {}, {}
+    divergence: dict[str, float | None] = {}
+    agreement: dict[str, float] = {}
     for variant, folder in folders.items():
         run = _open(folder, device, warn)
-        divergence[variant], agreement[variant] = compare(run.teacher.network, run.student, batches)
+        found, agreement[variant] = compare(run.teacher.network, run.student, batches)
+        divergence[variant] = found if math.isfinite(found) else None
     return Measured(group, seed, sum(map(len, batches)), students(folders), divergence, agreement)
 
 

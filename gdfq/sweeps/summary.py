@@ -117,33 +117,30 @@ def _group(name: str, rows: Sequence[VariantRow], runs: Sequence[RunRow]) -> Gro
     """Choose the variant of the smallest mean divergence, once all runs are over."""
     names = [row.name for row in rows]
     own = [run for run in runs if run.variant in names]
-    failed = [row.name for row in rows if row.failed]
-    candidates = [name for name in names if name not in failed]
-    out = f"No candidates, as runs of them failed: {', '.join(failed)}." if failed else ""
-
-    def none(why: str) -> Group:
-        return Group(name, names, None, 0, 0, " ".join(filter(None, (why, out))))
-
     if len(names) == 1:
-        return none("There is one variant of these bits.")
+        return Group(name, names, None, 0, 0, "There is one variant of these bits.")
     if any(run.status in ("unfinished", "not started") for run in own):
-        return none("Chosen when all runs of these bits are over.")
-    if len(candidates) < 2:
-        return none("Fewer than two variants are left to choose from.")
-    by_variant = {
-        variant: {run.seed: run.divergence for run in own if run.variant == variant}
-        for variant in candidates
-    }
+        return Group(name, names, None, 0, 0, "Chosen when all runs of these bits are over.")
     by_seed = {
-        seed: {variant: found[seed] for variant, found in by_variant.items()}
-        for seed in by_variant[candidates[0]]
+        seed: {run.variant: run.divergence for run in own if run.seed == seed}
+        for seed in dict.fromkeys(run.seed for run in own)
     }
-    if any(value is None for found in by_seed.values() for value in found.values()):
-        return none("Not all students were measured on generated images.")
-    means = {row.name: row.divergence.mean for row in rows if row.divergence is not None}
-    chosen = min(candidates, key=means.__getitem__)
+    if any(
+        run.status == "finished" and all(value is None for value in by_seed[run.seed].values())
+        for run in own
+    ):
+        note = "Not all students were compared on generated images."
+        return Group(name, names, None, 0, 0, note)
+    # A run that failed has no divergence, nor has a student whose logits are not finite.
+    out = [n for n in names if any(found[n] is None for found in by_seed.values())]
+    note = f"No candidates, as not all of their runs came to a sound end: {', '.join(out)}."
+    candidates = {row.name: row.divergence for row in rows if row.name not in out}
+    means = {n: found.mean for n, found in candidates.items() if found is not None}
+    if len(means) < 2:
+        return Group(name, names, None, 0, 0, f"{note} That leaves nothing to choose from.")
+    chosen = min(means, key=means.__getitem__)
     lowest = sum(
-        found[chosen] == min(v for v in found.values() if v is not None)
+        found[chosen] == min(value for value in found.values() if value is not None)
         for found in by_seed.values()
     )
-    return Group(name, names, chosen, lowest, len(by_seed), out)
+    return Group(name, names, chosen, lowest, len(by_seed), note if out else "")
