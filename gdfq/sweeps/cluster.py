@@ -88,6 +88,8 @@ def over_ray(
 
 def _task(job: Job, settings: Settings) -> str | None:
     keep_freed_memory()
+    # By which Ray cancels a task; a command that was started by nohup passes on that it ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return bring_to_its_end(
             job, settings, SilentProgress(), Interrupts(signal.SIGINT, kill=False)
