@@ -12,6 +12,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -478,6 +479,84 @@ def test_over_ray(capsys, finished, file, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (finished[0] / name).read_bytes()
     assert data_of(tmp_path / "out")["ray"]
     assert "times cannot be compared" in (tmp_path / "out" / "sweep.html").read_text()
+
+
+class StandIn:
+    """What a sweep uses of Ray, in this process: the first tasks end, others never do.
+
+    ``wait`` sends this process SIGTERM when nothing is left that ends.
+    """
+
+    def __init__(self, ending, lost=(), gpus=0.0):
+        self.ending, self.lost, self.gpus = ending, lost, gpus
+        self.results, self.cancelled, self.given = [], [], {}
+        self.exceptions = SimpleNamespace(RayError=LookupError)
+
+    def is_initialized(self):
+        return True
+
+    def nodes(self):
+        return [
+            {"Alive": True, "Resources": {"CPU": 2.0, "GPU": self.gpus}},
+            {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        ]
+
+    def remote(self, function):
+        self.function = function
+        return self
+
+    def options(self, **given):
+        self.given = given
+        return SimpleNamespace(remote=self.submit)
+
+    def submit(self, *arguments):
+        number = len(self.results)
+        runs = number < self.ending and number not in self.lost
+        self.results.append(self.function(*arguments) if runs else None)
+        return number
+
+    def wait(self, references, num_returns=1, timeout=None):
+        ready = [r for r in references if r < self.ending][:num_returns]
+        if not ready and not self.cancelled:
+            signal.raise_signal(signal.SIGTERM)
+        return ready, [r for r in references if r not in ready]
+
+    def get(self, reference):
+        if reference in self.lost:
+            raise LookupError("the machine is gone\nand a stack of its own")
+        return self.results[reference]
+
+    def cancel(self, reference):
+        self.cancelled.append(reference)
+
+
+def test_a_signal_stops_the_tasks_of_ray(capsys, file, tmp_path, monkeypatch):
+    ray = StandIn(ending=1)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    path = file(TINY + TWO)
+    code, _, err = sweep(capsys, path, tmp_path / "out", "--ray", "--cpus-per-run", 2)
+    assert code == 128 + signal.SIGTERM
+    assert "to go on: gdfq sweep" in err
+    assert ray.cancelled == [1, 2, 3]
+    assert ray.given == {"num_cpus": 2.0, "num_gpus": 0.0}
+    statuses = [row["status"] for row in data_of(tmp_path / "out")["runs"]]
+    assert statuses == ["finished", "not started", "not started", "not started"]
+
+
+def test_a_task_that_ray_gives_up_leaves_the_others_alone(capsys, file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", ray := StandIn(ending=2, lost=[0], gpus=4.0))
+    path = file((TINY + TWO).replace("[0, 1]", "[0]"))
+    code, said, _ = sweep(capsys, path, tmp_path / "out", "--ray")
+    assert code == 1
+    assert "plain-seed0: unfinished: LookupError: the machine is gone\n" in said
+    assert [row["status"] for row in data_of(tmp_path / "out")["runs"]] == [
+        "unfinished", "finished",
+    ]  # fmt: skip
+    assert (ray.cancelled, ray.given["num_gpus"]) == ([], 1.0)
+    # Of machines that are gone, no GPU counts.
+    code, _, err = sweep(capsys, path, tmp_path / "out", "--ray", "--gpus-per-run", 8)
+    assert code == 2
+    assert "there are 2 and 4" in err
 
 
 # ---- what it comes to ----
