@@ -12,7 +12,7 @@ import argparse
 import copy
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -29,6 +29,9 @@ from gdfq.recipes import Recipe
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
+from gdfq.sweeps.contents import Spread
+from gdfq.sweeps.plan import Plan, Run, Variant, read_plan
+from gdfq.sweeps.summary import paired, spread
 from gdfq.training import GDFQTrainer
 
 HELD_OUT = 16  # batches of generated images that no student is trained on
@@ -120,7 +123,7 @@ class Player(GDFQTrainer):
 
     def _generator_step(self, tuning: bool) -> Any:
         batch = self.recording.steps[self.steps_done - self.warmup_steps]
-        if batch is self.recording.steps[-1]:
+        if batch is self.recording.steps[-1]:  # the end may ask for new images
             self._set(self.recording.ended)
         return dict, *(part.clone() for part in batch)
 
@@ -138,7 +141,9 @@ def generator_key(recipe: Recipe) -> str:
 def _start_key(recipe: Recipe) -> str:
     """The same for recipes whose students begin to be fine-tuned alike."""
     tables = recipe.model_dump(mode="json", include={"quantization", "start", "bits"})
-    return sha256((generator_key(recipe) + json.dumps(tables, sort_keys=True)).encode()).hexdigest()[:16]
+    return sha256(
+        (generator_key(recipe) + json.dumps(tables, sort_keys=True)).encode()
+    ).hexdigest()[:16]
 
 
 def _measure_once(path: Path, student: nn.Module, batches: Any) -> None:
@@ -202,35 +207,8 @@ def train(recipe: Recipe, folder: Path, where: Path) -> None:
     where.write_text(json.dumps(asdict(result), indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One student."""
-
-    variant: str
-    bits: str
-    seed: int
-    recipe: Recipe
-
-    def where(self, folder: Path) -> Path:
-        """Its result."""
-        return folder / "students" / self.variant / f"{self.bits}-seed{self.seed}.json"
-
-
-def runs(path: Path) -> Iterator[Run]:
-    """All of a file, seeds outermost, so that what is there at any time can be compared."""
-    import tomllib
-    from gdfq.recipes import load_recipe
-    file = tomllib.loads(path.read_text())
-    base = load_recipe(file["recipe"]).with_options({"memory_format": "channels_last", **file.get("base", {})})
-    for seed in file["seeds"]:
-        for w, a in file["bits"]:
-            for variant in file["variant"]:
-                options = {k: v for k, v in variant.items() if k not in ("name", "seeds", "widths")}
-                if seed not in variant.get("seeds", file["seeds"]):
-                    continue
-                if [w, a] not in variant.get("widths", file["bits"]):
-                    continue
-                yield Run(variant["name"], f"W{w}A{a}", seed, base.with_options({"weight_bits": w, "act_bits": a, "seed": seed, **options}))
+def _result(run: Run, folder: Path) -> Path:
+    return folder / "students" / f"{run.name}.json"
 
 
 def _record(job: tuple[Run, Path]) -> None:
@@ -240,26 +218,91 @@ def _record(job: tuple[Run, Path]) -> None:
 
 def _train(job: tuple[Run, Path]) -> Run:
     run, folder = job
-    train(run.recipe, folder, run.where(folder))
+    train(run.recipe, folder, _result(run, folder))
     return run
 
 
+def markdown(plan: Plan, folder: Path) -> str:
+    """A table for each of the widths: means and standard deviations over the seeds there are."""
+    found = {
+        run.name: Outcome(**json.loads(_result(run, folder).read_text()))
+        for run in plan.runs
+        if _result(run, folder).exists()
+    }
+    lines = []
+    for bits, variants in plan.groups.items():
+        lines += [
+            f"### {bits}",
+            "",
+            "| | seeds | before | after | beside the reference | KL, generated | agreement |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for variant in variants:
+            own = _by_seed(plan, variant, found)
+            if not own:
+                continue
+            of = partial(_spread_of, own.values())
+            reference = next(v for v in variants if v.name == plan.references[variant.name])
+            others = _by_seed(plan, reference, found)
+            difference = paired("", _after(own), _after(others))
+            beside = (
+                ""
+                if difference is None or variant.name == plan.references[variant.name]
+                else f"{_text(difference.spread, '+.2f')}"
+            )
+            lines.append(
+                f"| {variant.table} | {len(own)} | {of('before')} | {of('after')} | {beside} | "
+                f"{of('divergence', '.3f')} | {of('agreement', '.3f')} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _by_seed(plan: Plan, variant: Variant, found: dict[str, Outcome]) -> dict[int, Outcome]:
+    names = {seed: Run(variant, seed).name for seed in plan.seeds}
+    return {seed: found[name] for seed, name in names.items() if name in found}
+
+
+def _after(outcomes: dict[int, Outcome]) -> dict[int, float]:
+    return {seed: outcome.after for seed, outcome in outcomes.items()}
+
+
+def _spread_of(outcomes: Iterable[Outcome], field: str, form: str = ".2f") -> str:
+    return _text(spread(getattr(outcome, field) for outcome in outcomes), form)
+
+
+def _text(found: Spread | None, form: str) -> str:
+    assert found is not None
+    deviation = "" if found.std is None else f" ± {found.std:{form.lstrip('+')}}"
+    return f"{found.mean:{form}}{deviation}"
+
+
 def main() -> None:
-    """Train what is missing, and print the table."""
+    """Train what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, action="append", help="only these")
+    parser.add_argument("--bits", action="append", help="only these, as W4A4")
+    parser.add_argument("--variant", action="append", help="only these tables of the file")
     options = parser.parse_args()
-    everything = list(runs(options.file))
+    plan = read_plan(options.file)
+    chosen = [
+        run
+        for run in plan.runs
+        if run.seed in (options.seed or plan.seeds)
+        and (options.bits is None or run.variant.bits in options.bits)
+        and (options.variant is None or run.variant.table in options.variant)
+    ]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for seed in sorted({run.seed for run in everything}):
-            mine = [(run, options.folder) for run in everything if run.seed == seed]
-            generators = {generator_key(run.recipe): (run, options.folder) for run, _ in mine}
+        for seed in plan.seeds:
+            jobs = [(run, options.folder) for run in chosen if run.seed == seed]
+            generators = {generator_key(run.recipe): (run, options.folder) for run, _ in jobs}
             list(pool.imap_unordered(_record, generators.values()))
-            for run in pool.imap_unordered(_train, mine):
-                result = json.loads(run.where(options.folder).read_text())
-                print(run.variant, run.bits, run.seed, {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}, flush=True)
+            for run in pool.imap_unordered(_train, jobs):
+                print(run.name, _result(run, options.folder).read_text(), flush=True)
+    print(markdown(plan, options.folder))
 
 
 if __name__ == "__main__":

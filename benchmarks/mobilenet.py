@@ -11,7 +11,8 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-# Expansion, channels, blocks, stride of the first: torchvision's, with two halvings less and half the blocks.
+# Expansion, channels, blocks, stride of the first: torchvision's, with two halvings less and half
+# of the blocks.
 BLOCKS = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 1], [6, 64, 2, 2], [6, 96, 1, 1]]
 
 

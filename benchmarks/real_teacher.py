@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 import gdfq
 from gdfq.training import Parts, Start
+from gdfq.training.start import NO_START
+from gdfq.training.trainer import NO_PARTS
 
 RESULTS = Path(__file__).parent / "results"
 # Photographs only: no drawings, no text, no second picture of a stereo pair.
@@ -140,8 +142,8 @@ class Recipe:
 
     student_lr: float
     alpha: float = 1.0
-    start: Start = Start()
-    parts: Parts = Parts()
+    start: Start = NO_START
+    parts: Parts = NO_PARTS
 
 
 RECIPES = {

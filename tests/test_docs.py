@@ -20,6 +20,7 @@ from gdfq import functional
 from gdfq.cli import app
 from gdfq.recipes import load_recipe
 from gdfq.recipes.schema import Recipe, fields, parse_recipe, tomllib
+from gdfq.sweeps.plan import make_plan
 from tests.documents import ROOT, blocks, commands, pages
 
 FILE = re.compile(r"`((?:csrc|gdfq|tests|benchmarks)/[\w/.]+|CMakeLists.txt)`")
@@ -86,7 +87,9 @@ def test_quoted(block):
 @pytest.mark.parametrize("block", [b for b in EVERY if b.language == "toml"], ids=lambda b: b.where)
 def test_toml(block):
     tables = tomllib.loads(block.code)
-    if "name" in tables:
+    if "seeds" in tables:
+        make_plan(tables, block.where, ROOT)
+    elif "name" in tables:
         parse_recipe(block.code, block.where)
     else:
         least = {"name": "least", "teacher": {"model": "gdfq:resnet20"}}

@@ -23,7 +23,7 @@ LAYERS = [
     ["runs"],
     ["packed", "bit_widths"],
     ["export", "report"],
-    ["result"],
+    ["result", "sweeps"],
     ["api"],
     ["cli"],
     ["__main__"],

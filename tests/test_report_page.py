@@ -6,7 +6,6 @@ import fnmatch
 import io
 import math
 import re
-import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -236,22 +235,6 @@ def test_series_differ_without_colour():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if path is None:
-        pytest.skip("there is no Chromium here")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """Files: of one run, of several, and of ones with long and nasty names."""
     folder = tmp_path_factory.mktemp("report")
@@ -267,32 +250,6 @@ def pages(tmp_path_factory):
     for name, runs in contents.items():
         (folder / f"{name}.html").write_text(render(runs), encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def visit(browser, pages):
-    """Open a page; at the end, nothing must have gone wrong in it or been fetched."""
-    opened, problems, requests = [], [], []
-
-    def go(name, width=1280, **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        context.set_default_timeout(120_000)  # milliseconds; a machine can be busy
-        page = context.new_page()
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((pages / f"{name}.html").as_uri())
-        opened.append((context, page.url))
-        return page
-
-    yield go
-    for context, _ in opened:
-        context.close()
-    assert problems == []
-    urls = {url for _, url in opened}
-    assert [
-        r for r in requests if r.partition("#")[0] not in urls and not r.startswith("data:")
-    ] == []
 
 
 def pixels(page, **options):

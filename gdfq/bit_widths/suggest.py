@@ -97,24 +97,23 @@ def suggest_bits(
     progress.start_layers(
         sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in teacher.modules())
     )
-    ranges = {
-        "zero_in_range": recipe.quantization.zero_in_range,
-        "kernel_ranges": has_dynamic(recipe.quantization.dynamic_ranges, "weight"),
-    }
+    zero_in_range = recipe.quantization.zero_in_range
+    kernel_ranges = has_dynamic(recipe.quantization.dynamic_ranges, "weight")
     try:
         layers = measure_sensitivities(
             teacher,
             images,
             on_layer=lambda layer: progress.layer(layer.name),
             leaf_modules=recipe.quantization.leaf_modules,
-            **ranges,
+            zero_in_range=zero_in_range,
+            kernel_ranges=kernel_ranges,
         )
     finally:
         progress.stop()
     bits = allocate(layers, budget)
     parameters = sum(layer.parameters for layer in layers)
     sides = sorted({math.floor(budget), math.ceil(budget)})
-    measure = Divergence(teacher, images, **ranges)
+    measure = Divergence(teacher, images, zero_in_range, kernel_ranges)
     return Suggestion(
         layers,
         bits,

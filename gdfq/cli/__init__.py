@@ -18,6 +18,7 @@ from gdfq.cli.quantize import quantize
 from gdfq.cli.recipes import recipes
 from gdfq.cli.report import report
 from gdfq.cli.suggest_bits import suggest_bits
+from gdfq.cli.sweep import sweep
 from gdfq.distributed import World
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    quantize, suggest_bits, evaluate, export, report, inspect, recipes, bench, info,
+    quantize, sweep, suggest_bits, evaluate, export, report, inspect, recipes, bench, info,
 ):  # fmt: skip
     app.command()(command)
 

@@ -279,10 +279,7 @@ class Recipe(Section):
             if key == "bits":
                 tables[key] = with_exceptions(tables[key], value)
                 continue
-            if key not in sections:
-                near = difflib.get_close_matches(key, [*sections], n=3)
-                hint = f"; near matches: {', '.join(near)}" if near else ""
-                raise InputError(f"{key}: no recipe has such a key{hint}")
+            check_key(key)
             table = tables[sections[key]] if sections[key] else tables
             table[key] = value
         return validate(tables, source)
@@ -304,6 +301,19 @@ def fields() -> Iterator[tuple[str, str, FieldInfo]]:
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             for key, definition in info.annotation.model_fields.items():
                 yield section, key, definition
+
+
+def check_key(key: str) -> None:
+    """Check that a recipe has a field ``key``, as :meth:`Recipe.with_options` takes it.
+
+    Raises:
+        InputError: it has none; the message has near ones.
+    """
+    known = [*(name for _, name, _ in fields()), "bits"]
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=3)
+        hint = f"; near matches: {', '.join(near)}" if near else ""
+        raise InputError(f"{key}: no recipe has such a key{hint}")
 
 
 def recipe_names() -> list[str]:
@@ -359,7 +369,7 @@ def validate(tables: dict[str, Any], source: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(e, source) for e in error.errors())) from error
+        raise InputError(explain(error, source, Recipe)) from error
     training = recipe.training
     if training.warmup_epochs > training.epochs:
         raise InputError(
@@ -385,10 +395,15 @@ def validate(tables: dict[str, Any], source: str) -> Recipe:
     return recipe
 
 
-def _explain(error: Any, source: str) -> str:
+def explain(error: ValidationError, source: str, schema: type[BaseModel]) -> str:
+    """What is wrong with a file of ``schema``, in a line that names ``source`` and keys."""
+    return "; ".join(_explain(found, source, schema) for found in error.errors())
+
+
+def _explain(error: Any, source: str, schema: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        parent: Any = Recipe
+        parent: Any = schema
         for part in error["loc"][:-1]:
             parent = _type_of(parent, part)
         return f"{source}: {key}: unknown key; allowed are {', '.join(parent.model_fields)}"

@@ -153,7 +153,7 @@ def swatch(series: int) -> Markup:
     return Markup(
         '<svg class="swatch" viewBox="0 0 30 10" aria-hidden="true">'
         '<g class="series {}"><path class="line" d="M0,5H30"/>{}</g></svg>'
-    ).format(_series(series), _marker(series, 15, 5))
+    ).format(series_class(series), marker(series, 15, 5))
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
@@ -263,11 +263,13 @@ def _flat(line: Line) -> float:
     return next(filter(is_number, line.y))
 
 
-def _series(series: int) -> str:
+def series_class(series: int) -> str:
+    """The style sheet's class of ``series``."""
     return f"s{series % SERIES}"
 
 
-def _marker(series: int, x: float, y: float) -> Markup:
+def marker(series: int, x: float, y: float) -> Markup:
+    """A point of ``series``."""
     index = (series + series // SERIES) % (len(_MARKERS) + 1)
     if index == 0:
         return Markup('<circle class="mark" cx="{}" cy="{}" r="3.2"/>').format(x, y)
@@ -291,10 +293,10 @@ def _draw(line: Line, scale: _Scale) -> Markup:
     marks, last = [], -math.inf
     for x, y in points:
         if x - last >= MARKER_EVERY:
-            marks.append(_marker(line.series, x, y))
+            marks.append(marker(line.series, x, y))
             last = x
     return Markup('<g class="series {}"><path class="line" d="{}"/>{}</g>').format(
-        _series(line.series), escape(path), Markup("").join(marks)
+        series_class(line.series), escape(path), Markup("").join(marks)
     )
 
 

@@ -22,9 +22,8 @@ from gdfq.report.layers import Place, batch_norms, places
 from gdfq.report.observation import Loss, Moments, observe, quantizers
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_trainer
-from gdfq.runs.picture import class_images, low_pass_of, shown_classes
+from gdfq.runs.picture import class_images, random_images, shown_classes
 from gdfq.runs.state import RunState
-from gdfq.training.parts.low_pass import make_images
 
 # Generated images that layers are measured on, of up to so many pixels a side, and of larger ones.
 SMALL = 64
@@ -113,24 +112,15 @@ class _Measurement:
             run.teacher.network, {name: norms[name] for name in order}, made.to(run.device)
         )
 
-    @torch.no_grad()
     def generate(self) -> list[Tensor]:
         """Images of random classes, as training's batches are."""
         run = self.run
-        size, classes = run.recipe.training.batch_size, run.teacher.preprocessing.num_classes
-        random = torch.Generator(run.device).manual_seed(run.recipe.training.seed)
-        generator = copy.deepcopy(run.generator)  # a forward moves its running statistics
-        assert generator is not None
-        generator.train()
+        assert run.generator is not None
+        classes = run.teacher.preprocessing.num_classes
         wanted = IMAGES_SMALL if self.small else IMAGES_LARGE
-        low_pass = low_pass_of(run.recipe, run.device)
-        made: list[Tensor] = []
-        while sum(map(len, made)) < wanted:
-            shape = (size, generator.latent_dim)
-            z = torch.randn(shape, generator=random, device=run.device)
-            labels = torch.randint(classes, (size,), generator=random, device=run.device)
-            made.append(make_images(generator, low_pass, z, labels))
-        return list(torch.cat(made)[:wanted].split(PASS))
+        random = torch.Generator(run.device).manual_seed(run.recipe.training.seed)
+        made = random_images(run.recipe, classes, wanted, run.generator, random)
+        return list(made.split(PASS))
 
     def statistics(self) -> None:
         run = self.run

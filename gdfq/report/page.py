@@ -5,18 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
-import gdfq
 from gdfq.errors import InputError
-from gdfq.report.charts import swatch
 from gdfq.report.contents import ClassImages, Contents, png
 from gdfq.report.figures import layer_figures, norm_figure, training_figures
+from gdfq.report.html import fill
 from gdfq.report.tables import (
     LAYER_COLUMNS,
     comparison_rows,
@@ -60,14 +56,6 @@ def render(runs: Sequence[Contents]) -> str:
     """
     if not runs:
         raise InputError("runs: a report needs at least one run")
-    environment = Environment(
-        loader=FunctionLoader(_file),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("page.html")
     several = len(runs) > 1
     named = [_Run(run.name, run.sentence, i) for i, run in enumerate(runs)]
     parts: dict[str, Any] = {
@@ -87,32 +75,22 @@ def render(runs: Sequence[Contents]) -> str:
     sections = [("result", "Comparison" if several else "Result")]
     sections += [titles[name] for name, content in parts.items() if content]
     sections += [("facts", "Details")]
-    return (
-        template.render(
-            title=f"{len(runs)} runs compared" if several else runs[0].name,
-            lead=_lead(runs),
-            several=several,
-            runs=named,
-            warnings=_warnings(runs),
-            sections=sections,
-            result=_result(runs),
-            facts=[
-                {"run": run, "facts": _facts(content), "files": file_rows(content)}
-                for run, content in zip(named, runs, strict=True)
-            ],
-            css=Markup(_file("page.css")),
-            js=Markup(_file("page.js")),
-            version=gdfq.__version__,
-            missing=MISSING,
-            swatch=swatch,
-            **parts,
-        ).strip()
-        + "\n"
+    return fill(
+        "page.html",
+        kicker="gdfq report",
+        title=f"{len(runs)} runs compared" if several else runs[0].name,
+        lead=_lead(runs) if several else runs[0].sentence,
+        warnings=_warnings(runs),
+        sections=sections,
+        several=several,
+        runs=named,
+        result=_result(runs),
+        facts=[
+            {"run": run, "facts": _facts(content), "files": file_rows(content)}
+            for run, content in zip(named, runs, strict=True)
+        ],
+        **parts,
     )
-
-
-def _file(name: str) -> str:
-    return (resources.files("gdfq.report") / "template" / name).read_text(encoding="utf-8")
 
 
 def _lead(runs: Sequence[Contents]) -> str:
@@ -123,21 +101,22 @@ def _lead(runs: Sequence[Contents]) -> str:
 def _warnings(runs: Sequence[Contents]) -> list[tuple[str, str]]:
     found = []
     for run in runs:
+        name = run.name if len(runs) > 1 else ""
         if run.failure:
-            found.append((run.name, f"This run failed at step {run.step:,}: {run.failure}"))
+            found.append((name, f"This run failed at step {run.step:,}: {run.failure}"))
         elif not run.finished:
             found.append(
-                (run.name, f"This run has not finished: the student is that of step {run.step:,}.")
+                (name, f"This run has not finished: the student is that of step {run.step:,}.")
             )
         if run.measured.step != run.step:
             found.append(
                 (
-                    run.name,
+                    name,
                     f"What is told of layers and images was measured at step "
                     f"{run.measured.step:,}; the run is at step {run.step:,}.",
                 )
             )
-        found += [(run.name, note) for note in run.measured.notes]
+        found += [(name, note) for note in run.measured.notes]
     return found
 
 

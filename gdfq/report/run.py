@@ -170,7 +170,7 @@ def _contents(
         sizes=_sizes(folder, measured),
         curves=_curves(folder / "metrics.jsonl"),
         points=points,
-        environment=_environment(read_json(folder / "environment.json")),
+        environment=environment_line(read_json(folder / "environment.json")),
         measured=measured,
         dynamic_ranges=spec.dynamic_ranges,
         effective_weight_bits=result.get("effective_weight_bits"),
@@ -230,7 +230,8 @@ def _curves(path: Path) -> list[Curve]:
     return list(curves.values())
 
 
-def _environment(facts: dict[str, Any]) -> str:
+def environment_line(facts: dict[str, Any]) -> str:
+    """Versions and machine of a run, from its ``environment.json``; empty where not known."""
     if not facts:
         return ""
     parts = [f"gdfq {facts.get('gdfq', '?')}", f"torch {facts.get('torch', '?')}"]

@@ -74,6 +74,32 @@ def low_pass_of(recipe: Recipe, device: torch.device) -> LowPass | None:
     return LowPass((size, size), width, device)
 
 
+@torch.no_grad()
+def random_images(
+    recipe: Recipe, classes: int, count: int, generator: nn.Module, random: torch.Generator
+) -> Tensor:
+    """``(count, C, H, W)`` generated images of random classes, made as training's batches are.
+
+    Args:
+        recipe: of the run.
+        classes: that the teacher has.
+        count: of images.
+        generator: the run's; it is left as it is.
+        random: of noise and classes, on the generator's device.
+    """
+    device = random.device
+    generator = copy.deepcopy(generator).train()  # a forward moves its running statistics
+    size, made = recipe.training.batch_size, 0
+    low_pass = low_pass_of(recipe, device)
+    parts = []
+    while made < count:
+        z = torch.randn((size, recipe.generator.latent_dim), generator=random, device=device)
+        labels = torch.randint(classes, (size,), generator=random, device=device)
+        parts.append(make_images(generator, low_pass, z, labels))
+        made += size
+    return torch.cat(parts)[:count]
+
+
 def image_grid(
     rows: Sequence[Tensor], names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> Image.Image:

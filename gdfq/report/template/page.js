@@ -111,6 +111,7 @@
   }
 
   function addHint(charts) {
+    if (!charts.querySelector("svg[data-chart]")) return;
     const hint = document.createElement("p");
     hint.className = "hint";
     hint.textContent = "Point at a chart, or focus it and use the arrow keys, for its values.";

@@ -1,0 +1,151 @@
+"""``gdfq sweep``: a file of variants and seeds in, run folders and one table out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from gdfq.cli._common import (
+    DEVICE,
+    EXIT_FAILED,
+    WORKERS,
+    console,
+    print_error,
+    resolve_device,
+)
+from gdfq.errors import InputError
+from gdfq.memory import keep_freed_memory
+from gdfq.runs.interrupts import Interrupted
+from gdfq.runs.progress import LiveProgress, PlainProgress
+from gdfq.runs.session import Options, Progress
+from gdfq.sweeps.cluster import over_ray
+from gdfq.sweeps.contents import Sweep
+from gdfq.sweeps.page import difference, plus_minus, thousandths, two, won
+from gdfq.sweeps.plan import read_plan
+from gdfq.sweeps.running import Settings, check_folders, check_networks, one_after_another
+from gdfq.sweeps.sweep import PAGE, run_sweep
+
+
+def sweep(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="the sweep, a .toml file")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of the sweep, new or one to go on with; by default the file's name in "
+            "`sweeps`",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    workers: Annotated[int | None, WORKERS] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
+    ] = 60.0,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="leave report.html in each run's folder")
+    ] = True,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="do the runs as tasks of Ray, of the cluster that RAY_ADDRESS names"
+        ),
+    ] = False,
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="with --ray; by default 1 where the cluster has any", show_default=False
+        ),
+    ] = None,
+    cpus_per_run: Annotated[float, typer.Option(min=0, help="with --ray")] = 1.0,
+) -> None:
+    """Run variants of a recipe with several seeds, and compare them in one page.
+
+    Called again with the same folder, it goes on: finished runs are kept, interrupted ones resumed.
+    """
+    if context.obj.parallel:
+        raise InputError("sweep: its runs are of one process each; start it without torchrun")
+    plan = read_plan(file)
+    folder = out or Path("sweeps") / file.stem
+    settings = Settings(device, checkpoint_every, workers, report)
+    own_device = resolve_device("auto" if ray else device)
+    Options(own_device, checkpoint_every)  # checks it
+    check_folders(plan, folder)
+    check_networks(plan, None if ray else own_device)
+    keep_freed_memory()
+    if ray:
+        train = over_ray(settings, gpus_per_run, cpus_per_run, _stopping, _tell)
+    else:
+        train = one_after_another(settings, _progress, _notice)
+    try:
+        found = run_sweep(plan, folder, train, own_device, _tell, _warn, ray)
+    except Interrupted as error:
+        print_error(
+            f"gdfq: stopped by {error}; to go on: gdfq sweep {shlex.quote(str(file))} "
+            f"--out {shlex.quote(str(folder))}"
+        )
+        raise typer.Exit(error.exit_code) from None
+    _print(found, folder)
+    if any(run.status != "finished" for run in found.runs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _progress() -> Progress:
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def _tell(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _warn(text: str) -> None:
+    print_error(f"warning: {text}")
+
+
+def _notice() -> None:
+    print_error("stopping after this step and saving; a second signal ends at once")
+
+
+def _stopping() -> None:
+    print_error("stopping the runs, which save first; a second signal ends at once")
+
+
+def _print(found: Sweep, folder: Path) -> None:
+    table = Table(
+        title=f"{found.recipe}, mean ± standard deviation over seeds",
+        caption="top-1 in percent, after fine-tuning; difference: to the reference, seed by seed; "
+        "divergence from the teacher on generated images, 1/1000 nat",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("variant", overflow="fold")
+    for column in ("runs", "top-1", "lost", "difference", "won", "divergence"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.variants:
+        table.add_row(
+            row.name,
+            f"{row.finished}/{len(found.seeds)}",
+            plus_minus(row.after, two),
+            plus_minus(row.lost, two),
+            "reference" if row.reference and row.difference is None else difference(row.difference),
+            won(row.difference),
+            plus_minus(row.divergence, thousandths),
+        )
+    console.print(table, markup=False)
+    for run in found.runs:
+        if run.status != "finished":
+            _tell(f"{run.folder}: {run.status}{': ' + run.reason if run.reason else ''}")
+    for group in found.groups:
+        if group.chosen is not None:
+            _tell(
+                f"{group.name}: {group.chosen} diverges least on generated images, in "
+                f"{group.lowest} of {group.seeds} seeds; top-1 was not used to choose"
+            )
+        if group.note:
+            _tell(f"{group.name}: {group.note}")
+    _tell(f"Page: {folder / PAGE}")

@@ -1,0 +1,1 @@
+"""Sweeps: variants of a recipe, each with several seeds, compared."""

@@ -1,0 +1,147 @@
+"""A sweep from its plan to its page, whatever comes between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from gdfq.errors import InputError
+from gdfq.files import locked, write_file
+from gdfq.runs.state import read_json
+from gdfq.sweeps import criterion
+from gdfq.sweeps.contents import Measured, RunRow, Sweep
+from gdfq.sweeps.page import render
+from gdfq.sweeps.plan import Plan, Run
+from gdfq.sweeps.running import Job, Trainer, check_folders, read_run, write_recipe
+from gdfq.sweeps.summary import summarize
+
+FILE, PAGE, DATA, LOCK = "sweep.toml", "sweep.html", "sweep.json", ".lock"
+OVER = ("finished", "failed")
+
+Tell = Callable[[str], None]
+
+
+def run_sweep(
+    plan: Plan, out: Path, train: Trainer, device: str, tell: Tell, warn: Tell, ray: bool = False
+) -> Sweep:
+    """Do the runs of ``plan`` that are not over yet, and leave everything about it in ``out``.
+
+    A run that is over is kept, and one that was interrupted goes on. ``sweep.html`` and
+    ``sweep.json`` are written anew after each.
+
+    Args:
+        plan: the sweep.
+        out: a folder: of this sweep, an empty one, or none yet.
+        train: does runs, see :func:`gdfq.sweeps.running.one_after_another`.
+        device: what students are compared on.
+        tell: told what is done next.
+        warn: told what is not as it should be.
+        ray: whether ``train`` does runs at the same time.
+
+    Raises:
+        InputError: ``out`` cannot be used, or a run in it has another recipe than ``plan`` gives
+            it.
+        Interrupted: a signal arrived; the next call goes on from there.
+    """
+    _make(out)
+    with locked(out / LOCK):
+        check_folders(plan, out)
+        write_file(out / FILE, plan.text.encode())
+        sweep = _Sweep(plan, out, device, tell, warn, ray)
+        try:
+            sweep.go(train)
+        finally:
+            sweep.publish()
+        return sweep.contents()
+
+
+def _make(out: Path) -> None:
+    try:
+        if out.is_dir() and not (out / FILE).is_file() and any(
+            path.name != LOCK for path in out.iterdir()
+        ):  # fmt: skip
+            raise InputError(f"out: {out} is not empty, and is no sweep's: it has no {FILE}")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / LOCK).touch()
+    except OSError as error:
+        raise InputError(f"out: cannot write to {out}: {error.strerror}") from error
+
+
+class _Sweep:
+    def __init__(
+        self, plan: Plan, out: Path, device: str, tell: Tell, warn: Tell, ray: bool
+    ) -> None:
+        self.plan, self.out, self.device = plan, out, device
+        self.tell, self.warn = tell, warn
+        self.problems: dict[str, str] = {}  # by run, what kept it from its end
+        self.notes: dict[tuple[str, int], str] = {}
+        earlier = read_json(out / DATA)
+        self.ray = ray or bool(earlier.get("ray"))
+        self.measured: dict[tuple[str, int], Measured] = {}
+        for stored in earlier.get("measured", []):
+            found = Measured(**stored)
+            self.measured[found.group, found.seed] = found
+
+    def go(self, train: Trainer) -> None:
+        """Do the runs; measure those of a seed and of the same bits when all of them are over."""
+        jobs: dict[str, Run] = {}
+        for run in self.plan.runs:
+            if self.row(run).status not in OVER:
+                write_recipe(self.out, run)
+                jobs[run.name] = run
+        for name in self.plan.groups:
+            for seed in self.plan.seeds:
+                self.measure(name, seed)
+        todo = [Job(run.name, run.recipe, (self.out / run.name).resolve()) for run in jobs.values()]
+        kept = len(self.plan.runs) - len(todo)
+        if kept:
+            self.tell(f"{kept} of {len(self.plan.runs)} runs are over already")
+        for job, problem in train(todo):
+            run = jobs[job.name]
+            if problem is not None:
+                self.problems[run.name] = problem
+                self.warn(f"{run.name}: {problem}")
+            self.measure(run.variant.bits, run.seed)
+            self.publish()
+
+    def row(self, run: Run) -> RunRow:
+        """What is known of a run."""
+        return read_run(self.out, run, self.problems.get(run.name))
+
+    def measure(self, group: str, seed: int) -> None:
+        """Compare the students of ``seed`` on generated images, if that has not been done."""
+        rows = [self.row(Run(variant, seed)) for variant in self.plan.groups[group]]
+        folders = {row.variant: self.out / row.folder for row in rows if row.status == "finished"}
+        known = self.measured.pop((group, seed), None)
+        if not folders or any(row.status not in OVER for row in rows):
+            return
+        if known is None or known.students != criterion.students(folders):
+            self.tell(f"comparing the students of seed {seed}, {group}, on generated images")
+            try:
+                known = criterion.measure(folders, group, seed, self.device, self.warn)
+            except Exception as error:  # of any network: the runs are there all the same
+                self.notes[group, seed] = (
+                    f"The students of seed {seed}, {group}, were not compared on generated images: "
+                    f"{error}"
+                )
+                self.warn(self.notes[group, seed])
+                return
+        self.measured[group, seed] = known
+
+    def contents(self) -> Sweep:
+        """The sweep as far as it is."""
+        rows = [self.row(run) for run in self.plan.runs]
+        return summarize(
+            self.plan, rows, list(self.measured.values()), self.ray, list(self.notes.values())
+        )
+
+    def publish(self) -> None:
+        """Write page and data."""
+        contents = self.contents()
+        try:
+            write_file(self.out / DATA, (json.dumps(asdict(contents), indent=2) + "\n").encode())
+            write_file(self.out / PAGE, render(contents).encode())
+        except OSError as error:
+            self.warn(f"cannot write to {self.out}: {error.strerror}")
