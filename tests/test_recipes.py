@@ -13,6 +13,7 @@ from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe, recipe_for_model, recipe_names
 from gdfq.recipes.schema import FOLDER
 from gdfq.runs.networks import build_student, build_teacher
+from gdfq.training.start import NO_START
 
 PAPERS = {
     "cifar10-resnet20": (10, 32),
@@ -27,7 +28,7 @@ PAPERS = {
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_paper_s_constants(name):
-    recipe = load_recipe(name)
+    recipe = load_recipe(f"{name}-paper")
     large = name.startswith("imagenet")
     training = recipe.training
     assert (training.epochs, training.steps_per_epoch) == (400, 200)
@@ -40,11 +41,27 @@ def test_the_paper_s_constants(name):
     assert recipe.generator.conditional_bn == large
     assert recipe.quantization.ste == "identity"
     assert recipe.teacher.weights == "pretrained"
+    assert not recipe.parts.build().changed()
+    assert recipe.start.build() == NO_START
+
+
+@pytest.mark.parametrize("name", [*PAPERS, "fashion-mnist-resnet20"])
+def test_the_default_differs_from_the_paper_s_in_start_and_loss(name):
+    recipe, paper = load_recipe(name), load_recipe(f"{name}-paper")
+    for section in ("teacher", "quantization", "generator", "bits"):
+        assert getattr(recipe, section) == getattr(paper, section)
+    losses = {"student_lr", "alpha"} if name.startswith("fashion") else set()
+    assert recipe.training.model_dump(exclude=losses) == paper.training.model_dump(exclude=losses)
+    shared = load_recipe("fashion-mnist-resnet20")
+    assert (recipe.start, recipe.parts) == (shared.start, shared.parts)
+    assert recipe.start != paper.start
+    assert recipe.parts != paper.parts
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_quick_is_the_same_in_fewer_epochs(name):
     whole, quick = load_recipe(name), load_recipe(f"{name}-quick")
+    assert (quick.start, quick.parts) == (whole.start, whole.parts)
     assert quick.teacher == whole.teacher
     assert quick.generator == whole.generator
     share = quick.training.epochs / whole.training.epochs
@@ -55,7 +72,8 @@ def test_quick_is_the_same_in_fewer_epochs(name):
 
 
 def test_there_are_no_others():
-    names = {*PAPERS, *(f"{name}-quick" for name in PAPERS), "fashion-mnist-resnet20"}
+    whole = {*PAPERS, "fashion-mnist-resnet20"}
+    names = {*whole, *(f"{name}-quick" for name in PAPERS), *(f"{name}-paper" for name in whole)}
     assert set(recipe_names()) == names
     assert all(load_recipe(name).name == name for name in names)
 
