@@ -3,7 +3,8 @@
 ``FILE`` is one that ``gdfq sweep`` takes. The generator never sees the student, so its images are
 recorded once for all runs that train the same generator, and each student is trained on them as
 its run would train it: the same student bit for bit (``tests/test_benchmarks.py``), in less than
-half the time. Students are trained one a core. ``FOLDER`` keeps what is finished.
+half the time. Students are trained one a core. ``FOLDER`` keeps what is finished. Writes
+``results/accuracy-FILE.json`` and a table in ``docs/accuracy.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import readme
 from gdfq.data import top1
+from gdfq.environment import environment
 from gdfq.errors import NonFiniteLossError
 from gdfq.recipes import Recipe
 from gdfq.runs.measure import open_batches
@@ -34,6 +37,8 @@ from gdfq.sweeps.plan import Plan, Run, Variant, read_plan
 from gdfq.sweeps.summary import paired, spread
 from gdfq.training import GDFQTrainer
 
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
 HELD_OUT = 16  # batches of generated images that no student is trained on
 # What a generator learns depends on all of a recipe but these.
 STUDENTS = {
@@ -222,20 +227,24 @@ def _train(job: tuple[Run, Path]) -> Run:
     return run
 
 
-def markdown(plan: Plan, folder: Path) -> str:
-    """A table for each of the widths: means and standard deviations over the seeds there are."""
-    found = {
+def results(plan: Plan, folder: Path) -> dict[str, Outcome]:
+    """What is finished of a plan, by the runs' names."""
+    return {
         run.name: Outcome(**json.loads(_result(run, folder).read_text()))
         for run in plan.runs
         if _result(run, folder).exists()
     }
+
+
+def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
+    """A table for each of the widths: means and standard deviations over the seeds there are."""
     lines = []
     for bits, variants in plan.groups.items():
         lines += [
-            f"### {bits}",
+            f"**{bits}**",
             "",
-            "| | seeds | before | after | beside the reference | KL, generated | agreement |",
-            "|---|---|---|---|---|---|---|",
+            "| | seeds | before | after | after, less the reference's | KL on generated images |",
+            "|---|---|---|---|---|---|",
         ]
         for variant in variants:
             own = _by_seed(plan, variant, found)
@@ -252,7 +261,7 @@ def markdown(plan: Plan, folder: Path) -> str:
             )
             lines.append(
                 f"| {variant.table} | {len(own)} | {of('before')} | {of('after')} | {beside} | "
-                f"{of('divergence', '.3f')} | {of('agreement', '.3f')} |"
+                f"{of('divergence', '.3f')} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -278,7 +287,7 @@ def _text(found: Spread | None, form: str) -> str:
 
 
 def main() -> None:
-    """Train what is missing, and print the tables."""
+    """Train what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
@@ -302,7 +311,11 @@ def main() -> None:
             list(pool.imap_unordered(_record, generators.values()))
             for run in pool.imap_unordered(_train, jobs):
                 print(run.name, _result(run, options.folder).read_text(), flush=True)
-    print(markdown(plan, options.folder))
+    found = results(plan, options.folder)
+    name = f"accuracy-{options.file.stem}"
+    record = {"environment": environment(), "runs": {k: asdict(v) for k, v in found.items()}}
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    readme.write(name, markdown(plan, found).rstrip(), DOCUMENT)
 
 
 if __name__ == "__main__":
