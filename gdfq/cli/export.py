@@ -58,6 +58,7 @@ def export(
         console.print(
             f"Loaded again, it gives the student's logits on {written.images}, {same}.",
             highlight=False,
+            soft_wrap=True,
         )
     if not written.faithful:
         if written.parities:
