@@ -371,9 +371,7 @@ def test_a_student_in_channels_last_is_a_program_without_warnings(tmp_path, deco
 
 def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder, monkeypatch):
     path = tmp_path / "small.safetensors"
-    code, out, err = gdfq_command(
-        capsys, "export", run_folder, "--format", "safetensors", "--out", path, "--images", 100
-    )
+    code, out, err = gdfq_command(capsys, "export", run_folder, "--out", path, "--images", 100)
     assert code == 0, err
     assert "bit for bit" in out
     for what in (path, run_folder):
@@ -409,6 +407,17 @@ def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder
         code, _, err = gdfq_command(capsys, "inspect", tmp_path / name)
         assert code == 2
         assert str(tmp_path / name) in err
+
+
+def test_what_is_missing_is_said_before_anything_is_read(capsys, tmp_path, monkeypatch):
+    for package in ("onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = gdfq_command(capsys, "export", tmp_path / "no run")
+    assert code == 2
+    assert "needs onnxscript, onnxruntime, not installed: pip install 'gdfq[export]'" in err
+    code, _, err = gdfq_command(capsys, "export", tmp_path / "no run", "--out", tmp_path / "s.bin")
+    assert code == 2
+    assert f"format: must be one of onnx, pt2, safetensors, where {tmp_path / 's.bin'}" in err
 
 
 def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
