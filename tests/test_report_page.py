@@ -387,6 +387,32 @@ def test_a_phone_needs_no_sideways_scrolling(visit, name, script):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_goes_on_has_a_shadow_at_its_edge(visit, scheme):
+    paper = np.array([int(colours(scheme)["paper"][i : i + 2], 16) for i in (1, 3, 5)])
+
+    def shadowed(page, table, to_the_end=False):
+        """Share of the table's right edge, as far as it is seen, that has not the page's colour."""
+        area = page.locator(f".scroll:has({table})").first
+        area.evaluate(f"area => area.scrollLeft = {9999 * to_the_end}")
+        page.wait_for_timeout(100)
+        box = area.bounding_box()
+        clip = {
+            "x": box["x"] + box["width"] - 3,
+            "y": box["y"],
+            "width": 2,
+            "height": box["height"],
+        }
+        edge = pixels(page, clip=clip, full_page=True)
+        return (np.abs(edge - paper) > 8).any(2).mean()
+
+    phone, desk = visit("one", width=390, color_scheme=scheme), visit("one", color_scheme=scheme)
+    for table in ("#layers table", "#confusion table.heat"):
+        assert shadowed(phone, table) > 0.9
+        assert shadowed(phone, table, to_the_end=True) < 0.5
+        assert shadowed(desk, table) < 0.5
+
+
 @pytest.mark.parametrize("name", ["one", "two", "bare"])
 def test_printing(visit, name):
     page = visit(name)
