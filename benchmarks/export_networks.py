@@ -27,14 +27,20 @@ from torch import Tensor, nn
 
 import gdfq
 from benchmarks import readme, real_teacher, resnet18
-from benchmarks.export import (
+from benchmarks.exported import (
     BATCHES,
     DOCUMENT,
     FILES,
     RESULTS,
+    SAME_ANSWER,
+    Row,
+    aims,
     export_float,
     integers,
     latencies,
+    sizes,
+    table,
+    versions,
 )
 from benchmarks.table import where
 from gdfq.convert import QuantizedModel
@@ -212,36 +218,25 @@ def measure_latencies(name: str, files: dict[str, Path], rounds: int) -> dict[st
 # ---- what is shown ----
 
 
-def table(kept: dict[str, Any]) -> str:
-    """A row per student, file and runtime."""
-    head = ["student", "file", "runtime", "same answer", "median difference", "beyond 1e-3",
-            *(f"batch {size}, ms" for size in BATCHES)]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+def rows(kept: dict[str, Any]) -> list[Row]:
+    """Of each student its own in the other memory format, then those of its files."""
+    found = []
     for name in STUDENTS:
         result = kept["students"].get(name, {})
-        if "itself" in result.get("answers", {}):
-            p = result["answers"]["itself"]
-            lines.append(
-                f"| {name} | none, in channels_last | PyTorch | {p['agreement']:.2f}% | "
-                f"{p['median_difference']:.1e} | {p['noticeable']:.1f}% |" + " |" * len(BATCHES)
-            )
-        for kind in FILES:
-            for runtime, p in result.get("answers", {}).get(kind, {}).items():
-                times = []
-                for size in BATCHES:
-                    taken = result.get("latencies", {}).get(runtime, {}).get(f"batch {size}")
-                    if taken is None:
-                        times.append("-")
-                        continue
-                    ours, base = (taken[n]["fastest_ms"] for n in (kind, "float"))
-                    times.append(f"{ours:.2f} ({base / ours:.2f})")
-                lines.append(
-                    f"| {name} | {kind} | {runtime} | {p['agreement']:.2f}% | "
-                    f"{p['median_difference']:.1e} | {p['noticeable']:.1f}% | "
-                    + " | ".join(times)
-                    + " |"
-                )
-    return "\n".join(lines)
+        answers, taken = result.get("answers", {}), result.get("latencies", {})
+        if "itself" in answers:
+            found.append(Row(name, "none, in channels_last", "PyTorch", answers["itself"]))
+        found += [
+            Row(name, kind, runtime, p, taken.get(runtime))
+            for kind in FILES
+            for runtime, p in answers.get(kind, {}).items()
+        ]
+    return found
+
+
+def markdown_table(kept: dict[str, Any]) -> str:
+    """A row per student, file and runtime."""
+    return table(rows(kept), {**SAME_ANSWER, "beyond 1e-3": lambda p: f"{p['noticeable']:.1f}%"})
 
 
 def introduction(kept: dict[str, Any]) -> str:
@@ -270,7 +265,7 @@ def introduction(kept: dict[str, Any]) -> str:
 
 
 def markdown(kept: dict[str, Any]) -> str:
-    lines = ["# Larger networks, exported", "", introduction(kept), "", table(kept), ""]
+    lines = ["# Larger networks, exported", "", introduction(kept), "", markdown_table(kept), ""]
     lines += ["Students with labels, and how often a student answers as its teacher:", ""]
     for name, result in kept["students"].items():
         first = next(iter(result["answers"]["exact"].values()))
@@ -291,12 +286,15 @@ def markdown(kept: dict[str, Any]) -> str:
         for kind, notes in result["instead"].items():
             for note in notes:
                 lines.append(f"* {name}, {kind}, {note}")
-    names = list(next(iter(kept["students"].values()))["bytes"])
-    lines += ["", "Bytes:", "", "| student | " + " | ".join(names) + " |",
-              "|---" * (len(names) + 1) + "|"]  # fmt: skip
-    for name, result in kept["students"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{n:,}" for n in result["bytes"].values()) + " |")
+    lines += ["", "Bytes:", "", sizes(kept["students"])]
     return "\n".join(lines) + "\n"
+
+
+def write(kept: dict[str, Any]) -> None:
+    (RESULTS / "export-networks-cpu.md").write_text(markdown(kept), encoding="utf-8")
+    shown = f"{introduction(kept)}\n\n{markdown_table(kept)}"
+    readme.write("export-networks", shown, DOCUMENT)
+    readme.write("export-networks-aims", aims(rows(kept)), DOCUMENT)
 
 
 def main() -> None:
@@ -309,17 +307,14 @@ def main() -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--latencies", action="store_true", help="these alone; keep the answers")
     only.add_argument("--answers", action="store_true", help="these alone; keep the latencies")
+    only.add_argument("--table", action="store_true", help="measure nothing, write again")
     arguments = parser.parse_args()
-    import onnxruntime
-    import openvino
-
     arguments.folder.mkdir(parents=True, exist_ok=True)
     kept = json.loads(RESULT.read_text()) if RESULT.exists() else {"students": {}}
-    kept["machine"] = environment()
-    kept["versions"] = {
-        "ONNX Runtime": onnxruntime.__version__,
-        "OpenVINO": openvino.__version__.split("-")[0],
-    }
+    if arguments.table:
+        write(kept)
+        return
+    kept["machine"], kept["versions"] = environment(), versions()
     for name in arguments.student or STUDENTS:
         teacher, student = make_student(name, arguments.folder)
         result = kept["students"].setdefault(name, {})
@@ -339,8 +334,7 @@ def main() -> None:
             if not arguments.answers:
                 result["latencies"] = measure_latencies(name, files, arguments.rounds)
         RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "export-networks-cpu.md").write_text(markdown(kept), encoding="utf-8")
-    readme.write("export-networks", f"{introduction(kept)}\n\n{table(kept)}", DOCUMENT)
+    write(kept)
     print(markdown(kept))
 
 

@@ -2,7 +2,8 @@
 
 Runs the operators' tests on every backend that this machine can run, counts them by operator, and
 reads what ``make gpu-check`` left in ``benchmarks/results/``. A cell is the number of tests that
-passed and the day; where a kernel was not run, it says so.
+passed; where a kernel was not run, it says so. ``--operator`` runs the tests of one operator alone,
+and its cells then have their own day.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks import readme
@@ -56,16 +58,17 @@ def has_kernel(operator: str, column: str) -> bool:
     return not column.startswith("Triton") or operator in triton.OPERATORS
 
 
-def run_suite(column: str) -> dict[str, list[int]]:
-    """Passed, failed and skipped tests by operator."""
+def run_suite(column: str, operator: str | None = None) -> dict[str, list[int]]:
+    """Passed, failed and skipped tests by operator, or those of one."""
     arguments, environment = SUITES[column]
+    chosen = [] if operator is None else ["-k", operator]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         # Two suites run side by side, and their tests are small.
         alone = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
         subprocess.run(
-            [*command, f"--junitxml={report}"],
+            [*command, *chosen, f"--junitxml={report}"],
             cwd=ROOT,
             env={**os.environ, **alone, **environment},
             stdout=sys.stderr,
@@ -75,6 +78,17 @@ def run_suite(column: str) -> dict[str, list[int]]:
         if arguments[-1] == "tests/ops":
             return count(report)
         return count_named(report)
+
+
+def keep(record: dict, column: str, results: dict[str, list[int]], operator: str | None) -> None:
+    """Put a suite's results, or one operator's of it, into ``record``."""
+    today = datetime.date.today().isoformat()
+    if operator is None:
+        record[column] = {"date": today, "operators": results}
+    elif operator in results:
+        suite = record.setdefault(column, {"date": today, "operators": {}})
+        suite["operators"][operator] = results[operator]
+        suite.setdefault("dates", {})[operator] = today
 
 
 def count_named(report: Path) -> dict[str, list[int]]:
@@ -100,7 +114,8 @@ def cell(operator: str, column: str, record: dict) -> str:
     if not counts or counts[0] + counts[1] == 0:
         return "not run"
     failed = f", {counts[1]} FAILED" if counts[1] else ""
-    return f"{counts[0]} passed{failed}"
+    date = (suite or {}).get("dates", {}).get(operator)
+    return f"{counts[0]} passed{failed}" + (f" ({date})" if date else "")
 
 
 def gpu_records() -> dict[str, dict]:
@@ -135,14 +150,15 @@ def table(record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=SUITES, help="run one suite, keep the others' results")
+    parser.add_argument("--operator", choices=operators(), help="run this one's tests alone")
     parser.add_argument("--table", action="store_true", help="run nothing, write the table again")
     arguments = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    today = datetime.date.today().isoformat()
     chosen = [c for c in SUITES if arguments.only in (None, c)] if not arguments.table else []
     with ThreadPoolExecutor(2) as pool:
-        for column, results in zip(chosen, pool.map(run_suite, chosen), strict=True):
-            record[column] = {"date": today, "operators": results}
+        run = partial(run_suite, operator=arguments.operator)
+        for column, results in zip(chosen, pool.map(run, chosen), strict=True):
+            keep(record, column, results, arguments.operator)
             RESULTS.mkdir(parents=True, exist_ok=True)
             RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     readme.write("verified", table(record), DOCUMENT)

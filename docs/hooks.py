@@ -1,8 +1,8 @@
 """What the site shows beside the pages in this folder: mkdocs calls the functions ``on_...``.
 
 Commands and recipe fields are read off the program, so that their pages cannot go stale; the
-changelog and the tables of `benchmarks/results` are shown where they lie; docstrings, which are
-Google's sections with reStructuredText within, become Markdown.
+changelog, its neighbours and the tables of `benchmarks/results` are shown where they lie;
+docstrings, which are Google's sections with reStructuredText within, become Markdown.
 """
 
 from __future__ import annotations
@@ -189,7 +189,25 @@ def part_of_readme(name: str) -> str:
     return text.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0]
 
 
+def examples() -> str:
+    """The example programs, as they are."""
+    parts = []
+    for path in sorted((ROOT / "examples").iterdir()):
+        language = {".py": "python", ".sh": "sh"}.get(path.suffix)
+        if language is not None:
+            code = path.read_text(encoding="utf-8").rstrip()
+            parts.append(f"## {path.name}\n\n````{language}\n{code}\n````")
+    return "\n\n".join(parts)
+
+
+def citation() -> str:
+    """CITATION.cff, as it is."""
+    return f"````yaml\n{(ROOT / 'CITATION.cff').read_text(encoding='utf-8').rstrip()}\n````"
+
+
 INSERTED: dict[str, Callable[[], str]] = {
+    "citation": citation,
+    "examples": examples,
     "commands": commands,
     "recipe fields": recipe_fields,
     "recipes": recipes,
@@ -197,9 +215,16 @@ INSERTED: dict[str, Callable[[], str]] = {
 }
 
 
+# Pages that lie in the repository's own folder, by their place in the site.
+AT_THE_TOP = {
+    f"{name.lower()}.md": f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")
+}
+
+
 def _shown_from_elsewhere() -> Iterator[tuple[str, Path]]:
     """Files outside this folder that the site has, by their place in the site."""
-    yield "changelog.md", ROOT / "CHANGELOG.md"
+    for uri, name in AT_THE_TOP.items():
+        yield uri, ROOT / name
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.[mp][dn]*")):
         yield f"benchmarks/results/{path.name}", path
 
@@ -216,7 +241,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for name, make in INSERTED.items():
         if f"<!-- insert: {name} -->" in markdown:
             markdown = markdown.replace(f"<!-- insert: {name} -->", make())
-    if page.file.src_uri == "changelog.md":
+    if page.file.src_uri in AT_THE_TOP:
         return markdown.replace("](docs/", "](")
     return markdown.replace("](../benchmarks/", "](benchmarks/")
 

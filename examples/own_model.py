@@ -9,6 +9,7 @@ the network alone. From there on it is one call and one for each file.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import nn
 
 import gdfq
 from gdfq.data.fashion_mnist import open_fashion_mnist
+from gdfq.export.files import options_for
 
 
 class Net(nn.Module):
@@ -39,6 +41,8 @@ def main() -> None:
     parser.add_argument("--out", help="file to export to: .onnx, .pt2 or .safetensors")
     parser.add_argument("--report", help="HTML file to write")
     args = parser.parse_args()
+    if args.out:
+        options_for(Path(args.out))  # or an error before anything is trained
 
     pictures = open_fashion_mnist()
     images = (torch.tensor(pictures.images).permute(0, 3, 1, 2).float() / 255 - 0.286) / 0.353

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.convert import SUMS
+from gdfq.convert.calls import ModuleCalls
 from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
@@ -106,7 +107,7 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
     return fused
 
 
-class _Fusing:
+class _Fusing(ModuleCalls):
     def __init__(self, root: nn.Module, graph: fx.Graph, trial: _Trial) -> None:
         self.root = root
         self.graph = graph
@@ -117,16 +118,6 @@ class _Fusing:
         self.reads_data = any(
             node.target is getattr and node.args[1] == "data" and node.args[0].op != "get_attr"
             for node in graph.nodes
-        )
-
-    def module(self, node: fx.Node) -> Any:
-        return self.root.get_submodule(str(node.target))
-
-    def calls(self, node: Any, kind: Any) -> bool:
-        return (
-            isinstance(node, fx.Node)
-            and node.op == "call_module"
-            and isinstance(self.module(node), kind)
         )
 
     def add_module(self, name: str, module: nn.Module) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gdfq import packed
 from gdfq.errors import InputError
-from gdfq.export.files import FORMATS, Exported, FileOptions, export_file
+from gdfq.export.files import Exported, export_file, options_for
 from gdfq.export.source import open_images
 from gdfq.recipes.bits import bits_label
 from gdfq.report.run import PAGE, write_report
@@ -108,13 +108,7 @@ class QuantizationResult:
                 exported, or the file cannot be written.
         """
         path = Path(path)
-        if format is None:
-            format = path.suffix.removeprefix(".")
-            if format not in FORMATS:
-                raise InputError(
-                    f"format: must be one of {', '.join(FORMATS)}, where {path} does not end in one"
-                )
-        options = FileOptions(format, mode, weights, decompose)
+        options = options_for(path, format, mode, weights, decompose)
         if images is not None and images < 1:
             raise InputError(f"images: must be >= 1, got {images}")
         given = None

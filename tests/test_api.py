@@ -520,6 +520,31 @@ def test_wrapped_and_half_precision_networks():
     assert next(half.student.parameters()).dtype == torch.float32
 
 
+class Calls(nn.Module):
+    """Layers called as functions, and nothing else with a weight."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kernel = nn.Parameter(torch.randn(6, 2, 3, 3) / 4)
+        self.norm = nn.BatchNorm2d(6)
+        self.matrix = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(nn.functional.conv2d(x, self.kernel, padding=1)))
+        return nn.functional.linear(x.mean((2, 3)), 2 * self.matrix)
+
+
+def test_a_network_without_layers(tmp_path):
+    result = quantize(Calls(), channels=2, bits={"linear_weight": {"weight": 8}})
+    assert result.metrics["average_weight_bits"] == (4 * 108 + 8 * 24) / 132
+    assert "W4.73A4" in repr(result)
+    assert result.export(tmp_path / "student.onnx").faithful
+    result.save(tmp_path / "packed")
+    images = torch.randn(8, 2, 8, 8)
+    assert torch.equal(gdfq.load(tmp_path / "packed", Calls())(images), result.student(images))
+
+
 def test_a_tensor_under_two_names(tmp_path):
     model = tiny_teacher()
     model.register_parameter("again", model[-1].weight)

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -378,3 +379,34 @@ def test_a_device_that_is_not_there(capsys, tmp_path):
     assert code == 2
     assert "device: must be auto, cpu, or cuda where there is a GPU, got 'tpu'" in err
     assert not (tmp_path / "run").exists()
+
+
+SIGNALS_ITSELF = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('imported')"
+TELLS = "import signal\ndef main():\n    print(signal.getsignal(signal.SIGINT))"
+IGNORE = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+@pytest.mark.parametrize(
+    ("before", "package", "code", "told"),
+    [
+        ("", SIGNALS_ITSELF, 130, r""),
+        (IGNORE, SIGNALS_ITSELF, 0, r"imported\n.*(SIG_IGN|1)\n"),
+        ("", "", 0, r".*default_int_handler.*\n"),
+    ],
+)
+def test_ctrl_c_during_the_imports_ends_without_a_trace(tmp_path, before, package, code, told):
+    """With a package of the same name in the place of this one, for a moment that is known."""
+    (tmp_path / "gdfq").mkdir()
+    (tmp_path / "gdfq" / "__init__.py").write_text(package)
+    (tmp_path / "gdfq" / "cli.py").write_text(TELLS)
+    root = Path(gdfq.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import signal; {before}\nimport gdfq_command as c; c.main()"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert re.fullmatch(told, done.stdout)
+    assert done.stderr == ""

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 import gdfq
-from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn import QAct, QConv2d, QLinear, average_weight_bits
 
 
 def calibrated(student, x):
@@ -249,6 +249,30 @@ def test_subclasses_with_their_own_forward_are_not_replaced():
         nn.Sequential(Doubled(3, 4, 1), nn.ReLU()), leaf_modules=[Doubled]
     )
     assert [op.kind for op in student.coverage.uncovered] == ["Doubled"]
+
+
+class Calls(nn.Module):
+    """Layers called as functions: a weight used twice, one computed, one made of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice = nn.Parameter(torch.randn(4, 4, 3, 3))
+        self.computed = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        x = F.conv2d(F.relu(F.conv2d(x, self.twice)), self.twice)
+        x = F.conv2d(x, x.mean((0, 2, 3)).view(4, 1, 1, 1), groups=4)
+        return F.linear(x.mean((2, 3)), self.computed - self.computed.mean())
+
+
+def test_weights_of_functions_count_once_in_the_average():
+    student = gdfq.quantize_model(Calls(), 3, bits={"linear_weight": {"weight": 8}})
+    assert average_weight_bits(student) == (3 * 144 + 8 * 12) / 156
+    mixed = nn.Sequential(nn.Conv2d(4, 4, 1), Calls())
+    student = gdfq.quantize_model(mixed, 3, bits={"0": {"weight": 5}})
+    assert average_weight_bits(student) == (5 * 16 + 3 * 156) / 172
+    with pytest.raises(gdfq.InputError, match="model: has no quantized weight"):
+        average_weight_bits(Calls())
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_sdist_holds_what_the_wheel_is_built_from():
     with tarfile.open(build().sdist) as archive:
         names = {m.name.split("/", 1)[1] for m in archive.getmembers() if m.isfile()}
     found = {name for name in names - GENERATED if not name.startswith("gdfq.egg-info/")}
-    assert found == in_folders("gdfq/", "csrc/") | DOCUMENTS | BUILD_FILES
+    assert found == in_folders("gdfq/", "gdfq_command.py", "csrc/") | DOCUMENTS | BUILD_FILES
     assert "csrc/quantizer.h" in found
 
 
@@ -52,7 +52,7 @@ def test_the_wheel_holds_the_package_and_nothing_else():
     metadata = f"gdfq-{gdfq.__version__}.dist-info/"
     native = f"gdfq/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     package = {name for name in names if not name.startswith(metadata)}
-    assert package == in_folders("gdfq/") | {native}
+    assert package == in_folders("gdfq/", "gdfq_command.py") | {native}
     assert {"gdfq/py.typed", "gdfq/_C.pyi", "gdfq/assets/fashion_mnist/LICENSE"} <= package
     assert f"{metadata}licenses/LICENSE" in names
     assert f"{metadata}licenses/gdfq/assets/fashion_mnist/LICENSE" in names

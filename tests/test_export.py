@@ -1,7 +1,9 @@
 import itertools
 import os
+import re
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import pytest
@@ -352,14 +354,24 @@ def test_a_loaded_student_is_exported_like_the_one_saved(tmp_path):
     assert torch.equal(network(images), logits_of(student, images))
 
 
+@pytest.mark.parametrize("decompose", [False, True])
+def test_a_student_in_channels_last_is_a_program_without_warnings(tmp_path, decompose):
+    images = torch.randn(8, 2, 8, 8).contiguous(memory_format=torch.channels_last)
+    student = calibrated(gdfq.quantize_model(tiny_teacher(), 3, 4), images)
+    student.to(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_pt2(student, tmp_path / "s.pt2", images, decompose=decompose)
+    network = torch.export.load(tmp_path / "s.pt2").module()
+    assert torch.equal(network(images), logits_of(student, images))
+
+
 # ---- the command line ----
 
 
-def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder):
+def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder, monkeypatch):
     path = tmp_path / "small.safetensors"
-    code, out, err = gdfq_command(
-        capsys, "export", run_folder, "--format", "safetensors", "--out", path, "--images", 100
-    )
+    code, out, err = gdfq_command(capsys, "export", run_folder, "--out", path, "--images", 100)
     assert code == 0, err
     assert "bit for bit" in out
     for what in (path, run_folder):
@@ -377,11 +389,35 @@ def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder
     assert code == 0
     assert "exact" in out
     assert "int4, -8" in out
+    # Nothing is wrapped in a pipe; in a terminal that is too narrow, two lines are a layer.
+    monkeypatch.setenv("COLUMNS", "40")
+    assert gdfq_command(capsys, "inspect", tmp_path / "s.onnx")[1] == out
+    (row,) = (line for line in out.splitlines() if "layer3.0.downsample.0" in line)
+    assert [cell.strip() for cell in row.split("│")][2:5] == ["Conv", "4", "64x32x1x1"]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, narrow, _ = gdfq_command(capsys, "inspect", tmp_path / "s.onnx")
+    lines = re.sub(r"\x1b\[\d*m", "", narrow).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[lines.index("layer3.0.downsample.0") + 1].startswith("  Conv  4 bits  64x32x1x1")
+    monkeypatch.setenv("COLUMNS", "140")
+    assert row in re.sub(r"\x1b\[\d*m", "", gdfq_command(capsys, "inspect", tmp_path / "s.onnx")[1])
     for content, name in ((b"no model", "x.onnx"), (path.read_bytes()[:1000], "x.safetensors")):
         (tmp_path / name).write_bytes(content)
         code, _, err = gdfq_command(capsys, "inspect", tmp_path / name)
         assert code == 2
         assert str(tmp_path / name) in err
+
+
+def test_what_is_missing_is_said_before_anything_is_read(capsys, tmp_path, monkeypatch):
+    for package in ("onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = gdfq_command(capsys, "export", tmp_path / "no run")
+    assert code == 2
+    assert "needs onnxscript, onnxruntime, not installed: pip install 'gdfq[export]'" in err
+    code, _, err = gdfq_command(capsys, "export", tmp_path / "no run", "--out", tmp_path / "s.bin")
+    assert code == 2
+    assert f"format: must be one of onnx, pt2, safetensors, where {tmp_path / 's.bin'}" in err
 
 
 def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):

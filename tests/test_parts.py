@@ -590,6 +590,8 @@ def test_a_zero_gradient_ends_the_search():
     for parameter in student.parameters():
         parameter.grad = None
     CodeChanges(student, 0.05).scale_gradients(rate)
+    with pytest.raises(gdfq.InputError, match="code_change_share: the network has no layer"):
+        CodeChanges(gdfq.quantize_model(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())), 0.05)
 
 
 def test_gradients_are_scaled_before_the_update():

@@ -387,6 +387,33 @@ def test_a_phone_needs_no_sideways_scrolling(visit, name, script):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_goes_on_has_a_shadow_at_its_edge(visit, scheme):
+    paper = np.array([int(colours(scheme)["paper"][i : i + 2], 16) for i in (1, 3, 5)])
+
+    def shadowed(page, table, to_the_end=False):
+        """Share of the table's right edge, as far as it is seen, that has not the page's colour."""
+        area = page.locator(table).first.locator("..")
+        area.evaluate(f"area => area.scrollLeft = {9999 * to_the_end}")
+        page.wait_for_timeout(100)
+        box = area.bounding_box()
+        clip = {
+            "x": box["x"] + box["width"] - 3,
+            "y": box["y"],
+            "width": 2,
+            "height": box["height"],
+        }
+        edge = pixels(page, clip=clip, full_page=True)
+        return (np.abs(edge - paper) > 8).any(2).mean()
+
+    phone, desk = visit("one", width=390, color_scheme=scheme), visit("one", color_scheme=scheme)
+    for table in ("table.layers", "#confusion table.heat"):
+        at_first, at_the_end = shadowed(phone, table), shadowed(phone, table, to_the_end=True)
+        assert at_first > at_the_end + 0.2
+        # Rules and borders, as where the whole table is seen.
+        assert at_the_end == pytest.approx(shadowed(desk, table), abs=0.02)
+
+
 @pytest.mark.parametrize("name", ["one", "two", "bare"])
 def test_printing(visit, name):
     page = visit(name)

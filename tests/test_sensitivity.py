@@ -79,6 +79,8 @@ def test_bad_arguments(images):
         measure_sensitivities(planted(), [])
     with pytest.raises(gdfq.InputError, match=r"widths: .* got 9"):
         measure_sensitivities(planted(), images, [4, 9])
+    with pytest.raises(gdfq.InputError, match="teacher: has no Conv2d or Linear"):
+        measure_sensitivities(nn.ReLU(), images)
 
 
 def test_zero_in_range_is_measured_with_zero_in_it(images):

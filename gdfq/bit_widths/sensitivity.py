@@ -51,24 +51,35 @@ def measure_sensitivities(
 
     Raises:
         InputError: ``batches`` is empty, a width is out of range, or the network cannot be
-            converted.
+            converted or has no such layer.
     """
     widths = tuple(widths)
     for width in widths:
         check_bits(width, "widths")
     measure = Divergence(teacher, batches, zero_in_range, kernel_ranges)
-    names = [
-        name
-        for name, module in quantize_model(teacher, leaf_modules=leaf_modules).named_modules()
-        if isinstance(module, QuantizedWeight)
-    ]
     layers = []
-    for name in names:
+    for name in names_of_layers(teacher, leaf_modules):
         weight = f"{name}.weight"
         sensitivity = {width: measure({weight: width}) for width in widths}
         layers.append(Layer(name, measure.weight(weight).numel(), sensitivity))
         on_layer(layers[-1])
     return layers
+
+
+def names_of_layers(teacher: nn.Module, leaf_modules: Sequence[str | type] = ()) -> list[str]:
+    """The layers whose sensitivity :func:`measure_sensitivities` measures.
+
+    Raises:
+        InputError: there is none, or the network cannot be converted.
+    """
+    student = quantize_model(teacher, leaf_modules=leaf_modules)
+    names = [n for n, module in student.named_modules() if isinstance(module, QuantizedWeight)]
+    if not names:
+        raise InputError(
+            "teacher: has no Conv2d or Linear whose bits could be chosen; functions that are "
+            "called with weights are not measured"
+        )
+    return names
 
 
 @torch.no_grad()

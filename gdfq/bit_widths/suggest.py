@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdfq.bit_widths.allocation import Layer, allocate
-from gdfq.bit_widths.sensitivity import Divergence, measure_sensitivities
+from gdfq.bit_widths.sensitivity import Divergence, measure_sensitivities, names_of_layers
 from gdfq.errors import InputError
 from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.recipes import Recipe
@@ -81,8 +81,8 @@ def suggest_bits(
     machine gives the same suggestion.
 
     Raises:
-        InputError: ``budget`` is not from 2 to 8, ``steps`` or ``batches`` is too small, or the
-            recipe does not fit its teacher.
+        InputError: ``budget`` is not from 2 to 8, ``steps`` or ``batches`` is too small, the recipe
+            does not fit its teacher, or that has no layer with a weight.
         NonFiniteLossError: the generator's loss became NaN.
     """
     check_budget(budget)
@@ -93,10 +93,9 @@ def suggest_bits(
     for note in loaded.notes:
         progress.phase(note)
     teacher = loaded.network.to(device)
+    names = names_of_layers(teacher, recipe.quantization.leaf_modules)
     images = _generate(recipe, loaded, steps, batches, progress, device)
-    progress.start_layers(
-        sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in teacher.modules())
-    )
+    progress.start_layers(len(names))
     zero_in_range = recipe.quantization.zero_in_range
     kernel_ranges = has_dynamic(recipe.quantization.dynamic_ranges, "weight")
     try:

@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from gdfq.distributed import World
@@ -58,6 +59,20 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if message is not None:
         return f"{message()} (see gdfq --help)", EXIT_BAD_INPUT
     return None, EXIT_FAILED
+
+
+def natural_width(table: Table) -> int:
+    """The columns that ``table`` takes with nothing in it wrapped."""
+    return console.measure(table, options=console.options.update(max_width=10_000)).maximum
+
+
+def print_table(table: Table) -> None:
+    """As wide as it is where no terminal shows it: nothing in a file or a pipe is wrapped."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    table.width = natural_width(table)
+    console.print(table, crop=False)
 
 
 # The launcher looks ten times a second for processes that ended, and names the first as the cause.

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gdfq.cli._common import EXIT_FAILED, console, percent, print_error
 from gdfq.errors import InputError
-from gdfq.export.files import FORMATS, Exported, FileOptions, export_file
+from gdfq.export.files import FORMATS, Exported, export_file, options_for
 from gdfq.export.form import Form
 from gdfq.export.parity import REQUIRED_AGREEMENT
 from gdfq.export.source import open_images, open_student
@@ -18,7 +18,11 @@ from gdfq.export.source import open_images, open_student
 
 def export(
     run: Annotated[Path, typer.Argument(help="a run folder, or a packed safetensors file")],
-    format: Annotated[str, typer.Option(help=", ".join(FORMATS))] = "onnx",
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(FORMATS)}; by default what --out ends in, else onnx",
+                     show_default=False),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="file to write; by default in the run folder", show_default=False),
@@ -43,7 +47,7 @@ def export(
     ] = None,
 ) -> None:  # fmt: skip
     """Write a student for other runtimes, then run the file and compare it with the student."""
-    options = FileOptions(format, mode, weights, decompose)
+    options = options_for(out, format, mode, weights, decompose)
     path = out or (run if run.is_dir() else run.parent) / options.file_name
     if path.exists():
         raise InputError(f"out: {path} exists; nothing is overwritten")
@@ -58,6 +62,7 @@ def export(
         console.print(
             f"Loaded again, it gives the student's logits on {written.images}, {same}.",
             highlight=False,
+            soft_wrap=True,
         )
     if not written.faithful:
         if written.parities:

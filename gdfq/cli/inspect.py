@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
-from gdfq.cli._common import console
+from gdfq.cli._common import console, natural_width, print_table
+from gdfq.export.inspection import Row
 from gdfq.export.inspection import inspect as inspect_path
 
 
@@ -20,18 +23,33 @@ def inspect(
     facts = Table(show_header=False)
     for key, value in inspection.facts.items():
         facts.add_row(key, value)
-    console.print(facts)
-    table = Table(Column("layer", overflow="fold"), "kind", "bits", "shape", "range", "bytes")
+    print_table(facts)
+    table = Table("layer", "kind", "bits", "shape", "range", "bytes")
     if any(row.note for row in inspection.rows):
         table.add_column("stored as")
     for row in inspection.rows:
-        table.add_row(
-            row.name,
-            row.kind,
-            "" if row.bits is None else str(row.bits),
-            "" if row.shape is None else "x".join(map(str, row.shape)),
-            "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}",
-            f"{row.stored:,}" if row.stored else "",
-            *([row.note] if row.note else []),
-        )
-    console.print(table)
+        table.add_row(row.name, *_cells(row))
+    if console.is_terminal and natural_width(table) > console.width:
+        for row in inspection.rows:
+            _print_below(row)
+    else:
+        print_table(table)
+
+
+def _cells(row: Row) -> list[str]:
+    cells = [
+        row.kind,
+        "" if row.bits is None else str(row.bits),
+        "" if row.shape is None else "x".join(map(str, row.shape)),
+        "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}",
+        f"{row.stored:,}" if row.stored else "",
+    ]
+    return [*cells, row.note] if row.note else cells
+
+
+def _print_below(row: Row) -> None:
+    """A row as two lines, for terminals that the table is too wide for."""
+    kind, bits, shape, ends, size, *note = _cells(row)
+    facts = [kind, bits and f"{bits} bits", shape, ends, size and f"{size} bytes", *note]
+    console.print(row.name, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(Padding(Text("  ".join(filter(None, facts))), (0, 0, 0, 2)))

@@ -12,7 +12,15 @@ from rich.table import Table
 from gdfq.bit_widths.sensitivity import WIDTHS
 from gdfq.bit_widths.suggest import Suggestion, check_budget
 from gdfq.bit_widths.suggest import suggest_bits as suggest
-from gdfq.cli._common import DEVICE, EXIT_INTERRUPTED, RECIPE, console, print_error, resolve_device
+from gdfq.cli._common import (
+    DEVICE,
+    EXIT_INTERRUPTED,
+    RECIPE,
+    console,
+    print_error,
+    print_table,
+    resolve_device,
+)
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
@@ -102,7 +110,7 @@ def _print_suggestion(suggestion: Suggestion, budget: float) -> None:
             for width in WIDTHS
         ]
         table.add_row(layer.name, f"{layer.parameters:,}", *cells, str(chosen))
-    console.print(table)
+    print_table(table)
     equal = ", ".join(
         f"{_short(1000 * divergence)} at {width} everywhere"
         for width, divergence in suggestion.uniform.items()

@@ -23,6 +23,13 @@ def _dequantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int |
     )
 
 
+def _codes(operation: str, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """uint8 codes that ``operation`` makes of ``x`` with its two other operands."""
+    return torch.onnx.ops.symbolic(
+        operation, [x, first, second], dtype=torch.uint8, shape=x.shape, version=OPSET
+    )
+
+
 class Quantize(nn.Module):
     """A quantized activation: clamped to its grid, and as uint8 between Q and DQ.
 
@@ -63,21 +70,9 @@ class Quantize(nn.Module):
             return torch.clamp(torch.round(x * grid.scale), grid.low, grid.high) / grid.scale
         if not self.clip_codes and self._narrower():
             x = torch.clamp(x, grid.low / grid.scale, grid.high / grid.scale)
-        codes = torch.onnx.ops.symbolic(
-            "QuantizeLinear",
-            [x, self.step, self.zero_point],
-            dtype=torch.uint8,
-            shape=x.shape,
-            version=OPSET,
-        )
+        codes = _codes("QuantizeLinear", x, self.step, self.zero_point)
         if self.clip_codes and self._narrower():
-            codes = torch.onnx.ops.symbolic(
-                "Clip",
-                [codes, self.low, self.high],
-                dtype=torch.uint8,
-                shape=x.shape,
-                version=OPSET,
-            )
+            codes = _codes("Clip", codes, self.low, self.high)
         return _dequantize(codes, self.step, self.zero_point, None)
 
 

@@ -53,8 +53,7 @@ class FileOptions:
                 raise InputError(f"{name}: is for the format {formats} only")
         check_options(self.mode, self.weights)
         if self.format == "onnx":
-            for package in ("onnx", "onnxscript", "onnxruntime"):
-                require(package)
+            require("onnx", "onnxscript", "onnxruntime")
 
     @property
     def file_name(self) -> str:
@@ -65,6 +64,29 @@ class FileOptions:
         int4 = "-int4" if self.weights == "int4" else ""
         plain = "-decomposed" if self.decompose else ""
         return f"student{integer}{int4}{plain}.{self.format}"
+
+
+def options_for(
+    path: Path | None,
+    format: str | None = None,
+    mode: str = "exact",
+    weights: str = "int8",
+    decompose: bool = False,
+) -> FileOptions:
+    """Those of the file at ``path``, of the format that it ends in unless ``format`` names one.
+
+    Without either, ONNX.
+
+    Raises:
+        InputError: see :class:`FileOptions`; or ``path`` alone says no format.
+    """
+    if format is None:
+        format = "onnx" if path is None else path.suffix.removeprefix(".")
+        if format not in FORMATS:
+            raise InputError(
+                f"format: must be one of {', '.join(FORMATS)}, where {path} does not end in one"
+            )
+    return FileOptions(format, mode, weights, decompose)
 
 
 @dataclass(frozen=True, repr=False)

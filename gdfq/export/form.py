@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.convert import SUMS, QuantizedModel
+from gdfq.convert.calls import ModuleCalls
 from gdfq.export.emit import Convolution, Hold, Linear, Quantize
 from gdfq.export.stored import (
     Grid,
@@ -101,7 +102,7 @@ def export_form(
     return _Forming(student, mode, weights, input_range).run()
 
 
-class _Forming:
+class _Forming(ModuleCalls):
     def __init__(
         self,
         student: QuantizedModel,
@@ -146,16 +147,6 @@ class _Forming:
         return Form(fx.GraphModule(self.root, self.graph).eval(), self.parts)
 
     # ---- the graph ----
-
-    def module(self, node: fx.Node) -> Any:
-        return self.root.get_submodule(str(node.target))
-
-    def calls(self, node: Any, kind: Any) -> bool:
-        return (
-            isinstance(node, fx.Node)
-            and node.op == "call_module"
-            and isinstance(self.module(node), kind)
-        )
 
     def replace(self, node: fx.Node, module: nn.Module, last: fx.Node, name: str) -> fx.Node:
         """Call ``module`` on the input of ``node`` in place of all from ``node`` to ``last``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import warnings
@@ -30,14 +31,14 @@ from gdfq.packed import check_student
 METADATA_KEY = "gdfq"
 
 
-def require(package: str) -> ModuleType:
-    """An optional package, or an InputError that says how to install it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
+def require(*packages: str) -> ModuleType:
+    """Optional packages, of which the first is returned, or an InputError that says what to do."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
         raise InputError(
-            f"export: needs {package}, which is not installed: pip install 'gdfq[export]'"
-        ) from error
+            f"export: needs {', '.join(missing)}, not installed: pip install 'gdfq[export]'"
+        )
+    return importlib.import_module(packages[0])
 
 
 def check_options(mode: str, weights: str) -> tuple[Mode, Weights]:
@@ -111,8 +112,7 @@ def export_onnx(
         raise InputError(f"input_range: must be (low, high), low < high, got {input_range!r}")
     check_student(student)
     check_ranges(student)
-    require("onnx")
-    require("onnxscript")
+    require("onnx", "onnxscript")
     form = export_form(student, mode, weights, input_range)
     model = _to_proto(form, images)
     _tidy(model)

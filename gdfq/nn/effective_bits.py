@@ -11,12 +11,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gdfq.errors import InputError
 from gdfq.nn.dynamic_ranges import range_axes
 from gdfq.nn.qact import QAct, observing_copy
-from gdfq.nn.weight import QuantizedWeight
+from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 
 RANGE_BITS = 2 * 32
 
@@ -24,12 +24,17 @@ RANGE_BITS = 2 * 32
 def average_weight_bits(model: nn.Module) -> float:
     """Bits of the quantized weights in ``model``, each counted once, averaged over their elements.
 
+    Weights that ``F.conv2d`` and ``F.linear`` are called with count too, unless the network
+    computes them from its input.
+
+    Args:
+        model: from :func:`gdfq.quantize_model`, or with layers of :mod:`gdfq.nn`.
+
     Raises:
         InputError: ``model`` has no quantized weight.
     """
-    layers = _layers(model)
-    bits = sum(layer.weight_bits * layer.weight.numel() for layer in layers)
-    return bits / sum(layer.weight.numel() for layer in layers)
+    weights = _weights(model)
+    return sum(bits * shape.numel() for bits, shape, _ in weights) / _elements(weights)
 
 
 def effective_weight_bits(model: nn.Module) -> float:
@@ -38,17 +43,47 @@ def effective_weight_bits(model: nn.Module) -> float:
     Raises:
         InputError: ``model`` has no quantized weight.
     """
-    layers = _layers(model)
-    ranges = sum(math.prod(layer.weight.shape[: 2 if layer.per_kernel else 1]) for layer in layers)
-    elements = sum(layer.weight.numel() for layer in layers)
-    return average_weight_bits(model) + RANGE_BITS * ranges / elements
+    weights = _weights(model)
+    ranges = sum(shape[: 2 if per_kernel else 1].numel() for _, shape, per_kernel in weights)
+    return average_weight_bits(model) + RANGE_BITS * ranges / _elements(weights)
 
 
-def _layers(model: nn.Module) -> list[QuantizedWeight]:
+Weight = tuple[int, torch.Size, bool]  # bits, shape, whether its kernels have ranges of their own
+
+
+def _elements(weights: list[Weight]) -> int:
+    return sum(shape.numel() for _, shape, _ in weights)
+
+
+def _weights(model: nn.Module) -> list[Weight]:
     layers = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
-    if not sum(layer.weight.numel() for layer in layers):
-        raise InputError("model: has no layer with a quantized weight")
-    return layers
+    weights = [(layer.weight_bits, layer.weight.shape, layer.per_kernel) for layer in layers]
+    if isinstance(model, fx.GraphModule):
+        weights += _weights_of_calls(model)
+    if not _elements(weights):
+        raise InputError("model: has no quantized weight")
+    return weights
+
+
+@torch.no_grad()
+def _weights_of_calls(model: fx.GraphModule) -> list[Weight]:
+    """The weights that functions are called with, each once."""
+    # Runs what depends on no input: weights may be computed from parameters.
+    known = fx.Interpreter(model, garbage_collect_values=False)
+    found: dict[tuple[Any, int], Weight] = {}
+    for node in model.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op in ("placeholder", "output") or not all(n in known.env for n in sources):
+            continue
+        quantizer = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(quantizer, WeightQuantizer) and sources:
+            (source,) = sources
+            key = source.target if source.op == "get_attr" else source
+            bits, weight = quantizer.weight_bits, known.env[source]
+            found[key, bits] = bits, weight.shape, quantizer.per_kernel_of(weight)
+        else:
+            known.env[node] = known.run_node(node)
+    return list(found.values())
 
 
 @torch.no_grad()

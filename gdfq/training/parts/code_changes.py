@@ -24,6 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from gdfq.errors import InputError
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops.count_changed_codes import count_changed_codes
 
@@ -37,10 +38,18 @@ class CodeChanges:
     Args:
         student: whose layers they are.
         share: of each weight's codes.
+
+    Raises:
+        InputError: ``student`` has no layer with a quantized weight.
     """
 
     def __init__(self, student: nn.Module, share: float) -> None:
         layers = [m for m in student.modules() if isinstance(m, QuantizedWeight)]
+        if not layers:
+            raise InputError(
+                "code_change_share: the network has no layer with a quantized weight, only "
+                "functions called with weights, whose gradients it leaves as they are"
+            )
         self.layers = list({id(layer.weight): layer for layer in layers}.values())
         self.bits = [layer.weight_bits for layer in self.layers]
         wanted = [share * layer.weight.numel() for layer in self.layers]
