@@ -260,7 +260,7 @@ def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
                 else f"{_text(difference.spread, '+.2f')}"
             )
             lines.append(
-                f"| {variant.table} | {len(own)} | {of('before')} | {of('after')} | {beside} | "
+                f"| {variant.table or variant.name} | {len(own)} | {of('before')} | {of('after')} | {beside} | "
                 f"{of('divergence', '.3f')} |"
             )
         lines.append("")
