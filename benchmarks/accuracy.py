@@ -4,7 +4,8 @@
 recorded once for all runs that train the same generator, and each student is trained on them as
 its run would train it: the same student bit for bit (``tests/test_benchmarks.py``), in less than
 half the time. Students are trained one a core. ``FOLDER`` keeps what is finished. Writes
-``results/accuracy-FILE.json`` and a table in ``docs/accuracy.md``.
+``results/accuracy-FILE.json`` and a table in ``docs/accuracy.md``; of ``parts.toml`` also a short
+one in the README and beside it.
 """
 
 from __future__ import annotations
@@ -267,6 +268,28 @@ def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
     return "\n".join(lines)
 
 
+def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
+    """One table of the paper's recipe and the default."""
+    lines = [
+        "| bits | teacher, float32 | paper's recipe, before fine-tuning | after | default recipe, "
+        "before | after | lost |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for bits, variants in sorted(plan.groups.items(), reverse=True):
+        cells = []
+        for name in ("paper", "default"):
+            variant = next(v for v in variants if v.table == name)
+            own = _by_seed(plan, variant, found).values()
+            cells += [_spread_of(own, "before"), _spread_of(own, "after")]
+        kept = spread(outcome.after for outcome in own)
+        assert kept is not None
+        cells[-1] = f"**{cells[-1]}**"
+        lines.append(
+            f"| {bits} | {teacher:.2f} | {' | '.join(cells)} | {teacher - kept.mean:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def _by_seed(plan: Plan, variant: Variant, found: dict[str, Outcome]) -> dict[int, Outcome]:
     names = {seed: Run(variant, seed).name for seed in plan.seeds}
     return {seed: found[name] for seed, name in names.items() if name in found}
@@ -313,9 +336,19 @@ def main() -> None:
                 print(run.name, _result(run, options.folder).read_text(), flush=True)
     found = results(plan, options.folder)
     name = f"accuracy-{options.file.stem}"
-    record = {"environment": environment(), "runs": {k: asdict(v) for k, v in found.items()}}
+    recipe, loaded = build_teacher(plan.recipe)
+    teacher = top1(loaded.network, open_batches(recipe, loaded.preprocessing, workers=0))
+    record = {
+        "environment": environment(),
+        "teacher": teacher,
+        "runs": {name: asdict(outcome) for name, outcome in found.items()},
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     readme.write(name, markdown(plan, found).rstrip(), DOCUMENT)
+    if options.file.stem == "parts":
+        beside = [DOCUMENT.with_name(f"{name}.md") for name in ("index", "limits")]
+        for document in (readme.README, *beside):
+            readme.write("accuracy", short(plan, found, teacher), document)
 
 
 if __name__ == "__main__":
