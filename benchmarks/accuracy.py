@@ -14,7 +14,7 @@ import argparse
 import copy
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -25,21 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import readme
+from benchmarks.accuracy_tables import Outcome, path_of, write
 from gdfq.data import top1
-from gdfq.environment import environment
 from gdfq.errors import NonFiniteLossError
 from gdfq.recipes import Recipe
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
-from gdfq.sweeps.contents import Spread
-from gdfq.sweeps.plan import Plan, Run, Variant, read_plan
-from gdfq.sweeps.summary import paired, spread
+from gdfq.sweeps.plan import Run, read_plan
 from gdfq.training import GDFQTrainer
 
-RESULTS = Path(__file__).parent / "results"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
 HELD_OUT = 16  # batches of generated images that no student is trained on
 # What a generator learns depends on all of a recipe but these.
 STUDENTS = {
@@ -52,21 +47,6 @@ STUDENTS = {
         "replay_batches", "replay_share", "range_lr",
     },
 }  # fmt: skip
-
-
-@dataclass
-class Outcome:
-    """A student: top-1 in percent on the test images, and nearness to its teacher on others.
-
-    ``divergence``: mean ``KL(teacher || student)`` in nat on generated images of no training step;
-    ``agreement``: share of these with the same first class.
-    """
-
-    before: float
-    after: float
-    divergence: float
-    agreement: float
-    failure: str | None = None
 
 
 @dataclass
@@ -213,10 +193,6 @@ def train(recipe: Recipe, folder: Path, where: Path) -> None:
     where.write_text(json.dumps(asdict(result), indent=2) + "\n")
 
 
-def _result(run: Run, folder: Path) -> Path:
-    return folder / "students" / f"{run.name}.json"
-
-
 def _record(job: tuple[Run, Path]) -> None:
     run, folder = job
     record(run.recipe, folder)
@@ -224,89 +200,8 @@ def _record(job: tuple[Run, Path]) -> None:
 
 def _train(job: tuple[Run, Path]) -> Run:
     run, folder = job
-    train(run.recipe, folder, _result(run, folder))
+    train(run.recipe, folder, path_of(run, folder))
     return run
-
-
-def results(plan: Plan, folder: Path) -> dict[str, Outcome]:
-    """What is finished of a plan, by the runs' names."""
-    return {
-        run.name: Outcome(**json.loads(_result(run, folder).read_text()))
-        for run in plan.runs
-        if _result(run, folder).exists()
-    }
-
-
-def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
-    """A table for each of the widths: means and standard deviations over the seeds there are."""
-    lines = []
-    for bits, variants in plan.groups.items():
-        lines += [
-            f"**{bits}**",
-            "",
-            "| | seeds | before | after | after, less the reference's | KL on generated images |",
-            "|---|---|---|---|---|---|",
-        ]
-        for variant in variants:
-            own = _by_seed(plan, variant, found)
-            if not own:
-                continue
-            of = partial(_spread_of, own.values())
-            reference = next(v for v in variants if v.name == plan.references[variant.name])
-            others = _by_seed(plan, reference, found)
-            difference = paired("", _after(own), _after(others))
-            beside = (
-                ""
-                if difference is None or variant.name == plan.references[variant.name]
-                else f"{_text(difference.spread, '+.2f')}"
-            )
-            lines.append(
-                f"| {variant.table or variant.name} | {len(own)} | {of('before')} | {of('after')} | {beside} | "
-                f"{of('divergence', '.3f')} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
-    """One table of the paper's recipe and the default."""
-    lines = [
-        "| bits | teacher, float32 | paper's recipe, before fine-tuning | after | default recipe, "
-        "before | after | lost |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for bits, variants in sorted(plan.groups.items(), reverse=True):
-        cells = []
-        for name in ("paper", "default"):
-            variant = next(v for v in variants if v.table == name)
-            own = _by_seed(plan, variant, found).values()
-            cells += [_spread_of(own, "before"), _spread_of(own, "after")]
-        kept = spread(outcome.after for outcome in own)
-        assert kept is not None
-        cells[-1] = f"**{cells[-1]}**"
-        lines.append(
-            f"| {bits} | {teacher:.2f} | {' | '.join(cells)} | {teacher - kept.mean:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def _by_seed(plan: Plan, variant: Variant, found: dict[str, Outcome]) -> dict[int, Outcome]:
-    names = {seed: Run(variant, seed).name for seed in plan.seeds}
-    return {seed: found[name] for seed, name in names.items() if name in found}
-
-
-def _after(outcomes: dict[int, Outcome]) -> dict[int, float]:
-    return {seed: outcome.after for seed, outcome in outcomes.items()}
-
-
-def _spread_of(outcomes: Iterable[Outcome], field: str, form: str = ".2f") -> str:
-    return _text(spread(getattr(outcome, field) for outcome in outcomes), form)
-
-
-def _text(found: Spread | None, form: str) -> str:
-    assert found is not None
-    deviation = "" if found.std is None else f" ± {found.std:{form.lstrip('+')}}"
-    return f"{found.mean:{form}}{deviation}"
 
 
 def main() -> None:
@@ -333,22 +228,10 @@ def main() -> None:
             generators = {generator_key(run.recipe): (run, options.folder) for run, _ in jobs}
             list(pool.imap_unordered(_record, generators.values()))
             for run in pool.imap_unordered(_train, jobs):
-                print(run.name, _result(run, options.folder).read_text(), flush=True)
-    found = results(plan, options.folder)
-    name = f"accuracy-{options.file.stem}"
+                print(run.name, path_of(run, options.folder).read_text(), flush=True)
     recipe, loaded = build_teacher(plan.recipe)
     teacher = top1(loaded.network, open_batches(recipe, loaded.preprocessing, workers=0))
-    record = {
-        "environment": environment(),
-        "teacher": teacher,
-        "runs": {name: asdict(outcome) for name, outcome in found.items()},
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    readme.write(name, markdown(plan, found).rstrip(), DOCUMENT)
-    if options.file.stem == "parts":
-        beside = [DOCUMENT.with_name(f"{name}.md") for name in ("index", "limits")]
-        for document in (readme.README, *beside):
-            readme.write("accuracy", short(plan, found, teacher), document)
+    write(plan, options.file.stem, options.folder, teacher)
 
 
 if __name__ == "__main__":

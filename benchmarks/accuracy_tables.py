@@ -1,0 +1,162 @@
+"""The tables and the plot of ``benchmarks/accuracy.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks import readme
+from gdfq.environment import environment
+from gdfq.sweeps.contents import Spread
+from gdfq.sweeps.plan import Plan, Run, Variant
+from gdfq.sweeps.summary import paired, spread
+
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
+STEPS_PER_MINUTE = 360  # of the embedded network's recipe, about, on two cores
+
+
+@dataclass
+class Outcome:
+    """A student: top-1 in percent on the test images, and nearness to its teacher on others.
+
+    ``divergence``: mean ``KL(teacher || student)`` in nat on generated images of no training step;
+    ``agreement``: share of these with the same first class.
+    """
+
+    before: float
+    after: float
+    divergence: float
+    agreement: float
+    failure: str | None = None
+
+
+def path_of(run: Run, folder: Path) -> Path:
+    """A run's outcome."""
+    return folder / "students" / f"{run.name}.json"
+
+
+def write(plan: Plan, name: str, folder: Path, teacher: float) -> None:
+    """Write what is finished of the sweep ``name``; ``teacher`` is the float network's top-1."""
+    found = results(plan, folder)
+    record = {
+        "environment": environment(),
+        "teacher": teacher,
+        "runs": {run: asdict(outcome) for run, outcome in found.items()},
+    }
+    (RESULTS / f"accuracy-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    readme.write(f"accuracy-{name}", markdown(plan, found).rstrip(), DOCUMENT)
+    if name == "parts":
+        beside = [DOCUMENT.with_name(f"{other}.md") for other in ("index", "limits")]
+        for document in (readme.README, *beside):
+            readme.write("accuracy", short(plan, found, teacher), document)
+    if name == "length":
+        draw_lengths(plan, found, teacher, DOCUMENT.parent / "images" / "accuracy-length.png")
+
+
+def results(plan: Plan, folder: Path) -> dict[str, Outcome]:
+    """What is finished of a plan, by the runs' names."""
+    return {
+        run.name: Outcome(**json.loads(path_of(run, folder).read_text()))
+        for run in plan.runs
+        if path_of(run, folder).exists()
+    }
+
+
+def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
+    """A table for each of the widths: means and standard deviations over the seeds there are."""
+    lines = []
+    for bits, variants in plan.groups.items():
+        lines += [
+            f"**{bits}**",
+            "",
+            "| | seeds | before | after | after, less the reference's | KL on generated images |",
+            "|---|---|---|---|---|---|",
+        ]
+        for variant in variants:
+            own = _by_seed(plan, variant, found)
+            if not own:
+                continue
+            of = partial(_spread_of, own.values())
+            reference = next(v for v in variants if v.name == plan.references[variant.name])
+            others = _by_seed(plan, reference, found)
+            difference = paired("", _after(own), _after(others))
+            beside = (
+                ""
+                if difference is None or variant.name == plan.references[variant.name]
+                else f"{_text(difference.spread, '+.2f')}"
+            )
+            lines.append(
+                f"| {variant.table or variant.name} | {len(own)} | {of('before')} | "
+                f"{of('after')} | {beside} | {of('divergence', '.3f')} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
+    """One table of the paper's recipe and the default."""
+    lines = [
+        "| bits | teacher, float32 | paper's recipe, before fine-tuning | after | default recipe, "
+        "before | after | lost |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for bits, variants in sorted(plan.groups.items(), reverse=True):
+        cells = []
+        for name in ("paper", "default"):
+            variant = next(v for v in variants if v.table == name)
+            own = _by_seed(plan, variant, found).values()
+            cells += [_spread_of(own, "before"), _spread_of(own, "after")]
+        kept = spread(outcome.after for outcome in own)
+        assert kept is not None
+        cells[-1] = f"**{cells[-1]}**"
+        lines.append(
+            f"| {bits} | {teacher:.2f} | {' | '.join(cells)} | {teacher - kept.mean:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _by_seed(plan: Plan, variant: Variant, found: dict[str, Outcome]) -> dict[int, Outcome]:
+    names = {seed: Run(variant, seed).name for seed in plan.seeds}
+    return {seed: found[name] for seed, name in names.items() if name in found}
+
+
+def _after(outcomes: dict[int, Outcome]) -> dict[int, float]:
+    return {seed: outcome.after for seed, outcome in outcomes.items()}
+
+
+def _spread_of(outcomes: Iterable[Outcome], field: str, form: str = ".2f") -> str:
+    return _text(spread(getattr(outcome, field) for outcome in outcomes), form)
+
+
+def _text(found: Spread | None, form: str) -> str:
+    assert found is not None
+    deviation = "" if found.std is None else f" ± {found.std:{form.lstrip('+')}}"
+    return f"{found.mean:{form}}{deviation}"
+
+
+def draw_lengths(plan: Plan, found: dict[str, Outcome], teacher: float, out: Path) -> None:
+    """Top-1 over the time of training, a line for each of the widths."""
+    from matplotlib.figure import Figure  # of the extra `bench`, which tests do without
+
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(teacher, color="black", linewidth=1, linestyle="--", label="teacher, float32")
+    for bits, variants in plan.groups.items():
+        points = [
+            (variant.recipe.training.epochs * variant.recipe.training.steps_per_epoch, outcome)
+            for variant in variants
+            for outcome in _by_seed(plan, variant, found).values()
+        ]
+        minutes = [steps / STEPS_PER_MINUTE for steps, _ in points]
+        axes.plot(minutes, [outcome.after for _, outcome in points], "o-", label=bits)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"minutes on two cores, {STEPS_PER_MINUTE} steps each")
+    axes.set_ylabel("top-1 on the test images, percent")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(out)
