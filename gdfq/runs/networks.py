@@ -14,6 +14,7 @@ from gdfq.errors import InputError
 from gdfq.recipes import Recipe
 from gdfq.sources import LoadedTeacher, Preprocessing, find_source, load_teacher
 from gdfq.training import GDFQTrainer
+from gdfq.training.start.sequence import prepare
 
 # In a run's folder: the weights of a teacher that the caller gave.
 TEACHER_FILE = "teacher.safetensors"
@@ -79,9 +80,9 @@ def check_factory(recipe: Recipe, teacher: nn.Module) -> None:
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
-    """The quantized copy of ``teacher``, its ranges not yet set."""
+    """The quantized copy of ``teacher``, with room for its ranges, which are not yet set."""
     spec = recipe.quantization
-    return quantize_model(
+    student = quantize_model(
         teacher,
         spec.weight_bits,
         spec.act_bits,
@@ -94,6 +95,8 @@ def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
         learned_ranges=spec.learned_ranges,
         dynamic_ranges=spec.dynamic_ranges,
     )
+    prepare(recipe.start.build(), student)
+    return student
 
 
 def build_generator(recipe: Recipe, images: Preprocessing) -> models.Generator:
