@@ -70,6 +70,8 @@ def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
     """A table for each of the widths: means and standard deviations over the seeds there are."""
     lines = []
     for bits, variants in plan.groups.items():
+        if not any(_by_seed(plan, variant, found) for variant in variants):
+            continue
         lines += [
             f"**{bits}**",
             "",
