@@ -74,7 +74,7 @@ def quantize(
         recipe: whose constants are used, by name, path or as a recipe; None gives an answer soon:
             those of ``fashion-mnist-resnet20`` (600 steps) for images below 64 pixels, of
             ``imagenet-resnet18-quick`` (20,000 steps, for a GPU) for larger ones. The paper's
-            are ``cifar10-resnet20`` and ``imagenet-resnet18``.
+            are ``cifar10-resnet20-paper`` and ``imagenet-resnet18-paper``.
         evaluate: what top-1 is measured with: batches of ``(images, labels)`` that can be iterated
             several times, such as a DataLoader's, normalized as the network takes them; or a
             function that gets a network and returns its top-1 in percent. Only measures.

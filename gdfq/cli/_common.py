@@ -29,7 +29,7 @@ EXIT_INTERRUPTED = 130
 DEVICE = typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
 RECIPE = typer.Option(
     help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with the paper's "
-    "constants for its size of image",
+    "schedule for its size of image",
     show_default=False,
 )
 WORKERS = typer.Option(

@@ -18,7 +18,7 @@ Legend = list[tuple[int, str]]
 LOGARITHMIC_FROM = 20
 
 CURVES = {
-    "student": ("Student's loss", "cross-entropy and distillation"),
+    "student": ("Student's loss", "what its recipe trains it with"),
     "generator": ("Generator's loss", "all of it"),
     "generator_ce": ("Generator's loss, of classes", "cross-entropy of the teacher's answers"),
     "bns": ("Generator's loss, of statistics", "squared mismatch, without its weight"),
