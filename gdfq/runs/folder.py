@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -75,6 +76,11 @@ def read_run(
     return recipe, teacher, build_student(recipe, teacher.network)
 
 
+def shorten(error: Exception) -> str:
+    """What ``error`` says, without the end of a list of hundreds of tensors."""
+    return textwrap.shorten(str(error), 400, placeholder=" ...")
+
+
 def load_run(
     folder: Path, network: nn.Module | None = None
 ) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
@@ -92,7 +98,7 @@ def load_run(
     try:
         student.load_state_dict(load_file(folder / STUDENT_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"run: cannot load {folder / STUDENT_FILE}: {error}") from error
+        raise InputError(f"run: cannot load {folder / STUDENT_FILE}: {shorten(error)}") from error
     if not all(m.has_range for m in student.modules() if isinstance(m, QAct)):
         raise InputError(
             f"run: the student in {folder} has no activation ranges: its run failed before "

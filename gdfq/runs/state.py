@@ -19,7 +19,7 @@ from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.nn import QAct, average_weight_bits
 from gdfq.recipes import Recipe
-from gdfq.runs.folder import STUDENT_FILE, read_run, use_format
+from gdfq.runs.folder import STUDENT_FILE, read_run, shorten, use_format
 from gdfq.runs.measure import effective_bits
 from gdfq.runs.networks import build_generator
 from gdfq.sources import LoadedTeacher
@@ -109,7 +109,7 @@ def open_run(
             student.load_state_dict(load_file(folder / STUDENT_FILE))
             step = result.get("steps", step)
         except (OSError, SafetensorError, RuntimeError) as error:
-            report(f"cannot load {folder / STUDENT_FILE}: {error}")
+            report(f"cannot load {folder / STUDENT_FILE}: {shorten(error)}")
     if "average_weight_bits" not in result:
         with suppress(InputError):  # all weights are arguments of functions
             result["average_weight_bits"] = average_weight_bits(student)
