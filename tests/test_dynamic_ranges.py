@@ -335,7 +335,7 @@ def test_a_run_tells_what_it_spends(tmp_path):
         tiny_teacher(), 4, 8, out=tmp_path / "run", progress=False, width=8, latent_dim=10,
         batch_size=8, epochs=2, steps_per_epoch=2, warmup_epochs=1, calibration_batches=2,
         memory_format="contiguous", mean=(0.5, 0.5), std=(0.25, 0.25), weight_bits=3, act_bits=3,
-        dynamic_ranges="both",
+        recipe="fashion-mnist-resnet20-paper", dynamic_ranges="both",
     )  # fmt: skip
     numbers = result.metrics
     assert numbers["dynamic_ranges"] == "both"
@@ -368,7 +368,7 @@ def test_a_run_tells_what_it_spends(tmp_path):
 )
 def test_contradictions_name_both_keys(dynamic, settings, both):
     with pytest.raises(gdfq.InputError) as error:
-        load_recipe("fashion-mnist-resnet20").with_options(
+        load_recipe("fashion-mnist-resnet20-paper").with_options(
             {"dynamic_ranges": dynamic, "weight_bits": 3, **settings}
         )
     assert all(key in str(error.value) for key in both)
@@ -379,7 +379,7 @@ def test_contradictions_name_both_keys(dynamic, settings, both):
 
 
 def test_what_goes_together():
-    recipe = load_recipe("fashion-mnist-resnet20").with_options(
+    recipe = load_recipe("fashion-mnist-resnet20-paper").with_options(
         {"dynamic_ranges": "act", "learned_ranges": "weight", "weight_ranges": "mse",
          "bn_reestimate": True, "rounding": "flip"}
     )  # fmt: skip

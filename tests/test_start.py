@@ -373,3 +373,11 @@ def test_the_embedded_network_with_every_start_is_exact_in_onnx(tmp_path, learne
     (parity,) = compare(student, tmp_path / "student.onnx", [(images, labels)], ["onnxruntime"])
     assert parity.agreement == 100
     assert parity.median_difference < 1e-4
+
+
+def test_weights_that_a_kept_range_hides_are_not_kept():
+    """Clipped to the range, weights of any size give finite losses."""
+    trainer = tiny_trainer(start=Start(weight_ranges="mse"), student_lr=1e30, epochs=6)
+    with pytest.raises(gdfq.NonFiniteLossError, match=r"Lower student_lr"):
+        trainer.train()
+    assert all(value.isfinite().all() for value in trainer.student.state_dict().values())

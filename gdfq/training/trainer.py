@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -261,8 +261,8 @@ class GDFQTrainer:
         """Run the whole schedule from where it stands and return its ``outcome``.
 
         Raises:
-            NonFiniteLossError: a loss became NaN or infinite; the student is put back to what it
-                was at the end of the last epoch that was sound.
+            NonFiniteLossError: a loss or a weight of the student became NaN or infinite; it is put
+                back to what it was at the end of the last epoch that was sound.
         """
         callback = callback or TrainerCallback()
         if not self._sound:
@@ -657,18 +657,26 @@ class GDFQTrainer:
         names = get_args(MemoryFormat)
         return names[self.world.first_says(names.index(chosen))]
 
+    @torch.no_grad()
     def _require_finite(self, means: dict[str, float]) -> None:
+        """Put the student back and raise where a loss or, by the last update, a weight is not."""
         for name, mean in means.items():
             if not math.isfinite(mean):
-                self.student.load_state_dict(self._sound)
-                if self.average is not None:
-                    self.average.put_back()
-                key = "student_lr" if name == "student" else "generator_lr"
-                raise NonFiniteLossError(
-                    f"the {name} loss became {mean} by step {self.steps_done}; the student is "
-                    f"kept as it was one epoch before. Lower {key}, or train longer with a "
-                    "smaller one."
-                )
+                self._put_back(f"{name} loss became {mean}", name)
+        # A quantizer whose range is kept clips a weight of any size: the losses need not tell.
+        weights = [parameter.isfinite().all() for parameter in self.student.parameters()]
+        if not torch.stack(weights).all():
+            self._put_back("student's weights became infinite or NaN", "student")
+
+    def _put_back(self, what: str, name: str) -> NoReturn:
+        self.student.load_state_dict(self._sound)
+        if self.average is not None:
+            self.average.put_back()
+        key = "student_lr" if name == "student" else "generator_lr"
+        raise NonFiniteLossError(
+            f"the {what} by step {self.steps_done}; the student is kept as it was one epoch "
+            f"before. Lower {key}, or train longer with a smaller one."
+        )
 
 
 def _fuse(student: nn.Module, images: Tensor) -> FusedModel | None:
