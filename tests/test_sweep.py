@@ -462,12 +462,13 @@ def test_students_that_cannot_be_compared(capsys, copied, finished):
 def test_over_ray(capsys, finished, file, tmp_path):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'gdfq[sweep]'")
     path = file((TINY + TWO).replace("[0, 1]", "[0]"))
+    threads = torch.get_num_threads()  # rounding depends on them, and Ray gives a task its CPUs'
     try:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+        ray.init(num_cpus=threads, include_dashboard=False, logging_level="warning")
     except Exception as error:  # it waits 30 seconds for itself, which a busy machine may exceed
         pytest.skip(f"ray does not start here: {error}")
     try:
-        code, said, err = sweep(capsys, path, tmp_path / "out", "--ray")
+        code, said, err = sweep(capsys, path, tmp_path / "out", "--ray", "--cpus-per-run", threads)
         assert code == 0, said + err
         code, _, err = sweep(capsys, file(TINY), tmp_path / "b", "--ray", "--gpus-per-run", 1)
         assert code == 2
