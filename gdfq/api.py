@@ -28,7 +28,7 @@ from gdfq.runs.folder import STUDENT_FILE
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.measure import Evaluate, Result
 from gdfq.runs.notebook import NotebookProgress, in_notebook
-from gdfq.runs.progress import LiveProgress, PlainProgress, SilentProgress
+from gdfq.runs.progress import SilentProgress, console_progress
 from gdfq.runs.session import Options, Progress, device_of
 from gdfq.runs.state import RunState
 from gdfq.sources import InMemory
@@ -229,7 +229,7 @@ def make_progress(show: Show) -> Progress:
     if in_notebook():
         return NotebookProgress()
     console = Console()
-    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    return console_progress(console)
 
 
 def _report(shown: Progress, run: RunState) -> None:

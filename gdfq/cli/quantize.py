@@ -31,7 +31,7 @@ from gdfq.report.run import PAGE, close
 from gdfq.runs import session
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.measure import Result
-from gdfq.runs.progress import LiveProgress, PlainProgress
+from gdfq.runs.progress import console_progress
 from gdfq.runs.session import Options, Progress, device_of
 from gdfq.runs.state import RunState
 
@@ -70,8 +70,7 @@ def quantize(
     """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden."""
     given = {key: value for key, value in options.items() if value is not None}
     world = context.obj
-    live = console.is_terminal and world.first
-    progress = LiveProgress(console) if live else PlainProgress(console)
+    progress = console_progress(console, live=world.first)
     interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
     keep_freed_memory()
 

@@ -25,7 +25,7 @@ from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.recipes import load_recipe, recipe_for_model
-from gdfq.runs.progress import LiveProgress, PlainProgress
+from gdfq.runs.progress import console_progress
 
 
 def suggest_bits(
@@ -55,7 +55,7 @@ def suggest_bits(
     resolved = resolved.with_options(given)
     path = out or Path(f"{resolved.name}-{budget:g}bits.toml")
     _check_path(path)
-    progress = LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    progress = console_progress(console)
     keep_freed_memory()
     try:
         suggestion = suggest(resolved, budget, progress, steps, batches, device)

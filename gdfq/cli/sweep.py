@@ -21,8 +21,8 @@ from gdfq.cli._common import (
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.runs.interrupts import Interrupted
-from gdfq.runs.progress import LiveProgress, PlainProgress
-from gdfq.runs.session import Options, Progress
+from gdfq.runs.progress import console_progress
+from gdfq.runs.session import Options
 from gdfq.sweeps.cluster import over_ray
 from gdfq.sweeps.contents import Sweep
 from gdfq.sweeps.page import difference, plus_minus, thousandths, two, won
@@ -81,7 +81,7 @@ def sweep(
     if ray:
         train = over_ray(settings, gpus_per_run, cpus_per_run, _stopping, _tell)
     else:
-        train = one_after_another(settings, _progress, _notice)
+        train = one_after_another(settings, lambda: console_progress(console), _notice)
     try:
         found = run_sweep(plan, folder, train, own_device, _tell, _warn, ray)
     except Interrupted as error:
@@ -93,10 +93,6 @@ def sweep(
     _print(found, folder)
     if any(run.status != "finished" for run in found.runs):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _progress() -> Progress:
-    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 
 
 def _tell(text: str) -> None:

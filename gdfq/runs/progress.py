@@ -174,6 +174,11 @@ class PlainProgress:
         """Nothing to clean up."""
 
 
+def console_progress(console: Console, live: bool = True) -> LiveProgress | PlainProgress:
+    """What shows a run on ``console``: live where that is a terminal, else in lines."""
+    return LiveProgress(console) if live and console.is_terminal else PlainProgress(console)
+
+
 class SilentProgress:
     """Shows nothing; what is not as it should be is a warning of Python's."""
 

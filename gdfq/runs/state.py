@@ -111,7 +111,7 @@ def open_run(
         except (OSError, SafetensorError, RuntimeError) as error:
             report(f"cannot load {folder / STUDENT_FILE}: {shorten(error)}")
     if "average_weight_bits" not in result:
-        with suppress(InputError):  # all weights are arguments of functions
+        with suppress(InputError):  # the network computes all its weights
             result["average_weight_bits"] = average_weight_bits(student)
             effective = effective_bits(student, teacher.preprocessing)
             result["effective_weight_bits"], result["effective_act_bits"] = effective
