@@ -125,7 +125,8 @@ def test_rivals_compute_in_our_precision_unless_told():
 
 def test_plain_trains_in_bf16():
     torch.manual_seed(0)
-    arguments = build(SMALL), gdfq.models.Generator(10, 8), 4, 4, 4
+    # Of few images, or of 4-bit codes, the rounding of bf16 changes a loss by more than a tenth.
+    arguments = build(SMALL), gdfq.models.Generator(10, 8), 32, 8, 8
     exact, rough = (PlainTrainer(*arguments, precision=p).step() for p in ("fp32", "bf16"))
     for name in exact:
         assert exact[name] != rough[name]

@@ -396,6 +396,7 @@ def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder
     assert [cell.strip() for cell in row.split("│")][2:5] == ["Conv", "4", "64x32x1x1"]
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")  # of a dumb one the width is not asked
     _, narrow, _ = gdfq_command(capsys, "inspect", tmp_path / "s.onnx")
     lines = re.sub(r"\x1b\[\d*m", "", narrow).splitlines()
     assert max(map(len, lines)) <= 40

@@ -35,7 +35,9 @@ from tests.test_resume import Killed, Show, kill
 
 
 def recipe_of(factory, **options):
+    """With the paper's ranges, the smallest and the largest value, which the tests compute."""
     given = {
+        "act_ranges": "minmax", "weight_ranges": "minmax", "bn_reestimate": False,
         "model": f"tests.report_networks:{factory}", "weights": "random", "image_size": 8,
         "channels": 2, "mean": [0.5, 0.5], "std": [0.25, 0.25], "width": 8, "latent_dim": 10,
         "batch_size": 16, "epochs": 3, "steps_per_epoch": 2, "warmup_epochs": 1,

@@ -40,7 +40,7 @@ cli.main()
 OPTIONS = [
     "--recipe", "fashion-mnist-resnet20", "--data", "none", "--width", "8", "--batch-size", "8",
     "--steps-per-epoch", "2", "--warmup-epochs", "1", "--calibration-batches", "1",
-    "--memory-format", "contiguous",
+    "--memory-format", "contiguous", "--alpha", "1", "--bns-weight", "0.1",
 ]  # fmt: skip
 
 
@@ -109,7 +109,8 @@ def test_only_rank_0_writes_and_the_run_is_that_of_one_process(launch, folder, u
     assert not err.strip()
     assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
     for first, second in zip(metrics(one), metrics(two), strict=True):
-        assert second == pytest.approx(first, rel=1e-4)
+        # A code that rounding flips moves a loss by a thousandth, a local statistic by a tenth.
+        assert second == pytest.approx(first, rel=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +159,9 @@ def test_a_killed_rank_ends_all_within_30_seconds_and_the_run_goes_on(launch, fo
     assert seconds < 30
     assert not alive(first)
     assert process.returncode != 0
-    said = err.splitlines()[0]
-    assert said.startswith("gdfq: rank 0: lost contact to the other processes: one of them has")
+    # Before it or after it, the launcher says that it ends the rest.
+    (said,) = (line for line in err.splitlines() if line.startswith("gdfq: rank 0:"))
+    assert "lost contact to the other processes: one of them has" in said
     assert said.endswith("the launcher's report names it")
     assert "pair.cc" not in err
     cause = err[err.index("Root Cause") :]
