@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import gdfq
+from gdfq.cli._common import console
 from gdfq.export import export_onnx, export_pt2, runtimes
 from gdfq.export.parity import compare
 from gdfq.export.source import open_images, open_student
@@ -390,18 +391,17 @@ def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder
     assert "exact" in out
     assert "int4, -8" in out
     # Nothing is wrapped in a pipe; in a terminal that is too narrow, two lines are a layer.
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(console, "width", 40)
     assert gdfq_command(capsys, "inspect", tmp_path / "s.onnx")[1] == out
     (row,) = (line for line in out.splitlines() if "layer3.0.downsample.0" in line)
     assert [cell.strip() for cell in row.split("│")][2:5] == ["Conv", "4", "64x32x1x1"]
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")  # of a dumb one the width is not asked
     _, narrow, _ = gdfq_command(capsys, "inspect", tmp_path / "s.onnx")
     lines = re.sub(r"\x1b\[\d*m", "", narrow).splitlines()
     assert max(map(len, lines)) <= 40
     assert lines[lines.index("layer3.0.downsample.0") + 1].startswith("  Conv  4 bits  64x32x1x1")
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(console, "width", 140)
     assert row in re.sub(r"\x1b\[\d*m", "", gdfq_command(capsys, "inspect", tmp_path / "s.onnx")[1])
     for content, name in ((b"no model", "x.onnx"), (path.read_bytes()[:1000], "x.safetensors")):
         (tmp_path / name).write_bytes(content)
