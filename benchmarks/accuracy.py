@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.accuracy_tables import Outcome, path_of, write
@@ -32,10 +31,12 @@ from gdfq.recipes import Recipe
 from gdfq.runs.measure import open_batches
 from gdfq.runs.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
+from gdfq.sweeps.criterion import compare
 from gdfq.sweeps.plan import Run, read_plan
 from gdfq.training import GDFQTrainer
 
 HELD_OUT = 16  # batches of generated images that no student is trained on
+PASS = 200  # of them in a forward pass
 # What a generator learns depends on all of a recipe but these.
 STUDENTS = {
     "quantization": None,
@@ -56,7 +57,7 @@ class Recording:
     warmed_up: dict[str, Any]  # generator and random state when the warm-up has ended
     ended: dict[str, Any]
     steps: list[tuple[Tensor, Tensor, Tensor]]  # images, labels, teacher's logits
-    held_out: tuple[Tensor, Tensor]  # images, teacher's logits
+    held_out: Tensor  # images that no student is trained on
 
 
 class Recorder(GDFQTrainer):
@@ -64,16 +65,12 @@ class Recorder(GDFQTrainer):
 
     def record(self) -> Recording:
         """Run the whole schedule."""
-        self.steps: list[tuple[Tensor, ...]] = []
+        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
         self.train()
-        batches = []
         ended = copy.deepcopy(self._state())
         with torch.no_grad():
-            for _ in range(HELD_OUT):
-                images = self.make_images(*self.sample())
-                batches.append((images, self.teacher.model(images.clone())))
-        held_out = tuple(torch.cat(part) for part in zip(*batches, strict=True))
-        return Recording(self._warmed_up, ended, self.steps, held_out)  # type: ignore[arg-type]
+            held_out = torch.cat([self.make_images(*self.sample()) for _ in range(HELD_OUT)])
+        return Recording(self._warmed_up, ended, self.steps, held_out)
 
     def calibrate(self, batches: int) -> None:
         """Draw what calibration draws."""
@@ -121,15 +118,17 @@ def generator_key(recipe: Recipe) -> str:
         tables[section] = {
             k: v for k, v in tables[section].items() if keys is not None and k not in keys
         }
-    return sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(tables)
 
 
 def _start_key(recipe: Recipe) -> str:
     """The same for recipes whose students begin to be fine-tuned alike."""
     tables = recipe.model_dump(mode="json", include={"quantization", "start", "bits"})
-    return sha256(
-        (generator_key(recipe) + json.dumps(tables, sort_keys=True)).encode()
-    ).hexdigest()[:16]
+    return _digest([generator_key(recipe), tables])
+
+
+def _digest(content: Any) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _measure_once(path: Path, student: nn.Module, batches: Any) -> None:
@@ -178,17 +177,10 @@ def train(recipe: Recipe, folder: Path, where: Path) -> None:
         outcome = trainer.play(recording, partial(_measure_once, before, student, batches))
     except NonFiniteLossError as error:
         outcome, failure = student, str(error)
-    images, logits = recording.held_out
-    with torch.no_grad():
-        answers = torch.cat([outcome(part) for part in images.split(200)])
-    divergence = F.kl_div(
-        F.log_softmax(answers, 1), F.log_softmax(logits, 1), reduction="batchmean", log_target=True
-    )
-    agreement = (answers.argmax(1) == logits.argmax(1)).float().mean()
+    divergence, agreement = compare(loaded.network, outcome, recording.held_out.split(PASS))
     result = Outcome(
-        json.loads(before.read_text()), top1(outcome, batches), float(divergence),
-        float(agreement), failure,
-    )  # fmt: skip
+        json.loads(before.read_text()), top1(outcome, batches), divergence, agreement, failure
+    )
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text(json.dumps(asdict(result), indent=2) + "\n")
 

@@ -24,7 +24,7 @@ class Outcome:
     """A student: top-1 in percent on the test images, and nearness to its teacher on others.
 
     ``divergence``: mean ``KL(teacher || student)`` in nat on generated images of no training step;
-    ``agreement``: share of these with the same first class.
+    ``agreement``: percent of these with the same first class.
     """
 
     before: float

@@ -128,7 +128,7 @@ def test_students_of_recorded_images_are_those_of_the_run():
     player = accuracy_trainer(accuracy.Player)
     played = player.play(recording, lambda: calibrated.append(player.steps_done))
     assert calibrated == [whole.warmup_steps]
-    assert len(recording.held_out[0]) == accuracy.HELD_OUT * 16
+    assert len(recording.held_out) == accuracy.HELD_OUT * 16
     for name, value in trained.state_dict().items():
         assert torch.equal(value, played.state_dict()[name]), name
     assert not torch.equal(
