@@ -145,7 +145,7 @@ def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
         if id(value) not in seen:  # a tensor under several names is written once
             seen.add(id(value))
             state[name] = value.detach().contiguous()
-    return tensors.save(state, metadata={KEY: json.dumps(header.model_dump(), sort_keys=True)})
+    return tensors.save(state, metadata={KEY: json.dumps(header.model_dump())})
 
 
 def check_student(student: Any) -> None:

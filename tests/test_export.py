@@ -380,6 +380,11 @@ def test_packed_and_inspected_from_the_command_line(capsys, tmp_path, run_folder
         assert code == 0
         assert "64x64x3x3" in out
         assert "18,944" in out
+        order = [
+            re.search(rf"^│ {name} ", out, re.M).start()
+            for name in ("conv1", "layer3.0.conv1", "fc")
+        ]
+        assert order == sorted(order)  # the network's, not the alphabet's
     # A packed file is exported as its run folder is.
     code, out, err = gdfq_command(
         capsys, "export", path, "--out", tmp_path / "s.onnx", "--weights", "int4", "--images", 100
