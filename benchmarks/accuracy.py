@@ -44,8 +44,8 @@ STUDENTS = {
     "bits": None,
     "training": {"student_lr", "momentum", "weight_decay", "temperature", "alpha"},
     "parts": {
-        "objective", "ce_weight", "ce_gate", "hard_sample_step", "code_change_share", "ema_decay",
-        "replay_batches", "replay_share", "range_lr",
+        "objective", "ce_weight", "ce_gate", "hard_sample_step", "code_change_share",
+        "max_grad_norm", "ema_decay", "replay_batches", "replay_share", "range_lr",
     },
 }  # fmt: skip
 

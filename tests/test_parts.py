@@ -120,6 +120,11 @@ def test_one_seed_decides_everything():
         ({"hard_sample_gamma": math.nan}, "hard_sample_gamma: must be >= 0"),
         ({"hard_sample_step": -0.1}, "hard_sample_step: must be >= 0"),
         ({"code_change_share": 1.0}, r"code_change_share: must be in \(0, 1\), got 1.0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm: must be > 0 and finite, got 0.0"),
+        (
+            {"max_grad_norm": 1.0, "code_change_share": 0.1},
+            "max_grad_norm: code_change_share decides how long",
+        ),
         ({"mix_probability": 1.1}, r"mix_probability: must be in \[0, 1\]"),
         ({"mix_classes": 1}, "mix_classes: must be an int >= 2, got 1"),
         ({"low_pass": 0.0}, "low_pass: must be > 0 and finite, got 0.0"),
@@ -592,6 +597,30 @@ def test_a_zero_gradient_ends_the_search():
     CodeChanges(student, 0.05).scale_gradients(rate)
     with pytest.raises(gdfq.InputError, match="code_change_share: the network has no layer"):
         CodeChanges(gdfq.quantize_model(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())), 0.05)
+
+
+def test_gradients_are_shortened_to_a_norm():
+    def after_a_step(**options):
+        trainer = tiny_trainer(
+            parts=Parts(**options), warmup_epochs=0, momentum=0.0, weight_decay=0.0,
+            schedule="constant", student_lr=1.0, learned_ranges="act",
+        )  # fmt: skip
+        trainer.calibrate(2)
+        before = [p.detach().clone() for p in trainer.student.parameters()]
+        trainer.step()
+        return trainer, before
+
+    plain, _ = after_a_step()
+    gradients = [p.grad for p in plain.student.parameters()]
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    for most, factor in ((2 * float(norm), 1.0), (float(norm) / 3, 1 / 3)):
+        clipped, before = after_a_step(max_grad_norm=most)
+        for parameter, gradient, old in zip(
+            clipped.student.parameters(), gradients, before, strict=True
+        ):
+            assert torch.allclose(parameter.grad, factor * gradient, rtol=1e-5, atol=1e-7)
+            if parameter.dim():  # ranges have a rate of their own
+                assert torch.allclose(old - parameter, factor * gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_gradients_are_scaled_before_the_update():

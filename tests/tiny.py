@@ -20,6 +20,7 @@ EACH_PART = {
     "hard_sample_gamma": Parts(hard_sample_gamma=2.0),
     "hard_sample_step": Parts(hard_sample_step=0.01),
     "code_change_share": Parts(code_change_share=0.02),
+    "max_grad_norm": Parts(max_grad_norm=0.1),
     "mix": Parts(mix_probability=0.4),
     "low_pass": Parts(low_pass=2.0),
     "bns_spread": Parts(bns_spread="std"),

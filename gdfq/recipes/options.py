@@ -64,6 +64,7 @@ class RecipeOptions(TypedDict, total=False):
     hard_sample_gamma: float
     hard_sample_step: float
     code_change_share: float
+    max_grad_norm: float
     mix_probability: float
     mix_classes: int
     low_pass: float

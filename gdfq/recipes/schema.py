@@ -183,6 +183,9 @@ class PartsSection(Section):
     code_change_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of each weight's codes that its scaled gradient changes in a step"
     )
+    max_grad_norm: Positive | None = Field(
+        None, description="norm that the student's gradients are shortened to where they exceed it"
+    )
     mix_probability: float = Field(
         0.0, ge=0, le=1, description="share of images whose label is a mix of classes"
     )

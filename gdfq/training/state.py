@@ -46,7 +46,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Ten
             for name, value in optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
-        for number, parameter in enumerate(_parameters(optimizer))
+        for number, parameter in enumerate(optimizer_parameters(optimizer))
         if optimizer.state.get(parameter)
     }
 
@@ -55,7 +55,7 @@ def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
     """Put :func:`optimizer_state` back: in place where the optimizer has such tensors already."""
-    for number, parameter in enumerate(_parameters(optimizer)):
+    for number, parameter in enumerate(optimizer_parameters(optimizer)):
         given = state.get(str(number), {})
         kept = optimizer.state[parameter]
         for name in kept.keys() - given.keys():
@@ -90,7 +90,7 @@ def check_optimizer_state(
     name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
     """Raise an InputError if ``state`` is not one of ``optimizer``, called ``name``."""
-    parameters = _parameters(optimizer)
+    parameters = optimizer_parameters(optimizer)
     for number, values in state.items():
         if not number.isdigit() or int(number) >= len(parameters):
             raise InputError(f"state: {name} has no parameter {number}")
@@ -113,5 +113,6 @@ def check_parts_state(parts: Mapping[str, StatefulPart], state: Mapping[str, Any
         part.check_state(state[name])
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What ``optimizer`` updates, group after group."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -23,6 +23,7 @@ from gdfq.training.learned_ranges import LearnedRanges
 from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
 from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
+from gdfq.training.parts.clipping import clip_gradients
 from gdfq.training.parts.code_changes import CodeChanges
 from gdfq.training.parts.hard_samples import harder_images, teacher_cross_entropy
 from gdfq.training.parts.low_pass import LowPass, make_images
@@ -41,6 +42,7 @@ from gdfq.training.state import (
     check_optimizer_state,
     check_parts_state,
     load_optimizer_state,
+    optimizer_parameters,
     optimizer_state,
 )
 
@@ -385,9 +387,17 @@ class GDFQTrainer:
             self.student_optimizer,
             self.student_lr,
             {"student": loss},
-            before=None if self.code_changes is None else self.code_changes.scale_gradients,
+            before=self._before_student_update,
             after=self._after_student_update(),
         )
+
+    def _before_student_update(self, rate: Tensor) -> None:
+        """What is done to the student's gradients."""
+        if self.code_changes is not None:
+            self.code_changes.scale_gradients(rate)
+        if self.parts.max_grad_norm is not None:
+            parameters = optimizer_parameters(self.student_optimizer)
+            clip_gradients(parameters, self.parts.max_grad_norm)
 
     def _after_student_update(self) -> Callable[[], None]:
         """What follows the update that is about to be made."""
@@ -419,7 +429,7 @@ class GDFQTrainer:
         """
         name, loss = next(iter(losses.items()))
         optimizer.zero_grad()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = optimizer_parameters(optimizer)
         # The student's statistics in the generator's loss are no reason for the student to learn.
         loss.backward(inputs=parameters if self.parts.bns_of == "both" else None)
         finish_averaging = self.world.start_averaging(parameters, losses, f"{name}'s gradients")

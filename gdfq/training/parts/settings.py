@@ -31,6 +31,8 @@ class Parts:
             wrong, >= 0. Costs about one more forward and backward pass of the student.
         code_change_share: each weight's gradient is scaled such that this share of its integer
             codes changes, in (0, 1); see :mod:`gdfq.training.parts.code_changes`.
+        max_grad_norm: Euclidean norm that all of the student's gradients are shortened to where
+            they exceed it, > 0; None leaves them. See :mod:`gdfq.training.parts.clipping`.
         mix_probability: share of images whose label is a mix of classes, in [0, 1]; see
             :mod:`gdfq.training.parts.mixed_labels`.
         mix_classes: classes in a mix, >= 2.
@@ -58,6 +60,7 @@ class Parts:
     hard_sample_gamma: float = 0.0
     hard_sample_step: float = 0.0
     code_change_share: float | None = None
+    max_grad_norm: float | None = None
     mix_probability: float = 0.0
     mix_classes: int = 2
     low_pass: float | None = None
@@ -113,6 +116,10 @@ def _check_values(parts: Parts) -> None:
             "code_change_share", parts.code_change_share,
             parts.code_change_share is None or 0 < parts.code_change_share < 1, "in (0, 1)",
         ),
+        (
+            "max_grad_norm", parts.max_grad_norm,
+            parts.max_grad_norm is None or 0 < parts.max_grad_norm < math.inf, "> 0 and finite",
+        ),
         ("mix_probability", parts.mix_probability, 0 <= parts.mix_probability <= 1, "in [0, 1]"),
         (
             "low_pass", parts.low_pass,
@@ -137,6 +144,8 @@ def _check_contradictions(parts: Parts) -> None:
     if parts.ce_gate is not None and not uses_cross_entropy:
         without = "objective = 'kl_only'" if parts.ce_weight else "ce_weight = 0"
         raise InputError(f"ce_gate: with {without} there is no cross-entropy to gate")
+    if parts.max_grad_norm is not None and parts.code_change_share is not None:
+        raise InputError("max_grad_norm: code_change_share decides how long gradients are")
     for name, needs in (("mix_classes", "mix_probability"), ("replay_share", "replay_batches")):
         if name in changed and needs not in changed:
             raise InputError(f"{name}: has no effect without {needs}")
