@@ -3,7 +3,8 @@
 ``FILE`` is one that ``gdfq sweep`` takes. The generator never sees the student, so its images are
 recorded once for all runs that train the same generator, and each student is trained on them as
 its run would train it: the same student bit for bit (``tests/test_benchmarks.py``), in less than
-half the time. Students are trained one a core. ``FOLDER`` keeps what is finished. Writes
+half the time. With ``bns_of = "both"`` it does see it, and the run is done as a whole. Students are
+trained one a core. ``FOLDER`` keeps what is finished. Writes
 ``results/accuracy-FILE.json`` and a table in ``docs/accuracy.md``; of ``parts.toml`` also a short
 one in the README and beside it.
 """
@@ -33,7 +34,7 @@ from gdfq.runs.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
 from gdfq.sweeps.criterion import compare
 from gdfq.sweeps.plan import Run, read_plan
-from gdfq.training import GDFQTrainer
+from gdfq.training import GDFQTrainer, TrainerCallback
 
 HELD_OUT = 16  # batches of generated images that no student is trained on
 PASS = 200  # of them in a forward pass
@@ -68,9 +69,7 @@ class Recorder(GDFQTrainer):
         self.steps: list[tuple[Tensor, Tensor, Tensor]] = []
         self.train()
         ended = copy.deepcopy(self._state())
-        with torch.no_grad():
-            held_out = torch.cat([self.make_images(*self.sample()) for _ in range(HELD_OUT)])
-        return Recording(self._warmed_up, ended, self.steps, held_out)
+        return Recording(self._warmed_up, ended, self.steps, held_out(self))
 
     def calibrate(self, batches: int) -> None:
         """Draw what calibration draws."""
@@ -109,6 +108,28 @@ class Player(GDFQTrainer):
         if batch is self.recording.steps[-1]:  # the end may ask for new images
             self._set(self.recording.ended)
         return dict, *(part.clone() for part in batch)
+
+
+class Watched(TrainerCallback):
+    """Calls ``calibrated`` when a run that is done as a whole begins to fine-tune."""
+
+    def __init__(self, calibrated: Callable[[], None]) -> None:
+        self.calibrated = calibrated
+
+    def on_calibrated(self, trainer: GDFQTrainer) -> None:
+        """Once."""
+        self.calibrated()
+
+
+@torch.no_grad()
+def held_out(trainer: GDFQTrainer) -> Tensor:
+    """New images of the trainer's generator."""
+    return torch.cat([trainer.make_images(*trainer.sample()) for _ in range(HELD_OUT)])
+
+
+def can_be_recorded(recipe: Recipe) -> bool:
+    """Whether the generator never sees the student."""
+    return recipe.parts.bns_of == "teacher"
 
 
 def generator_key(recipe: Recipe) -> str:
@@ -150,7 +171,7 @@ def _trainer(
 def record(recipe: Recipe, folder: Path) -> None:
     """Record what the recipe's generator makes, unless that is there."""
     path = folder / "generators" / f"{generator_key(recipe)}.pt"
-    if path.exists():
+    if path.exists() or not can_be_recorded(recipe):
         return
     torch.set_num_threads(1)
     recipe, loaded = build_teacher(recipe)
@@ -166,18 +187,26 @@ def train(recipe: Recipe, folder: Path, where: Path) -> None:
         return
     torch.set_num_threads(1)
     key = generator_key(recipe)
-    recording = Recording(**torch.load(folder / "generators" / f"{key}.pt"))
+    before = folder / "before" / f"{_start_key(recipe)}.json"
+    recording = (
+        Recording(**torch.load(folder / "generators" / f"{key}.pt"))
+        if can_be_recorded(recipe)
+        else None
+    )
     recipe, loaded = build_teacher(recipe)
     student = build_student(recipe, loaded.network)
-    trainer = _trainer(Player, recipe, loaded, student, start=recipe.start.build())
+    kind = Player if recording else GDFQTrainer
+    trainer = _trainer(kind, recipe, loaded, student, start=recipe.start.build())
     batches = list(open_batches(recipe, loaded.preprocessing, workers=0))
-    before = folder / "before" / f"{_start_key(recipe)}.json"
+    calibrated = partial(_measure_once, before, student, batches)
+    watched = Watched(calibrated)
     failure = None
     try:
-        outcome = trainer.play(recording, partial(_measure_once, before, student, batches))
+        outcome = trainer.play(recording, calibrated) if recording else trainer.train(watched)
     except NonFiniteLossError as error:
         outcome, failure = student, str(error)
-    divergence, agreement = compare(loaded.network, outcome, recording.held_out.split(PASS))
+    images = recording.held_out if recording else held_out(trainer)
+    divergence, agreement = compare(loaded.network, outcome, images.split(PASS))
     result = Outcome(
         json.loads(before.read_text()), top1(outcome, batches), divergence, agreement, failure
     )
