@@ -91,9 +91,10 @@ def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
                 if difference is None or variant.name == plan.references[variant.name]
                 else f"{_text(difference.spread, '+.2f')}"
             )
+            name = variant.table or variant.name.removeprefix(f"{bits.lower()}-")
             lines.append(
-                f"| {variant.table or variant.name} | {len(own)} | {of('before')} | "
-                f"{of('after')} | {beside} | {of('divergence', '.3f')} |"
+                f"| {name} | {len(own)} | {of('before')} | {of('after')} | {beside} | "
+                f"{of('divergence', '.3f')} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -160,5 +161,5 @@ def draw_lengths(plan: Plan, found: dict[str, Outcome], teacher: float, out: Pat
     axes.set_xlabel(f"minutes on two cores, {STEPS_PER_MINUTE} steps each")
     axes.set_ylabel("top-1 on the test images, percent")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(out)
