@@ -82,7 +82,8 @@ RANGES = {
     "percentile": {"start": Start(act_ranges="percentile", percentile=98.0)},
     "weights": {"start": Start(weight_ranges="mse", rounding="flip")},
     "equalize": {"start": Start(equalize=True)},
-    "corrections": {"start": Start(bn_reestimate=True, bias_correction=True)},
+    "means": {"start": Start(bias_correction=True)},
+    "means and deviations": {"start": Start(bn_reestimate=True)},
     "the end": {"start": Start(bn_reestimate_end=True)},
     "dynamic ranges": {"dynamic_ranges": "both", "bits": 3},
 }

@@ -216,9 +216,7 @@ def test_changed_codes_are_counted_by_kernel():
 @pytest.mark.parametrize("dynamic", KINDS)
 def test_corrections_need_no_kept_range(dynamic):
     options = {"bits": 2, "dynamic_ranges": dynamic}
-    corrected = tiny_trainer(
-        start=Start(bias_correction=True, bn_reestimate=True, bn_reestimate_end=True), **options
-    )
+    corrected = tiny_trainer(start=Start(bn_reestimate=True, bn_reestimate_end=True), **options)
     without = tiny_trainer(**options)
     for trainer in (corrected, without):
         trainer.calibrate(2)

@@ -599,6 +599,21 @@ def test_a_zero_gradient_ends_the_search():
         CodeChanges(gdfq.quantize_model(nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())), 0.05)
 
 
+def test_a_student_without_a_loss_is_refused():
+    for parts, reason in ((Parts(objective="kl_only"), "kl_only"), (Parts(ce_weight=0.0), "ce_w")):
+        with pytest.raises(gdfq.InputError, match=f"alpha: must be > 0 with .*{reason}"):
+            tiny_trainer(parts=parts, alpha=0.0)
+        given = {**parts.changed(), "alpha": 0.0}
+        with pytest.raises(gdfq.InputError, match="alpha: must be > 0"):
+            load_recipe("fashion-mnist-resnet20").with_options(given)
+    tiny_trainer(parts=Parts(objective="logit_mse", ce_weight=0.0), alpha=0.0)
+
+
+def test_a_rate_of_ranges_that_are_not_learned_is_refused():
+    with pytest.raises(gdfq.InputError, match=r"range_lr: has no effect without learned_ranges"):
+        load_recipe("fashion-mnist-resnet20").with_options({"range_lr": 1e-3})
+
+
 def test_gradients_are_shortened_to_a_norm():
     def after_a_step(**options):
         trainer = tiny_trainer(

@@ -27,7 +27,8 @@ from gdfq.runs.state import open_run
 from gdfq.sweeps import criterion
 from gdfq.sweeps.contents import Measured, RunRow
 from gdfq.sweeps.page import render
-from gdfq.sweeps.plan import make_plan, read_plan
+from gdfq.sweeps.plan import label_of_bits, make_plan, read_plan
+from gdfq.sweeps.running import read_run
 from gdfq.sweeps.summary import paired, spread, summarize
 from tests.test_cli import RECIPE, gdfq_command
 from tests.test_resume import Show
@@ -216,6 +217,12 @@ def test_no_file_and_other_folders(capsys, file, tmp_path):
     code, _, err = sweep(capsys, file(TINY), tmp_path / "out")
     assert code == 2
     assert "is not empty, and is no sweep's" in err
+
+
+def test_gpus_per_run_are_for_ray(capsys, file, tmp_path):
+    code, _, err = sweep(capsys, file(TINY), tmp_path / "out", "--gpus-per-run", 1)
+    assert code == 2
+    assert "gpus_per_run: is for --ray" in err
 
 
 def test_ray_that_is_not_there(capsys, file, tmp_path, monkeypatch):
@@ -641,6 +648,31 @@ def test_the_choice_is_among_equal_bits():
     assert [row.difference and row.difference.to for row in found.variants] == [
         None, "w4a4-plain", "w4a4-plain", None, "w3a3-plain", "w3a3-plain",
     ]  # fmt: skip
+
+
+def test_dynamic_ranges_are_other_bits():
+    recipe = load_recipe("fashion-mnist-resnet20-paper")
+    labels = [
+        label_of_bits(recipe.with_options({"dynamic_ranges": kind})) for kind in ("none", "both")
+    ]
+    assert labels == ["W4A4", "W4A4, dynamic_ranges = both"]
+
+
+def test_bits_of_dynamic_ranges_count_what_they_cost(tmp_path):
+    tables = {
+        "recipe": "fashion-mnist-resnet20-paper", "seeds": [0],
+        "variant": [{"name": "kept"}, {"name": "dynamic", "dynamic_ranges": "both"}],
+    }  # fmt: skip
+    plan = make_plan(tables, "here", tmp_path)
+    found = []
+    for run, kind in zip(plan.runs, ("none", "both"), strict=True):
+        (tmp_path / run.name).mkdir()
+        result = {
+            "dynamic_ranges": kind, "average_weight_bits": 4.0, "effective_weight_bits": 9.5,
+        }  # fmt: skip
+        (tmp_path / run.name / "result.json").write_text(json.dumps(result))
+        found.append(read_run(tmp_path, run).weight_bits)
+    assert found == [4.0, 9.5]
 
 
 def test_no_choice_before_all_runs_are_over():

@@ -70,6 +70,8 @@ def sweep(
     """
     if context.obj.parallel:
         raise InputError("sweep: its runs are of one process each; start it without torchrun")
+    if gpus_per_run is not None and not ray:
+        raise InputError("gpus_per_run: is for --ray, which was not given")
     plan = read_plan(file)
     folder = out or Path("sweeps") / file.stem
     settings = Settings(device, checkpoint_every, workers, report)

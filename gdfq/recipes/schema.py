@@ -380,9 +380,15 @@ def validate(tables: dict[str, Any], source: str) -> Recipe:
             f"got {training.warmup_epochs}"
         )
     try:
-        recipe.parts.build()
+        parts = recipe.parts.build()
     except InputError as error:
         raise InputError(f"{source}: parts.{error}") from error
+    try:
+        parts.check_alpha(training.alpha)
+    except InputError as error:
+        raise InputError(f"{source}: training.{error}") from error
+    if "range_lr" in parts.changed() and recipe.quantization.learned_ranges == "none":
+        raise InputError(f"{source}: parts.range_lr: has no effect without learned_ranges")
     kinds = recipe.quantization.learned_ranges, recipe.quantization.dynamic_ranges
     try:
         check_range_kinds(*kinds)

@@ -242,6 +242,7 @@ class Contents:
         sizes: files, the float one first.
         curves: in the order of ``metrics.jsonl``.
         points: the student's accuracy over training.
+        start, parts: what was done beside the paper's loop, a line each.
         environment: versions and machine, in a line; empty where not known.
         measured: what was measured on the networks.
     """
@@ -266,3 +267,5 @@ class Contents:
     dynamic_ranges: str = "none"
     effective_weight_bits: float | None = None
     effective_act_bits: float | None = None
+    start: str = ""
+    parts: str = ""

@@ -274,6 +274,8 @@ def _facts(run: Contents) -> list[tuple[str, str]]:
         ("Weights on average", f"{fixed_bits(run.average_weight_bits)} bits"),
         ("With their scales", _effective(run)),
         ("Ranges", _dynamic(run)),
+        ("Start", run.start),
+        ("Parts", run.parts),
         ("Seed", str(run.seed)),
         ("Training took", duration(run.training_seconds)),
         ("Measured on", run.evaluation),

@@ -170,6 +170,8 @@ def _contents(
         sizes=_sizes(folder, measured),
         curves=_curves(folder / "metrics.jsonl"),
         points=points,
+        start=recipe.start.build().describe(),
+        parts=recipe.parts.build().describe(),
         environment=environment_line(read_json(folder / "environment.json")),
         measured=measured,
         dynamic_ranges=spec.dynamic_ranges,

@@ -43,7 +43,7 @@ class RunRow:
         teacher, before, after: top-1 in percent.
         evaluation: what that was measured on, or why it was not.
         steps: done.
-        average_weight_bits: over the weights.
+        weight_bits: average over the weights; with dynamic ranges, what these cost included.
         training_seconds: of training alone.
         divergence, agreement: see :class:`Measured`.
         report: whether it has a page of its own in its folder.
@@ -60,7 +60,7 @@ class RunRow:
     after: float | None = None
     evaluation: str = ""
     steps: int | None = None
-    average_weight_bits: float | None = None
+    weight_bits: float | None = None
     training_seconds: float | None = None
     divergence: float | None = None
     agreement: float | None = None

@@ -162,6 +162,8 @@ def _choices(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _caption(sweep: Sweep) -> str:
     evaluations = {run.evaluation for run in sweep.runs if run.evaluation}
+    if not any(row.after for row in sweep.variants) and len(evaluations) == 1:
+        return f"Mean ± standard deviation over seeds. Top-1 was not measured: {evaluations.pop()}."
     on = evaluations.pop() if len(evaluations) == 1 else "test images"
     text = f"Mean ± standard deviation over seeds. Top-1 in percent, measured on {on}"
     teacher = [row.teacher for row in sweep.variants if row.teacher is not None]

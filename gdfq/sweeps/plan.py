@@ -164,13 +164,15 @@ def make_plan(tables: dict[str, Any], source: str, folder: Path) -> Plan:
 
 
 def label_of_bits(recipe: Recipe) -> str:
-    """The widths of a recipe's student in short: ``W4A4``, and behind it what differs by layer."""
+    """The widths of a recipe's student in short: ``W4A4``, and behind it what makes them others."""
     spec = recipe.quantization
     label = f"W{spec.weight_bits}A{spec.act_bits}"
     if spec.first_last_bits is not None:
         label += f", first and last layer W{spec.first_last_bits}"
     for pattern, widths in recipe.exceptions().items():
         label += f", {pattern} " + "".join(f"{k[0].upper()}{v}" for k, v in widths.items())
+    if spec.dynamic_ranges != "none":  # more bits in all, and for no runtime's integers
+        label += f", dynamic_ranges = {spec.dynamic_ranges}"
     return label
 
 

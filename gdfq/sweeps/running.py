@@ -177,7 +177,8 @@ def read_run(out: Path, run: Run, problem: str | None = None) -> RunRow:
     """What a run's folder says of it; ``problem`` is what kept it from its end just now."""
     folder = out / run.name
     result = read_json(folder / "result.json")
-    known = ("teacher", "before", "after", "steps", "average_weight_bits", "training_seconds")
+    known = ("teacher", "before", "after", "steps", "training_seconds")
+    kept = result.get("dynamic_ranges", "none") == "none"
     row = RunRow(
         run.variant.name,
         run.seed,
@@ -187,6 +188,7 @@ def read_run(out: Path, run: Run, problem: str | None = None) -> RunRow:
         evaluation=result.get("evaluation", ""),
         report=(folder / PAGE).is_file(),
         environment=environment_line(read_json(folder / "environment.json")),
+        weight_bits=result.get("average_weight_bits" if kept else "effective_weight_bits"),
         **{key: result.get(key) for key in known},
     )
     if result.get("finished"):

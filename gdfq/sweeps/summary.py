@@ -92,7 +92,7 @@ def _variant(plan: Plan, variant: Variant, runs: Sequence[RunRow]) -> VariantRow
         else paired(reference, _top1(runs, variant.name), _top1(runs, reference)),
         divergence=of(lambda run: run.divergence),
         agreement=of(lambda run: run.agreement),
-        weight_bits=of(lambda run: run.average_weight_bits),
+        weight_bits=of(lambda run: run.weight_bits),
         seconds=of(lambda run: run.training_seconds),
     )
 

@@ -93,6 +93,7 @@ def check_settings(
     check_precision(precision, device)
     if not isinstance(parts, Parts):
         raise InputError(f"parts: must be gdfq.training.Parts, got {type(parts).__name__}")
+    parts.check_alpha(alpha)
     if parts.mix_classes > num_classes:
         raise InputError(
             f"mix_classes: must be <= {num_classes}, the number of classes, got {parts.mix_classes}"

@@ -622,6 +622,7 @@ class GDFQTrainer:
         lines = (
             f"memory format: {self.memory_format}" + (f" (a step in {timed})" if timed else ""),
             f"execution: {self.execution}, {self.precision}",
+            f"start: {self.start.describe()}",
             f"parts: {self.parts.describe()}",
             f"fusion: {'none' if self.fused is None else self.fused.summary()}",
         )

@@ -8,6 +8,11 @@ end is taken. Where 2^20 is not enough, as for a gradient of zero, the factor is
 the same for many steps, because each step is far smaller than the distance of two codes, are the
 reason.
 
+Codes are counted on the range that the weight has before the update. Where ranges are kept
+(``weight_ranges = "mse"``) the update changes as many; where they are the minimum and the maximum,
+taken anew at each forward, the range moves with the weight's extremes, and some times as many do.
+Of a small layer one whole code is the least.
+
 Biases, batch norms and weights of functions called without a layer keep their gradients. Momentum
 and weight decay come on top, and are not counted.
 

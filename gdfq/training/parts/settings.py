@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from gdfq.errors import InputError
+from gdfq.fields import changed_fields, describe_fields
 from gdfq.ops._checks import check_choice
 
 Objective = Literal["kd_ce", "logit_mse", "kl_only"]
@@ -77,18 +78,20 @@ class Parts:
         _check_contradictions(self)
         object.__setattr__(self, "bns_layers", tuple(self.bns_layers))
 
+    def check_alpha(self, alpha: float) -> None:
+        """Raise an InputError if, with the divergence's weight ``alpha``, no loss is left."""
+        has_cross_entropy = self.objective == "kd_ce" and self.ce_weight > 0
+        if self.objective != "logit_mse" and alpha == 0 and not has_cross_entropy:
+            reason = "objective = 'kl_only'" if self.objective == "kl_only" else "ce_weight = 0"
+            raise InputError(f"alpha: must be > 0 with {reason}: the student's loss is 0 with 0")
+
     def changed(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        }
+        return changed_fields(self)
 
     def describe(self) -> str:
         """One line: the fields that are not at their defaults."""
-        changed = ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
-        return changed or "none, the paper's loop"
+        return describe_fields(self.changed(), "none, the paper's loop")
 
 
 def _check_values(parts: Parts) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from gdfq.errors import InputError
+from gdfq.fields import changed_fields, describe_fields
 from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.ops._checks import check_choice
 
@@ -58,6 +59,17 @@ class Start:
             check_choice(name, getattr(self, name), (True, False))
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile: must be in (50, 100], got {self.percentile!r}")
+        if "percentile" in changed_fields(self) and self.act_ranges != "percentile":
+            raise InputError(
+                f"percentile: has no effect with act_ranges = {self.act_ranges!r}, only with "
+                "'percentile'"
+            )
+        if self.bias_correction and self.bn_reestimate:
+            raise InputError("bias_correction: bn_reestimate corrects means too; only one of both")
+
+    def describe(self) -> str:
+        """One line: the fields that are not at their defaults."""
+        return describe_fields(changed_fields(self), "none, the paper's ranges")
 
     @property
     def corrects(self) -> bool:
