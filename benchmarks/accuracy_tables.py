@@ -108,6 +108,8 @@ def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for bits, variants in sorted(plan.groups.items(), reverse=True):
+        if not any(variant.table == "default" for variant in variants):
+            continue
         cells = []
         for name in ("paper", "default"):
             variant = next(v for v in variants if v.table == name)
