@@ -228,8 +228,7 @@ def make_progress(show: Show) -> Progress:
         return SilentProgress()
     if in_notebook():
         return NotebookProgress()
-    console = Console()
-    return console_progress(console)
+    return console_progress(Console())
 
 
 def _report(shown: Progress, run: RunState) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +15,7 @@ def changed_fields(settings: Any) -> dict[str, Any]:
     }
 
 
-def describe_fields(changed: Mapping[str, Any], nothing: str) -> str:
-    """``name=value, ...``, or ``nothing`` where nothing has changed."""
-    return ", ".join(f"{name}={value!r}" for name, value in changed.items()) or nothing
+def describe_fields(settings: Any, nothing: str) -> str:
+    """:func:`changed_fields` as ``name=value, ...``, or ``nothing`` where there are none."""
+    changed = changed_fields(settings).items()
+    return ", ".join(f"{name}={value!r}" for name, value in changed) or nothing

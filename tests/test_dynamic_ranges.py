@@ -214,9 +214,11 @@ def test_changed_codes_are_counted_by_kernel():
 
 
 @pytest.mark.parametrize("dynamic", KINDS)
-def test_corrections_need_no_kept_range(dynamic):
+@pytest.mark.parametrize("correction", ["bias_correction", "bn_reestimate"])
+def test_corrections_need_no_kept_range(dynamic, correction):
     options = {"bits": 2, "dynamic_ranges": dynamic}
-    corrected = tiny_trainer(start=Start(bn_reestimate=True, bn_reestimate_end=True), **options)
+    start = Start(**{correction: True}, bn_reestimate_end=True)
+    corrected = tiny_trainer(start=start, **options)
     without = tiny_trainer(**options)
     for trainer in (corrected, without):
         trainer.calibrate(2)

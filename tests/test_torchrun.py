@@ -109,8 +109,11 @@ def test_only_rank_0_writes_and_the_run_is_that_of_one_process(launch, folder, u
     assert not err.strip()
     assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
     for first, second in zip(metrics(one), metrics(two), strict=True):
-        # A code that rounding flips moves a loss by a thousandth, a local statistic by a tenth.
-        assert second == pytest.approx(first, rel=5e-3)
+        # A code that rounding flips moves the student's loss by a thousandth, a local statistic
+        # by a tenth; the generator's have no codes.
+        students = [losses.pop("student", 0.0) for losses in (first, second)]
+        assert students[1] == pytest.approx(students[0], rel=5e-3)
+        assert second == pytest.approx(first, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

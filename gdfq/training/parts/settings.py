@@ -80,10 +80,15 @@ class Parts:
 
     def check_alpha(self, alpha: float) -> None:
         """Raise an InputError if, with the divergence's weight ``alpha``, no loss is left."""
-        has_cross_entropy = self.objective == "kd_ce" and self.ce_weight > 0
-        if self.objective != "logit_mse" and alpha == 0 and not has_cross_entropy:
-            reason = "objective = 'kl_only'" if self.objective == "kl_only" else "ce_weight = 0"
-            raise InputError(f"alpha: must be > 0 with {reason}: the student's loss is 0 with 0")
+        without = self._without_cross_entropy()
+        if self.objective != "logit_mse" and alpha == 0 and without:
+            raise InputError(f"alpha: must be > 0 with {without}: the student's loss is 0 with 0")
+
+    def _without_cross_entropy(self) -> str | None:
+        """What leaves the student's loss without a cross-entropy; None where it has one."""
+        if self.objective == "kl_only":
+            return "objective = 'kl_only'"
+        return None if self.ce_weight else "ce_weight = 0"
 
     def changed(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""
@@ -91,7 +96,7 @@ class Parts:
 
     def describe(self) -> str:
         """One line: the fields that are not at their defaults."""
-        return describe_fields(self.changed(), "none, the paper's loop")
+        return describe_fields(self, "none, the paper's loop")
 
 
 def _check_values(parts: Parts) -> None:
@@ -141,11 +146,10 @@ def _check_values(parts: Parts) -> None:
 
 def _check_contradictions(parts: Parts) -> None:
     changed = parts.changed()
-    uses_cross_entropy = parts.objective != "kl_only" and parts.ce_weight > 0
     if parts.objective == "kl_only" and "ce_weight" in changed:
         raise InputError("ce_weight: objective = 'kl_only' has no cross-entropy to weight")
-    if parts.ce_gate is not None and not uses_cross_entropy:
-        without = "objective = 'kl_only'" if parts.ce_weight else "ce_weight = 0"
+    without = parts._without_cross_entropy()
+    if parts.ce_gate is not None and without:
         raise InputError(f"ce_gate: with {without} there is no cross-entropy to gate")
     if parts.max_grad_norm is not None and parts.code_change_share is not None:
         raise InputError("max_grad_norm: code_change_share decides how long gradients are")

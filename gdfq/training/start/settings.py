@@ -69,7 +69,7 @@ class Start:
 
     def describe(self) -> str:
         """One line: the fields that are not at their defaults."""
-        return describe_fields(changed_fields(self), "none, the paper's ranges")
+        return describe_fields(self, "none, the paper's ranges")
 
     @property
     def corrects(self) -> bool:
