@@ -16,6 +16,7 @@ from gdfq.sweeps.summary import paired, spread
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
+COMPARED = ("paper", "default")  # in the short table
 STEPS_PER_MINUTE = 360  # of the embedded network's recipe, about, on two cores
 
 
@@ -108,14 +109,12 @@ def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for bits, variants in sorted(plan.groups.items(), reverse=True):
-        if not any(variant.table == "default" for variant in variants):
+        named = [next((v for v in variants if v.table == name), None) for name in COMPARED]
+        pair = [_by_seed(plan, variant, found) for variant in named if variant is not None]
+        if len(pair) < len(COMPARED) or not all(pair):
             continue
-        cells = []
-        for name in ("paper", "default"):
-            variant = next(v for v in variants if v.table == name)
-            own = _by_seed(plan, variant, found).values()
-            cells += [_spread_of(own, "before"), _spread_of(own, "after")]
-        kept = spread(outcome.after for outcome in own)
+        cells = [_spread_of(own.values(), of) for own in pair for of in ("before", "after")]
+        kept = spread(outcome.after for outcome in pair[-1].values())
         assert kept is not None
         cells[-1] = f"**{cells[-1]}**"
         lines.append(
