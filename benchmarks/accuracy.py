@@ -90,14 +90,12 @@ class Recorder(GDFQTrainer):
 class Player(GDFQTrainer):
     """Trains a student on what was recorded."""
 
-    def play(self, recording: Recording, on_calibrated: Callable[[], None]) -> nn.Module:
+    def play(self, recording: Recording, callback: TrainerCallback) -> nn.Module:
         """From the calibration to the end."""
         self.recording = recording
         self._set(recording.warmed_up)
         self.steps_done = self.warmup_steps
-        self.calibrate(self.calibration_batches)
-        on_calibrated()
-        return self.train()
+        return self.train(callback)
 
     def _set(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
@@ -111,7 +109,7 @@ class Player(GDFQTrainer):
 
 
 class Watched(TrainerCallback):
-    """Calls ``calibrated`` when a run that is done as a whole begins to fine-tune."""
+    """Calls ``calibrated`` when a student begins to be fine-tuned."""
 
     def __init__(self, calibrated: Callable[[], None]) -> None:
         self.calibrated = calibrated
@@ -198,11 +196,10 @@ def train(recipe: Recipe, folder: Path, where: Path) -> None:
     kind = Player if recording else GDFQTrainer
     trainer = _trainer(kind, recipe, loaded, student, start=recipe.start.build())
     batches = list(open_batches(recipe, loaded.preprocessing, workers=0))
-    calibrated = partial(_measure_once, before, student, batches)
-    watched = Watched(calibrated)
+    watched = Watched(partial(_measure_once, before, student, batches))
     failure = None
     try:
-        outcome = trainer.play(recording, calibrated) if recording else trainer.train(watched)
+        outcome = trainer.play(recording, watched) if recording else trainer.train(watched)
     except NonFiniteLossError as error:
         outcome, failure = student, str(error)
     images = recording.held_out if recording else held_out(trainer)

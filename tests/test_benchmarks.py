@@ -126,7 +126,8 @@ def test_students_of_recorded_images_are_those_of_the_run():
     recording = recorder.record()
     calibrated = []
     player = accuracy_trainer(accuracy.Player)
-    played = player.play(recording, lambda: calibrated.append(player.steps_done))
+    watched = accuracy.Watched(lambda: calibrated.append(player.steps_done))
+    played = player.play(recording, watched)
     assert calibrated == [whole.warmup_steps]
     assert len(recording.held_out) == accuracy.HELD_OUT * 16
     for name, value in trained.state_dict().items():

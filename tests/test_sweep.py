@@ -173,7 +173,7 @@ def test_seeds_alone_are_a_sweep(file):
     [
         ("seeds = [0", "is not TOML"),
         ("seeds = [0]", "recipe: missing"),
-        ('recipe = "resnet21"\nseeds = [0]', "'resnet21' is none of"),
+        ('recipe = "resnet21"\nseeds = [0]', "sweep.toml: recipe: 'resnet21' is none of"),
         (f'recipe = "{RECIPE}"', "sweep.toml: seeds: missing"),
         (f'recipe = "{RECIPE}"\nseeds = []', "seeds: list should have at least 1 item"),
         (f'recipe = "{RECIPE}"\nseeds = [-1]', "seeds.0: input should be greater than or equal"),

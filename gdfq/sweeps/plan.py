@@ -151,7 +151,10 @@ def make_plan(tables: dict[str, Any], source: str, folder: Path) -> Plan:
     if isinstance(file.recipe, str):
         beside = folder / file.recipe
         found = beside if beside.suffix == ".toml" and beside.is_file() else file.recipe
-        recipe = load_recipe(str(found))
+        try:
+            recipe = load_recipe(str(found))
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
     else:
         recipe = validate(file.recipe, f"{source}: recipe")
     base = _with(recipe, file.base, f"{source}: base", {"seed"})
