@@ -1,10 +1,14 @@
 """The benchmarks' sizes are those of the networks they name; their tables say what was measured."""
 
+import gzip
+
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from benchmarks import accuracy, gpu_check, sizes, step, table
+from examples.train_teacher import load_split
 from gdfq.models.resnet import resnet20
 from gdfq.recipes import load_recipe
 from gdfq.training import GDFQTrainer, Parts, Start
@@ -136,6 +140,28 @@ def test_students_of_recorded_images_are_those_of_the_run():
         torch.cat([p.flatten() for p in played.parameters()]),
         torch.cat([p.flatten() for p in accuracy_trainer(GDFQTrainer).student.parameters()]),
     )
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+def test_real_images_take_the_place_of_the_generator_s(tmp_path):
+    images, labels = np.arange(5 * 8 * 8, dtype=np.uint8).reshape(5, 8, 8), np.arange(5)
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", labels)
+    generated = torch.zeros(3, 1, 8, 8).contiguous(memory_format=torch.channels_last)
+    steps = [(generated, torch.zeros(3, dtype=torch.long), torch.zeros(3, 4)) for _ in range(2)]
+    recording = accuracy.Recording({}, {}, steps, torch.empty(0))
+    teacher = torch.nn.Flatten()
+    accuracy.take_real_images(recording, teacher, tmp_path, seed=0)
+    real, _ = load_split(tmp_path, "train")
+    for batch, classes, logits in recording.steps:
+        assert torch.equal(batch, real[classes])
+        assert batch.stride() == generated.stride()
+        assert torch.equal(logits, teacher(batch))
+    assert not torch.equal(recording.steps[0][1], recording.steps[1][1])
 
 
 @pytest.mark.parametrize(
