@@ -84,8 +84,8 @@ class Recorder(GDFQTrainer):
         return {"generator": self.generator.state_dict(), "random": self.random.get_state()}
 
     def _tuning_step(self) -> dict[str, Tensor]:
-        finish, *batch = self._generator_step(tuning=True)
-        self.steps.append(tuple(part.clone() for part in batch))
+        finish, images, labels, logits = self._generator_step(tuning=True)
+        self.steps.append((images.clone(), labels.clone(), logits.clone()))
         return self._record(finish())
 
 
