@@ -138,8 +138,9 @@ def _spread_of(outcomes: Iterable[Outcome], field: str, form: str = ".2f") -> st
 
 def _text(found: Spread | None, form: str) -> str:
     assert found is not None
+    mean = round(found.mean, int(form.strip("+.f"))) + 0.0  # + 0.0: no minus before zero
     deviation = "" if found.std is None else f" ± {found.std:{form.lstrip('+')}}"
-    return f"{found.mean:{form}}{deviation}"
+    return f"{mean:{form}}{deviation}"
 
 
 def draw_lengths(plan: Plan, found: dict[str, Outcome], teacher: float, out: Path) -> None:

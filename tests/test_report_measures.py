@@ -25,6 +25,7 @@ from gdfq.report.layers import places
 from gdfq.report.measures import _Measurement, measure
 from gdfq.report.observation import Loss, Moments, observe
 from gdfq.report.run import close, contents_of, write_report
+from gdfq.report.text import MISSING, fixed
 from gdfq.runs import session
 from gdfq.runs.picture import class_images
 from gdfq.runs.session import Options
@@ -593,3 +594,17 @@ def test_names_differ():
 def test_no_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="runs: at least one run folder"):
         write_report([], tmp_path / "x.html")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (-0.001, "0.00"),
+        (-0.01, "\u22120.01"),
+        (1234.567, "1,234.57"),
+        (None, MISSING),
+        (math.nan, MISSING),
+    ],
+)
+def test_numbers_in_tables(value, text):
+    assert fixed(value, 2) == text

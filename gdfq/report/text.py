@@ -13,7 +13,7 @@ def fixed(value: float | None, digits: int, unit: str = "") -> str:
     """With so many digits behind the point."""
     if value is None or not math.isfinite(value):
         return MISSING
-    text = f"{value:,.{digits}f}{unit}"
+    text = f"{round(value, digits) + 0.0:,.{digits}f}{unit}"  # + 0.0: no minus before zero
     return MINUS + text[1:] if text.startswith("-") else text
 
 
