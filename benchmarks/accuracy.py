@@ -2,12 +2,13 @@
 
 ``FILE`` is one that ``gdfq sweep`` takes. The generator never sees the student, so its images are
 recorded once for all runs that train the same generator, and each student is trained on them as
-its run would train it: the same student bit for bit (``tests/test_benchmarks.py``), in less than
-half the time. With ``bns_of = "both"`` it does see it, and the run is done as a whole. Students are
-trained one a core. ``FOLDER`` keeps what is finished. Writes
-``results/accuracy-FILE.json`` and a table in ``docs/accuracy.md``; of ``parts.toml`` also a short
-one in the README and beside it. ``--real-images DIR`` trains the same students on Fashion-MNIST's
-training images instead, what better images could give at the most: no data-free result.
+its run would train it: the same student bit for bit (``tests/test_benchmarks.py``). With ``bns_of = "both"`` it does see it, and the run is done as a whole. Students are
+trained one a core. ``FOLDER`` keeps what is finished. ``results/accuracy-FILE.json`` and the table
+of that name in ``docs/accuracy.md``, whose markers must be there, are written anew with all that
+``FOLDER`` has of ``FILE``; ``parts.toml`` also writes the short table of README, ``docs/index.md``
+and ``docs/limits.md``, ``length.toml`` the plot. ``--real-images DIR`` fine-tunes the same students
+on Fashion-MNIST's training images instead, which is no data-free result, and writes
+``accuracy-FILE-real``.
 """
 
 from __future__ import annotations
@@ -237,14 +238,14 @@ def _train(folder: Path, students: Path, real_images: Path | None, run: Run) -> 
 
 def main() -> None:
     """Train what is missing, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("``", "'"))
+    parser.add_argument("file", type=Path, help="a sweep, as gdfq sweep takes it")
+    parser.add_argument("--folder", type=Path, required=True, help="keeps what is finished")
+    parser.add_argument("--workers", type=int, default=2, help="students at a time")
     parser.add_argument("--seed", type=int, action="append", help="only these")
     parser.add_argument("--bits", action="append", help="only these, as W4A4")
-    parser.add_argument("--variant", action="append", help="only these, by table or in full")
-    parser.add_argument("--real-images", type=Path, help="folder of Fashion-MNIST's .gz files")
+    parser.add_argument("--variant", action="append", help="only these, as paper or w4a4-paper")
+    parser.add_argument("--real-images", type=Path, help="train on those of this folder")
     options = parser.parse_args()
     plan = read_plan(options.file)
     name, students = options.file.stem, options.folder
