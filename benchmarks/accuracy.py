@@ -2,13 +2,13 @@
 
 ``FILE`` is one that ``gdfq sweep`` takes. The generator never sees the student, so its images are
 recorded once for all runs that train the same generator, and each student is trained on them as
-its run would train it: the same student bit for bit (``tests/test_benchmarks.py``). With ``bns_of = "both"`` it does see it, and the run is done as a whole. Students are
-trained one a core. ``FOLDER`` keeps what is finished. ``results/accuracy-FILE.json`` and the table
-of that name in ``docs/accuracy.md``, whose markers must be there, are written anew with all that
-``FOLDER`` has of ``FILE``; ``parts.toml`` also writes the short table of README, ``docs/index.md``
-and ``docs/limits.md``, ``length.toml`` the plot. ``--real-images DIR`` fine-tunes the same students
-on Fashion-MNIST's training images instead, which is no data-free result, and writes
-``accuracy-FILE-real``.
+its run would train it: the same student bit for bit (``tests/test_benchmarks.py``). With
+``bns_of = "both"`` it does see it, and the run is done as a whole. ``FOLDER`` keeps what is
+finished. ``results/accuracy-FILE.json`` and the table of that name in ``docs/accuracy.md``, whose
+markers must be there, are written anew with all that ``FOLDER`` has of ``FILE``; ``parts.toml``
+also writes the short table of README, ``docs/index.md`` and ``docs/limits.md``, ``length.toml`` the
+plot. ``--real-images DIR`` fine-tunes the same students on Fashion-MNIST's training images instead,
+which is no data-free result, and writes ``accuracy-FILE-real``.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def held_out(trainer: GDFQTrainer) -> Tensor:
     return torch.cat([trainer.make_images(*trainer.sample()) for _ in range(HELD_OUT)])
 
 
+@torch.no_grad()
 def take_real_images(recording: Recording, teacher: nn.Module, data: Path, seed: int) -> None:
     """Put training images and their labels in place of the generator's, as many a step."""
     images, labels = load_split(data, "train")
@@ -135,8 +136,7 @@ def take_real_images(recording: Recording, teacher: nn.Module, data: Path, seed:
     for step, (generated, *_) in enumerate(recording.steps):
         chosen = torch.randint(len(labels), (len(generated),), generator=random)
         batch = torch.empty_like(generated).copy_(images[chosen])  # keeps its memory format
-        with torch.no_grad():
-            recording.steps[step] = batch, labels[chosen], teacher(batch.clone())
+        recording.steps[step] = batch, labels[chosen], teacher(batch.clone())
 
 
 def can_be_recorded(recipe: Recipe) -> bool:
@@ -256,7 +256,7 @@ def main() -> None:
         for run in plan.runs
         if run.seed in (options.seed or plan.seeds)
         and (options.bits is None or run.variant.bits in options.bits)
-        and (not options.variant or {run.variant.table, run.variant.name} & {*options.variant})
+        and (options.variant is None or {run.variant.table, run.variant.name} & {*options.variant})
     ]
     if options.real_images and not all(can_be_recorded(run.recipe) for run in chosen):
         parser.error("--real-images: not with bns_of = 'both', whose generator sees the student")

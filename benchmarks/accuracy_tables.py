@@ -109,8 +109,7 @@ def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for bits, variants in sorted(plan.groups.items(), reverse=True):
-        named = [next((v for v in variants if v.table == name), None) for name in COMPARED]
-        pair = [_by_seed(plan, variant, found) for variant in named if variant is not None]
+        pair = [_by_seed(plan, v, found) for name in COMPARED for v in variants if v.table == name]
         if len(pair) < len(COMPARED) or not all(pair):
             continue
         cells = [_spread_of(own.values(), of) for own in pair for of in ("before", "after")]
