@@ -8,6 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -251,5 +252,6 @@ def _go(run: Callable[[Interrupts], Result], folder: Path) -> None:
         raise
     except Exception:
         if checkpoints(folder):
-            warnings.warn(f"gdfq: the run did not end, but is saved: {again}", stacklevel=3)
+            with suppress(UserWarning):  # where warnings are errors, this one is the lesser
+                warnings.warn(f"gdfq: the run did not end, but is saved: {again}", stacklevel=3)
         raise

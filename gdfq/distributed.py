@@ -227,25 +227,52 @@ def start() -> World:
     that is told to leave by SIGTERM, but hangs because another is gone, is ended 25 seconds later.
 
     Raises:
-        InputError: the environment is not that of torchrun, or there are more processes on a
-            machine than GPUs.
+        InputError: the environment is not that of torchrun, the processes do not find each other,
+            or there are more of them on a machine than GPUs.
     """
-    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return World()
-    missing = [n for n in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+    size = _whole_number("WORLD_SIZE", 1)
+    rank = _whole_number("RANK", 0, size - 1)
+    if size == 1:
+        return World()
+    missing = [n for n in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
     if missing:
         raise InputError(f"environment: RANK is set, but {', '.join(missing)} is not; use torchrun")
+    local = _whole_number("LOCAL_RANK", 0, size - 1)
+    port = _whole_number("MASTER_PORT", 1, 65535)
     backend = "gloo"
     if torch.cuda.is_available():
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        gpus = torch.cuda.device_count()
         if local >= gpus:
             raise InputError(f"nproc-per-node: must be at most the {gpus} GPUs, got {local + 1}")
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    store, rank, size = next(iter(dist.rendezvous("env://")))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        store, _, _ = next(iter(dist.rendezvous("env://")))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"environment: rank {rank} of {size} cannot meet the others at "
+            f"{os.environ['MASTER_ADDR']}:{port}, MASTER_ADDR and MASTER_PORT: {reason}"
+        ) from error
     _leave_when_told()
     return World(rank, size, store)
+
+
+def _whole_number(name: str, least: int, most: int | None = None) -> int:
+    """The environment's variable ``name``, as torchrun sets it.
+
+    Raises:
+        InputError: it is no whole number from ``least`` to ``most``.
+    """
+    value = os.environ[name]
+    number = int(value) if value.isascii() and value.isdecimal() else -1
+    if number < least or (most is not None and number > most):
+        allowed = f"a whole number >= {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"environment: {name} must be {allowed}, got {value!r}; use torchrun")
+    return number
 
 
 def stop(world: World) -> None:

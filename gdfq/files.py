@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,12 +13,15 @@ from pathlib import Path
 from gdfq.errors import InputError
 
 _SUFFIX = ".partial"
+# The answer of file systems without a call: SMB, FUSE, shared folders of virtual machines.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
     """Put a file of ``parts``, one after the other, at ``path``, in place of any that is there.
 
-    Whenever the process or the machine dies, ``path`` holds the old content or the new, whole.
+    Whenever the process or the machine dies, ``path`` holds the old content or the new, whole, as
+    far as the file system can synchronize and rename; where it cannot rename, it is copied.
 
     Raises:
         OSError: it could not be written; what was at ``path`` is still there.
@@ -27,19 +32,43 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
             for part in parts:
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+            _synchronize(file.fileno())
+        _rename(beside, path)
     except BaseException as error:
         beside.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    # The new name is on the disk only once its folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
+    # The new name is on the disk only once its folder is, which some may write to but not read.
+    with suppress(PermissionError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            _synchronize(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _if_supported() -> Iterator[None]:
+    """Within, a call that the file system does not have ends the block, not the program."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def _synchronize(descriptor: int) -> None:
+    with _if_supported():
+        os.fsync(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    with _if_supported():
+        source.replace(target)
+        return
+    shutil.copyfile(source, target)
+    source.unlink()
 
 
 def partial(path: Path) -> Path:

@@ -379,6 +379,19 @@ def test_in_another_thread():
     assert results[0].metrics["finished"]
 
 
+@pytest.mark.parametrize("out", [None, "run", "file"])
+def test_an_error_before_the_folder_exists_is_the_one_that_is_seen(monkeypatch, tmp_path, out):
+    def broken(*arguments):
+        raise ZeroDivisionError("a bug")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("gdfq.runs.session.build_teacher", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        quantize(out=out and tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_evaluate_that_fails_at_the_end_loses_nothing(tmp_path):
     calls = []
 

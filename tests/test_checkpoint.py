@@ -7,11 +7,14 @@ import os
 import pickle
 import random
 import resource
+import stat
+from pathlib import Path
 
 import pytest
 import torch
 
 import gdfq
+from gdfq.files import write_file
 from gdfq.nn import QAct
 from gdfq.training import TrainerCallback
 from gdfq.training.checkpoint import (
@@ -387,6 +390,48 @@ def test_a_full_disk_leaves_the_previous_checkpoints(written, monkeypatch, faili
         monkeypatch.undo()
     assert info.value.errno in (errno.ENOSPC, errno.EFBIG)
     assert {p: p.read_bytes() for p in written.iterdir()} == before
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("missing", ["fsync of a folder", "fsync", "rename", "all", "reading"])
+def test_a_file_system_without_a_call_gets_the_file(tmp_path, monkeypatch, missing, code):
+    fsync, replace, opened = os.fsync, Path.replace, os.open
+
+    def lacking(*names):
+        if missing in (*names, "all"):
+            raise OSError(code, os.strerror(code))
+
+    def synchronize(descriptor):
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        lacking("fsync", *["fsync of a folder"] * folder)
+        fsync(descriptor)
+
+    def rename(path, target):
+        lacking("rename")
+        return replace(path, target)
+
+    def open_folder(path, *arguments):
+        if missing == "reading" and Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *arguments)
+
+    monkeypatch.setattr("gdfq.files.os.fsync", synchronize)
+    monkeypatch.setattr("gdfq.files.os.open", open_folder)
+    monkeypatch.setattr("pathlib.Path.replace", rename)
+    for content in (b"first", b"second"):
+        write_file(tmp_path / "file", content[:2], content[2:])
+        assert (tmp_path / "file").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fails_to_synchronize_a_folder_is_said(tmp_path, monkeypatch):
+    def failing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("gdfq.files.os.fsync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_file(tmp_path / "file", b"content")
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):

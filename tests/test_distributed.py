@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -519,3 +520,46 @@ def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(gdfq.InputError, match="environment: RANK is set, but LOCAL_RANK, MASTER_A"):
         gdfq.distributed.start()
+
+
+TORCHRUN = {
+    "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("WORLD_SIZE", "x", "WORLD_SIZE must be a whole number >= 1, got 'x'"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE must be a whole number >= 1, got '0'"),
+        ("WORLD_SIZE", "-2", "WORLD_SIZE must be a whole number >= 1, got '-2'"),
+        ("WORLD_SIZE", "", "WORLD_SIZE must be a whole number >= 1, got ''"),
+        ("RANK", "2", "RANK must be from 0 to 1, got '2'"),
+        ("RANK", "-1", "RANK must be from 0 to 1, got '-1'"),
+        ("RANK", "1.0", "RANK must be from 0 to 1, got '1.0'"),
+        ("LOCAL_RANK", "two", "LOCAL_RANK must be from 0 to 1, got 'two'"),
+        ("MASTER_PORT", "99999", "MASTER_PORT must be from 1 to 65535, got '99999'"),
+        ("MASTER_PORT", "http", "MASTER_PORT must be from 1 to 65535, got 'http'"),
+        ("MASTER_ADDR", "", "RANK is set, but MASTER_ADDR is not"),
+    ],
+)
+def test_an_environment_that_is_not_torchrun_s_is_refused_in_a_line(
+    monkeypatch, name, value, message
+):
+    for key, usual in {**TORCHRUN, name: value}.items():
+        monkeypatch.setenv(key, usual)
+    with pytest.raises(gdfq.InputError, match=f"^environment: {message}; use torchrun$"):
+        gdfq.distributed.start()
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for key, value in {**TORCHRUN, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(gdfq.InputError, match=f"cannot meet .* 127.0.0.1:{port}") as caught:
+            gdfq.distributed.start()
+    assert "\n" not in str(caught.value)

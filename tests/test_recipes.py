@@ -13,6 +13,7 @@ from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe, recipe_for_model, recipe_names
 from gdfq.recipes.schema import FOLDER
 from gdfq.runs.networks import build_student, build_teacher
+from gdfq.sweeps.plan import read_plan
 from gdfq.training.start import NO_START
 
 PAPERS = {
@@ -148,3 +149,38 @@ def test_images_of_any_size():
     assert images.mean((0, 2, 3)).abs().max() < 1e-5  # the last batch norm sees what is returned
     images.square().mean().backward()
     assert all(p.grad.isfinite().all() for p in generator.parameters())
+
+
+PLAIN = (FOLDER / "fashion-mnist-resnet20.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbf" + PLAIN.encode(),
+        PLAIN.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + PLAIN.replace("\n", "\r\n").encode(),
+    ],
+    ids=["byte-order mark", "CRLF", "both"],
+)
+def test_a_file_of_another_editor_is_the_same_recipe(tmp_path, raw):
+    (tmp_path / "own.toml").write_bytes(raw)
+    assert load_recipe(str(tmp_path / "own.toml")) == load_recipe("fashion-mnist-resnet20")
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        (PLAIN.encode("utf-16"), "UTF-16"),
+        (PLAIN.encode("utf-16-le"), "UTF-16"),
+        (b"# one\n# na\xefve\n" + PLAIN.encode(), "another encoding: line 2 has the byte 0xef"),
+    ],
+    ids=["UTF-16", "UTF-16 without mark", "Latin-1"],
+)
+def test_a_file_in_another_encoding_is_refused_in_a_line(tmp_path, raw, found):
+    (tmp_path / "own.toml").write_bytes(raw)
+    message = f"^{{}}: .*own.toml is not TOML: it is not UTF-8 but {found}$"
+    with pytest.raises(InputError, match=message.format("recipe")):
+        load_recipe(str(tmp_path / "own.toml"))
+    with pytest.raises(InputError, match=message.format("sweep")):
+        read_plan(tmp_path / "own.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import sys
 from collections.abc import Iterator
@@ -341,17 +342,32 @@ def load_recipe(name_or_path: str) -> Recipe:
                 f"recipe: {name_or_path!r} is none of {', '.join(recipe_names())}, "
                 "and not a path to a .toml file"
             )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"recipe: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"recipe: {path} is not TOML: {error}") from error
-    recipe = parse_recipe(text, str(name_or_path))
+    recipe = parse_recipe(read_text(path, "recipe"), str(name_or_path))
     weights = path.parent / (recipe.teacher.weights or "")
     if weights.is_file():
         return recipe.with_options({"weights": str(weights.resolve())}, str(name_or_path))
     return recipe
+
+
+def read_text(path: Path, name: str) -> str:
+    """The text of a TOML file: UTF-8, with or without a byte-order mark; ``name`` starts errors.
+
+    Raises:
+        InputError: the file cannot be read, or has another encoding.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = "UTF-16" if "\0" in text else ""
+    except OSError as error:
+        raise InputError(f"{name}: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raw, at = error.object, error.start
+        found = f"another encoding: line {raw.count(10, 0, at) + 1} has the byte {raw[at]:#x}"
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            found = "UTF-16"
+    if found:
+        raise InputError(f"{name}: {path} is not TOML: it is not UTF-8 but {found}")
+    return text
 
 
 def parse_recipe(text: str, source: str) -> Recipe:

@@ -14,7 +14,15 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.recipes.schema import Section, check_key, explain, fields, tomllib, validate
+from gdfq.recipes.schema import (
+    Section,
+    check_key,
+    explain,
+    fields,
+    read_text,
+    tomllib,
+    validate,
+)
 
 _NAME = r"[A-Za-z0-9][\w.=+-]*"
 # One teacher, and a seed of its own for each run: or there would be nothing to compare.
@@ -126,10 +134,8 @@ def read_plan(path: Path) -> Plan:
             message names file, variant and key.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"sweep: cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads(read_text(path, "sweep"))
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"sweep: {path} is not TOML: {error}") from error
     return make_plan(tables, str(path), path.parent)
 

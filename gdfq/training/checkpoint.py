@@ -26,8 +26,9 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, newest first, sound or not."""
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    """The checkpoints in ``folder``, newest first, sound or not; none where there is no folder."""
+    paths = folder.glob("checkpoint-*")
+    found = [(match, path) for path in paths if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, key=lambda pair: -int(pair[0][1]))]
 
 
