@@ -121,6 +121,28 @@ def test_zero_in_range_comes_back(tmp_path, quantize_inputs):
     assert torch.equal(loaded.get_submodule("0").weight_codes()[0], codes)
 
 
+def test_zero_in_range_of_functions_comes_back(tmp_path):
+    """Weights above 0, of which a range that contains 0 has other codes."""
+    model, images = Calls().eval(), torch.randn(8, 2, 8, 8)
+    with torch.no_grad():
+        for weight in (model.twice, model.computed, model.matrix, model.read):
+            weight.copy_(weight.abs() + 1)
+    narrow, student = (student_of(model, images, zero_in_range=zero) for zero in (False, True))
+    quantizer = student.get_submodule("conv2d_weight_1")
+    half = 2 ** (quantizer.weight_bits - 1)
+    _, scale, zero = quantizer.codes_of(model.twice)
+    top = model.twice.detach().flatten(1).amax(1)
+    torch.testing.assert_close(scale, (2 * half - 1) / top)
+    assert (zero == half).all()
+    gdfq.save(student, tmp_path / "s")
+    loaded = gdfq.load(tmp_path / "s", Calls())
+    assert torch.equal(loaded(images), student(images))
+    assert not torch.equal(student(images), narrow(images))
+    stored = load_file(tmp_path / "s")
+    assert torch.equal(stored["conv2d_weight_1.scale"], scale)
+    assert torch.equal(stored["linear_weight.zero"], torch.full((5,), float(half)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_come_back(tmp_path, dtype):
     images = torch.randn(8, 2, 8, 8, dtype=dtype)

@@ -528,6 +528,41 @@ def test_replayed_images_reach_the_student():
         assert (rows == row).flatten(1).all(1).any()
 
 
+@pytest.mark.parametrize("mix", [0.0, 0.5])
+def test_every_replayed_image_comes_with_its_label_and_the_teacher_s_logits(monkeypatch, mix):
+    trainer = tiny_trainer(
+        parts=Parts(replay_batches=2, replay_share=0.7, mix_probability=mix), warmup_epochs=0,
+        fuse=False,
+    )  # fmt: skip
+    trainer.calibrate(1)
+    seen, made, given = [], [], []
+    make, loss = trainer.make_images, student_loss
+    trainer.student.get_submodule("0").register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
+
+    def recorded(z, labels):
+        images = make(z, labels)
+        made.extend(zip(images.detach(), labels, trainer.teacher(images)[0].detach(), strict=True))
+        return images
+
+    def taken(parts, logits, teacher_logits, labels, *constants):
+        given.append((teacher_logits, labels))
+        return loss(parts, logits, teacher_logits, labels, *constants)
+
+    trainer.make_images = recorded
+    monkeypatch.setattr("gdfq.training.trainer.student_loss", taken)
+    steps(trainer, 3)
+    replayed = 0
+    for step, (images, (teacher_logits, labels)) in enumerate(zip(seen, given, strict=True)):
+        for row, image in enumerate(images):
+            (index,) = (i for i, entry in enumerate(made) if torch.equal(entry[0], image))
+            replayed += index < 16 * step
+            assert torch.equal(labels[row], made[index][1])
+            torch.testing.assert_close(teacher_logits[row], made[index][2])
+    assert 10 < replayed < 32
+
+
 # ---- code changes ----
 
 

@@ -118,6 +118,33 @@ def test_a_start_is_part_of_calibration():
     trained.step()
 
 
+@pytest.mark.parametrize("correction", ["bias_correction", "bn_reestimate"])
+def test_ranges_before_and_after_a_correction_are_each_of_all_batches_once(correction, monkeypatch):
+    trainer = tiny_trainer(start=Start(**{correction: True}))
+    first, second = [], []
+    observe = trainer._observe
+
+    def observed(images):
+        observe(images)
+        (second if first else first).extend(
+            (int(m.num_batches_tracked), float(m.hi))
+            for m in trainer.student.modules()
+            if isinstance(m, QAct)
+        )
+
+    monkeypatch.setattr(trainer, "_observe", observed)
+    random = trainer.random.get_state()
+    trainer.calibrate(3)
+    assert [count for count, _ in first + second] == [3] * 4
+    # The first round's are those of a start that corrects nothing, the second's new ones.
+    plain = tiny_trainer()
+    plain.random.set_state(random)
+    plain.calibrate(3)
+    acts = [m for m in plain.student.modules() if isinstance(m, QAct)]
+    assert [float(act.hi) for act in acts] == [hi for _, hi in first]
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
