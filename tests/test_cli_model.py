@@ -17,7 +17,7 @@ from gdfq.recipes import load_recipe
 from gdfq.runs.folder import load_run
 from gdfq.sources import load_teacher
 from tests.test_cli import gdfq_command
-from tests.test_data import cifar_file, class_folders
+from tests.test_data import CLASSES, cifar_file, class_folders
 
 NETS = """
 from torch import nn
@@ -174,6 +174,17 @@ def test_evaluate_on_another_data_set(capsys, nets):
     assert "top-1 on 6 test images of imagenet" in " ".join(out.split())
     shares = [float(share) for share in re.findall(r"([\d.]+)%", out)]
     assert all(np.isclose(share * 6 / 100, round(share * 6 / 100), atol=0.01) for share in shares)
+    assert err == ""
+    for name, number in zip(CLASSES, (8, 9, 10), strict=True):
+        (nets / "pictures" / name).rename(nets / "pictures" / str(number))
+    code, numbered, err = gdfq_command(
+        capsys, "evaluate", "run", "--data", "imagenet", "--data-path", "pictures", "--workers", 0
+    )
+    assert code == 0
+    assert re.match(
+        "warning: class folders in the order of their numbers, 8 before 10, where .* 10 first$", err
+    )
+    assert re.findall(r"([\d.]+)%", numbered) == [f"{share:.2f}" for share in shares]
 
 
 def test_the_installed_command_finds_the_working_directory(nets):

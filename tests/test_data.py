@@ -3,8 +3,10 @@
 import io
 import os
 import pickle
+import re
 import struct
 import tarfile
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +18,10 @@ from gdfq.data import Batches, open_test_set, top1
 from gdfq.data.arrays import ArraySet
 from gdfq.data.batches import resize_and_crop
 from gdfq.data.imagenet import DEVKIT, TAR, TRUTH
+from gdfq.distributed import World
 from gdfq.errors import InputError
+from gdfq.recipes import load_recipe
+from gdfq.runs.measure import MeasureOnData, Result
 from gdfq.sources import Preprocessing
 
 SMALL = Preprocessing(10, 32, 3, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 32)
@@ -74,21 +79,32 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@pytest.mark.parametrize("form", ["in root", "extracted", "archive", "from the environment"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "in root", "extracted", "archive", "from the environment", "the archive itself",
+        "the file itself", "one folder deeper", "archive one folder deeper", "unpacked to a tar",
+    ],
+)  # fmt: skip
 def test_cifar(tmp_path, monkeypatch, name, form):
     raw, images = cifar_file(python=3 if form == "archive" else 2)
     folder, file = FOLDERS[name]
     path = str(tmp_path)
-    if form == "archive":
-        with tarfile.open(
-            tmp_path / f"{folder.replace('batches-py', 'python')}.tar.gz", "w:gz"
-        ) as tar:
-            member = tarfile.TarInfo(f"{folder}/{file}")
-            member.size = len(raw)
-            tar.addfile(member, io.BytesIO(raw))
+    top = tmp_path / "downloads" if form.endswith("deeper") else tmp_path
+    if "archive" in form or form == "unpacked to a tar":
+        top.mkdir(exist_ok=True)
+        zipped = form != "unpacked to a tar"
+        packed = top / f"{folder.replace('batches-py', 'python')}.tar{'.gz' if zipped else ''}"
+        with tarfile.open(packed, "w:gz" if zipped else "w") as tar:
+            add(tar, f"{folder}/._{file}", b"of macOS")
+            add(tar, f"{folder}/{file}", raw)
+        if form == "the archive itself":
+            path = str(packed)
     else:
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / file).write_bytes(raw)
+        (top / folder).mkdir(parents=True)
+        (top / folder / file).write_bytes(raw)
+        if form == "the file itself":
+            path = str(top / folder / file)
     if form == "in root":
         path = str(tmp_path / folder)
     if form == "from the environment":
@@ -117,6 +133,9 @@ class Evil:
 
 
 CIFAR_BAD = {
+    "no images": lambda p: pickled({"data": pixels(1, (0, 3072)), "labels": []}),
+    "labels beyond": lambda p: pickled({"data": pixels(1, (2, 3072)), "labels": [1, 10]}),
+    "labels below": lambda p: pickled({"data": pixels(1, (2, 3072)), "labels": [-1, 1]}),
     "hostile": lambda p: pickle.dumps({b"data": Evil(p / "marker")}, 2),
     "truncated": lambda p: cifar_file()[0][:-100],
     "empty": lambda p: b"",
@@ -137,6 +156,15 @@ def test_cifar_files_that_are_none(tmp_path, case):
     if case == "hostile":  # which an ordinary unpickler would have done
         pickle.loads((tmp_path / "test_batch").read_bytes())
         assert (tmp_path / "marker").exists()
+
+
+def test_an_archive_of_another_set(tmp_path):
+    with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as tar:
+        add(tar, "cifar-100-python/test", cifar_file()[0])
+    with pytest.raises(InputError, match=r"tar.gz has no cifar-10-batches-py/test_batch$"):
+        open_test_set("cifar10", str(tmp_path / "cifar-100-python.tar.gz"), 10)
+    with pytest.raises(InputError, match=r"data: there is no .*nowhere; set data_path"):
+        open_test_set("cifar10", str(tmp_path / "nowhere"), 10)
 
 
 # ---- ImageNet ----
@@ -172,6 +200,8 @@ def class_folders(root):
 
 def tar_of_folders(path):
     with tarfile.open(path, "w") as tar:
+        add(tar, "val/._n01440764", b"of macOS")
+        add(tar, f"val/{CLASSES[0]}/._0.JPEG", b"of macOS")
         for c in (2, 0, 1):  # in no order
             for i in range(2):
                 add(
@@ -213,6 +243,38 @@ def make_imagenet(form, root):
         class_folders(root)
     elif form == "folders in val":
         class_folders(root / "val")
+    elif form in ("a folder deeper", "two folders deeper", "beside train"):
+        deeper = {"a folder deeper": "set", "two folders deeper": "a/b", "beside train": "set/val"}
+        class_folders(root / deeper[form])
+        if form == "beside train":
+            class_folders(root / "set" / "train")
+    elif form == "links":
+        class_folders(root / "real")
+        (root / "links").mkdir()
+        for name in CLASSES:
+            (root / "links" / name).symlink_to(root / "real" / name)
+            (root / "real" / name / "circle").symlink_to(root / "real")
+        return root / "links"
+    elif form == "with what systems leave":
+        class_folders(root)
+        for place in (root, root / CLASSES[0]):
+            for name in ("@eaDir", ".thumbnails", "__MACOSX"):
+                (place / name).mkdir()
+                (place / name / "0.jpg").write_bytes(b"none")
+            for name in ("._0.JPEG", ".DS_Store", "Thumbs.db"):
+                (place / name).write_bytes(b"none")
+    elif form.startswith("flat"):
+        folder = "val" if form == "flat in val" else "ILSVRC2012_img_val"
+        (root / folder).mkdir()
+        for number in range(6):
+            raw = jpeg(number, mode=("RGB", "L", "CMYK")[number // 2])
+            (root / folder / f"ILSVRC2012_val_{number + 1:08d}.JPEG").write_bytes(raw)
+        devkit(root, [0, 0, 1, 1, 2, 2], packed=form != "flat and unpacked devkit")
+        return root / folder if form == "flat itself" else root
+    elif form == "tar a folder deeper":
+        (root / "set").mkdir()
+        flat_tar(root / "set" / TAR)
+        devkit(root, [0, 0, 1, 1, 2, 2])
     elif form == "tar of folders":
         tar_of_folders(root / "mine.tar")
         return root / "mine.tar"
@@ -226,12 +288,15 @@ def make_imagenet(form, root):
 
 FORMS = [
     "folders", "folders in val", "tar of folders", "tar and devkit", "tar and unpacked devkit",
-    "the tar itself",
+    "the tar itself", "tar a folder deeper", "a folder deeper", "two folders deeper",
+    "beside train", "links", "with what systems leave", "flat", "flat in val", "flat itself",
+    "flat and unpacked devkit",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("form", "workers"), [*((form, 0) for form in FORMS), *((form, 2) for form in FORMS[:6])]
+)
 def test_imagenet(tmp_path, form, workers):
     path = make_imagenet(form, tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -317,7 +382,48 @@ def two_classes(root):
         path.unlink()
 
 
+def train_and_test(root):
+    class_folders(root / "train")
+    class_folders(root / "test")
+
+
+def one_class(root):
+    class_folders(root)
+    for name in CLASSES[1:]:
+        (root / name).rename(root.parent / name)
+
+
+def empty_picture(root):
+    class_folders(root)
+    (root / CLASSES[1] / "1.JPEG").write_bytes(b"")
+
+
+def broken_link(root):
+    class_folders(root)
+    (root / CLASSES[1] / "2.JPEG").symlink_to(root / "nowhere")
+
+
+def flat_folder(root):
+    class_folders(root)
+    for name in CLASSES:
+        (root / name / "0.JPEG").rename(root / f"{name}.JPEG")
+        (root / name / "1.JPEG").unlink()
+
+
+def other_numbers(root):
+    flat_tar(root / TAR)
+    devkit(root, [0, 0, 1, 1, 2, 2], packed=False)
+    (root / DEVKIT.removesuffix(".tar.gz") / "data" / TRUTH).write_text("1\n2\n3\n17\n1\n1\n")
+
+
 IMAGENET_BAD = {
+    "train and test": (train_and_test, "has test and train; give the one to measure on"),
+    "one class": (one_class, "has 1 classes, the network 3"),
+    "empty picture": (empty_picture, "1 of 6 pictures are empty files, .*n01443537/1.JPEG is the"),
+    "broken link": (broken_link, "cannot read .*n01443537/2.JPEG: No such file"),
+    "flat folder": (flat_folder, "no labels: ILS.* is not beside them, and there are no class f"),
+    "other numbers": (other_numbers, "ground_truth.txt has class 17, and meta.mat does not"),
+    "empty class": (two_classes, r"\(folders without a picture are no classes: n01443537\)"),
     "nothing": (lambda root: None, "has neither class folders with pictures nor ILSVRC2012_img"),
     "no devkit": (flat_without_devkit, f"have no labels: {DEVKIT} is not beside them"),
     "few labels": (too_few_labels, "has 6 pictures, the devkit's ground truth 2"),
@@ -350,6 +456,136 @@ def test_a_picture_that_cannot_be_decoded(tmp_path, workers, kind):
     with pytest.raises(InputError, match=r"^data: cannot decode .*\.JPEG: ") as caught:
         list(Batches(found, LARGE, workers=workers))
     assert "\n" not in str(caught.value)
+
+
+# ---- the order of classes, and kinds of pictures ----
+
+TWELVE = range(12)
+BY_NUMBER = "in the order of their numbers, {} before {}, where torchvision's ImageFolder takes "
+ORDERS = {
+    "numbers": (list(map(str, TWELVE)), BY_NUMBER.format(2, 10) + "10 first"),
+    "from 1": ([str(i + 1) for i in TWELVE], BY_NUMBER.format(2, 10) + "10 first"),
+    "padded": ([f"{i:02}" for i in TWELVE], "$"),
+    "numbered": ([f"class{i}" for i in TWELVE], BY_NUMBER.format("class2", "class10")),
+    "numbers first": ([f"{i}_x{-i}" for i in TWELVE], BY_NUMBER.format("1_x-1", "10_x-10")),
+    "one missing": (["0", "1", "3"], "none has the number 2, those after it move up$"),
+    "WordNet": (["n01440764", "n01443537", "n02102040"], "$"),
+    "words": (["cat", "dog", "ibis"], "$"),
+    "numbers and a word": (
+        [*map(str, TWELVE), "other"],
+        "named by a number are the class of that number, the others, other = 12, what is left$",
+    ),
+    "a word and numbers": (["other", "1", "2"], "the others, other = 0, what is left$"),
+    "words with numbers": (["DC-10", "DC-3", "F-16"], "of their names as text, DC-10 before DC-3$"),
+    "cases": (["Zebra", "ape"], "in the order of their names as text, Zebra before ape$"),
+}
+
+
+class Constant(torch.nn.Module):
+    """Answers with the first class."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x):
+        return self.weight.expand(len(x), -1)
+
+
+@pytest.mark.parametrize("case", ORDERS)
+@pytest.mark.parametrize("kind", ["folders", "tar"])
+def test_the_order_of_classes(tmp_path, case, kind):
+    names, note = ORDERS[case]
+    path = tmp_path
+    if kind == "tar":
+        path = tmp_path / "set.tar"
+        with tarfile.open(path, "w") as tar:
+            for name in names:
+                add(tar, f"{name}/0.jpg", jpeg(0))
+    else:
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "0.jpg").write_bytes(jpeg(0))
+    found = open_test_set("imagenet", str(path), len(names))
+    assert [where.name.split("/")[-2].split(":")[-1] for where in found.places] == names
+    assert found.labels == list(range(len(names)))
+    assert re.search(note, found.note), found.note
+    if note != "$":
+        measured = Result("", 4, 4, 4.0, 0, 0, False, 0.0)
+        recipe = load_recipe("imagenet-resnet18").with_options({"data_path": str(path)})
+        how = replace(LARGE, num_classes=len(names))
+        measure = MeasureOnData(recipe, how, 0, measured, World())
+        assert measure.open() == found.note
+        measure(Constant(len(names)))
+        assert measured.evaluation == f"{len(names)} test images of imagenet, {found.note}"
+
+
+def ramp():
+    return np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) * 16  # 0 to 65520
+
+
+def saved(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def gray16(kind, **options):
+    return saved(Image.fromarray(ramp().astype(np.uint16)), kind, **options)
+
+
+def gray8(kind="PNG", mode="L", **options):
+    return saved(Image.fromarray((ramp() >> 8).astype(np.uint8)).convert(mode), kind, **options)
+
+
+# Each shows the same gray ramp.
+RAMPS = {
+    "8.png": lambda: gray8(),
+    "16.png": lambda: gray16("PNG"),
+    "16.tif": lambda: gray16("TIFF"),
+    "16, 0 is white.tif": lambda: saved(
+        Image.fromarray((65535 - ramp()).astype(np.uint16)), "TIFF", tiffinfo={262: 0}
+    ),
+    "16.pgm": lambda: gray16("PPM"),
+    "upper case.PNG": lambda: gray8(),
+    "alpha.png": lambda: gray8(mode="LA"),
+    "RGBA.png": lambda: gray8(mode="RGBA"),
+    "palette.gif": lambda: gray8("GIF"),
+    "CMYK.tif": lambda: gray8("TIFF", mode="CMYK"),
+    "animated.gif": lambda: gray8(
+        "GIF", save_all=True, append_images=[Image.new("L", (64, 64), 255)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAMPS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_kinds_of_pictures(tmp_path, name, channels):
+    for label in "01":
+        (tmp_path / label).mkdir()
+        (tmp_path / label / name).write_bytes(RAMPS[name]())
+    found = open_test_set("imagenet", str(tmp_path), 2)
+    how = Preprocessing(2, 64, channels, [0.0] * channels, [1.0] * channels, 64)
+    [(images, labels)] = Batches(found, how, workers=0)
+    assert labels.tolist() == [0, 1]
+    expected = torch.from_numpy((ramp() >> 8).astype(np.int64)).expand(2, channels, 64, 64)
+    assert torch.equal((images * 255).round().long(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "reason"),
+    [
+        ("float.tif", Image.new("F", (8, 8), 0.5), "its pixels are floats, and nothing says which"),
+        ("32.tif", Image.new("I", (8, 8), 5), "its pixels are 32-bit integers, and nothing says"),
+        ("lab.tif", Image.new("LAB", (8, 8)), "its colors are LAB; save it as gray or RGB"),
+    ],
+)
+def test_pictures_whose_white_nobody_knows(tmp_path, name, picture, reason):
+    (tmp_path / "a").mkdir()
+    picture.save(tmp_path / "a" / name)
+    found = open_test_set("imagenet", str(tmp_path), 1)
+    with pytest.raises(InputError, match=f"^data: cannot decode .*{name}: {reason}"):
+        Batches(found, LARGE, workers=0)  # before anything is measured
 
 
 def test_where_it_looked(tmp_path, monkeypatch):

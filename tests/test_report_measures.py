@@ -349,7 +349,7 @@ def test_the_most_frequent_mistakes_of_many_classes():
 class FewPictures:
     """The first pictures of the test set."""
 
-    name, decodes = "fashion-mnist", False
+    name, decodes, note = "fashion-mnist", False, ""
 
     def __init__(self):
         self.all = open_test_set("fashion-mnist", None, 10)

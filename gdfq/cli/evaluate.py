@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gdfq.cli._common import DEVICE, WORKERS, console, percent, resolve_device, student_name
+from gdfq.cli._common import (
+    DEVICE,
+    WORKERS,
+    console,
+    percent,
+    print_error,
+    resolve_device,
+    student_name,
+)
 from gdfq.data import top1
 from gdfq.memory import keep_freed_memory
 from gdfq.nn import average_weight_bits
@@ -36,6 +44,8 @@ def evaluate(
     recipe = recipe.with_options({k: v for k, v in given.items() if v is not None})
     keep_freed_memory()
     batches = open_batches(recipe, teacher.preprocessing, workers, world)
+    if batches.note:
+        print_error(f"warning: {batches.note}")
     table = Table("", f"top-1 on {world.total(batches.pictures):,} test images of {batches.name}")
     table.add_row("teacher", percent(top1(teacher.network.to(device), batches, world)))
     spec = recipe.quantization

@@ -14,10 +14,11 @@ class ArraySet:
     """Images ``(N, H, W, C)`` of unsigned bytes, C = 1 or 3, and N labels.
 
     Raises:
-        InputError: they do not fit each other.
+        InputError: they do not fit each other, or there are none.
     """
 
     decodes = False
+    note = ""
 
     def __init__(self, name: str, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
         if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
@@ -25,6 +26,8 @@ class ArraySet:
                 f"data: {name} has images of shape {images.shape}, {images.dtype}, and "
                 f"{len(labels)} labels"
             )
+        if not len(images):
+            raise InputError(f"data: {name} has no images")
         self.name = name
         self.images = images
         self.labels = np.asarray(labels, np.int64)

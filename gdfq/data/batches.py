@@ -38,10 +38,12 @@ class Batches:
             decode, and 0 is this process.
         rank, ranks: with several processes, each has the pictures ``rank, rank + ranks, ...``.
 
-    ``len()`` is the number of batches, ``pictures`` that of pictures in them, both of this rank.
+    ``len()`` is the number of batches, ``pictures`` that of pictures in them, both of this rank;
+    ``name`` and ``note`` are the test set's.
 
     Raises:
-        InputError: the network takes neither gray nor RGB images.
+        InputError: the network takes neither gray nor RGB images, or the first picture cannot be
+            decoded.
     """
 
     def __init__(
@@ -63,8 +65,11 @@ class Batches:
         if batch_size is None:
             batch_size = 250 if preprocessing.image_size <= 64 else 64
         self.name = test_set.name
+        self.note = test_set.note
         decoded = _Decoded(test_set, preprocessing, range(rank, len(test_set), ranks))
         self.pictures = len(decoded)
+        if self.pictures:
+            decoded[0]  # where none can be decoded, this is found before training
         shape = (1, -1, 1, 1)
         self.mean = torch.tensor(preprocessing.mean).view(shape)
         self.std = torch.tensor(preprocessing.std).view(shape)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -47,8 +48,9 @@ def open_cifar(name: Literal["cifar10", "cifar100"], root: Path) -> ArraySet:
 
     Args:
         name: which of the two.
-        root: the extracted folder (``cifar-10-batches-py``), one that has it, or one that has
-            the archive; the archive is not unpacked to disk.
+        root: the archive, or its extracted folder (``cifar-10-batches-py``), or the file of the
+            test images in that; or a folder that has one of them, or whose folders have. The
+            archive is not unpacked to disk.
 
     Raises:
         InputError: they are not there, or not what they should be.
@@ -68,19 +70,38 @@ def open_cifar(name: Literal["cifar10", "cifar100"], root: Path) -> ArraySet:
 
 
 def _content(root: Path, folder: str, file: str, archive: str) -> tuple[bytes, Path]:
-    for path in (root / file, root / folder / file):
-        if path.is_file():
-            return path.read_bytes(), path
-    packed = root / archive
-    if not packed.is_file():
-        raise InputError(
-            f"data: there is no {folder}/{file} in {root}, and no {archive}; "
-            "set data_path or GDFQ_DATA"
-        )
+    """The bytes of the test images' file, and where they were found."""
+    if not root.exists():
+        raise InputError(f"data: there is no {root}; set data_path or GDFQ_DATA")
+    try:
+        if root.is_file():
+            return (
+                _from_archive(root, folder, file)
+                if tarfile.is_tarfile(root)
+                else (root.read_bytes(), root)
+            )
+        for place in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+            for path in (place / file, place / folder / file):
+                if path.is_file():
+                    return path.read_bytes(), path
+            for packed in (place / archive, place / archive.removesuffix(".gz")):
+                if packed.is_file():
+                    return _from_archive(packed, folder, file)
+    except OSError as error:
+        raise InputError(f"data: cannot read {error.filename}: {error.strerror}") from error
+    raise InputError(
+        f"data: there is no {folder}/{file} in {root}, and no {archive}; set data_path or GDFQ_DATA"
+    )
+
+
+def _from_archive(packed: Path, folder: str, file: str) -> tuple[bytes, Path]:
     try:
         with tarfile.open(packed) as tar:
-            member = tar.extractfile(f"{folder}/{file}")
-            assert member is not None
-            return member.read(), packed
-    except (tarfile.TarError, OSError, EOFError, KeyError, AssertionError) as error:
+            for member in tar:
+                if PurePosixPath(member.name).parts[-2:] in ((folder, file), (file,)):
+                    content = tar.extractfile(member)
+                    if content is not None:
+                        return content.read(), packed
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"data: cannot read {folder}/{file} in {packed}: {error}") from error
+    raise InputError(f"data: {packed} has no {folder}/{file}")

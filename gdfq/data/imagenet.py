@@ -4,41 +4,65 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
+import numpy as np
 from PIL import Image
 
 from gdfq.errors import InputError
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+ENDINGS = (
+    ".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff",
+)  # fmt: skip
 TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+# Folders that systems put beside a user's own; all others of theirs begin with a dot.
+SYSTEM = {"@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin"}
+# Names of a data set's parts, so never those of its classes.
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
 class Where:
-    """Bytes of one picture: ``size`` of them at ``offset`` of ``file``; all where size is None."""
+    """Bytes of one picture: ``size`` at ``offset`` of ``file``, or all where offset is None."""
 
     file: Path
     name: str
-    offset: int = 0
-    size: int | None = None
+    size: int
+    offset: int | None = None
 
 
 class PictureFiles:
-    """Pictures in files, and their labels; each is decoded when it is asked for."""
+    """Pictures in files, and their labels; each is decoded when it is asked for.
+
+    Raises:
+        InputError: a file is empty.
+    """
 
     decodes = True
 
-    def __init__(self, name: str, places: list[Where], labels: list[int], classes: int) -> None:
+    def __init__(
+        self, name: str, places: list[Where], labels: list[int], classes: int, note: str = ""
+    ) -> None:
+        empty = [where.name for where in places if not where.size]
+        if empty:
+            raise InputError(
+                f"data: {len(empty)} of {len(places)} pictures are empty files, {empty[0]} is the "
+                "first; get them again, or remove them"
+            )
         self.name = name
         self.places = places
         self.labels = labels
         self.classes = classes
+        self.note = note
         self._tar: tuple[int, Path, BinaryIO] | None = None
 
     def __len__(self) -> int:
@@ -49,12 +73,13 @@ class PictureFiles:
         try:
             picture = Image.open(io.BytesIO(self._bytes(where)))
             picture.load()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"data: cannot decode {where.name}: {error}") from error
-        return picture, self.labels[index]
+            return _with_8_bits(picture), self.labels[index]
+        except Exception as error:  # a damaged file can fail in any way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"data: cannot decode {where.name}: {reason}") from error
 
     def _bytes(self, where: Where) -> bytes:
-        if where.size is None:
+        if where.offset is None:
             return where.file.read_bytes()
         # A process that decodes has a file of its own: a position in it cannot be shared.
         if self._tar is None or self._tar[:2] != (os.getpid(), where.file):
@@ -67,77 +92,279 @@ class PictureFiles:
         return {**self.__dict__, "_tar": None}
 
 
+def _with_8_bits(picture: Image.Image) -> Image.Image:
+    """``picture`` in a mode that converts to gray and to RGB without a loss of range.
+
+    Pillow clips gray pixels of 16 bits; here the upper 8 bits count, as in Pillow's own reading of
+    16-bit colors.
+
+    Raises:
+        ValueError: nothing says which value is white, or Pillow does not convert its colors.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM"):
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF: 258 is bits, 262 = 0 that 0 is white
+        pixels = np.asarray(picture) >> (tags.get(258, (16,))[0] - 8)
+        return Image.fromarray((255 - pixels if tags.get(262) == 0 else pixels).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are {'floats' if picture.mode == 'F' else '32-bit integers'}, and nothing "
+            "says which value is white; save it with 8 or 16 bits"
+        )
+    if picture.mode in ("LAB", "La"):
+        raise ValueError(f"its colors are {picture.mode}; save it as gray or RGB")
+    return picture
+
+
+# ---- where the pictures are ----
+
+
+class Folder(Protocol):
+    """A folder on disk or in a tar file, without hidden entries.
+
+    Attributes:
+        name: without its path.
+        folders: in it; links on disk are followed.
+        pictures: in it, directly.
+        linked: whether it is a link.
+    """
+
+    name: str
+    linked: bool
+
+    @property
+    def folders(self) -> list[Folder]:
+        """Those in it."""
+
+    @property
+    def pictures(self) -> list[Where]:
+        """Those in it."""
+
+
+class _OnDisk:
+    """A folder that is read when it is asked for what it has."""
+
+    def __init__(self, path: Path, linked: bool = False) -> None:
+        self.path = path
+        self.name = path.name
+        self.linked = linked
+
+    @cached_property
+    def _entries(self) -> list[os.DirEntry[str]]:
+        with os.scandir(self.path) as entries:
+            return [entry for entry in entries if not _hidden(entry.name)]
+
+    @cached_property
+    def folders(self) -> list[Folder]:
+        return [_OnDisk(self.path / e.name, e.is_symlink()) for e in self._entries if e.is_dir()]
+
+    @cached_property
+    def pictures(self) -> list[Where]:
+        found = [e for e in self._entries if _is_picture(e.name) and not e.is_dir()]
+        paths = [self.path / e.name for e in found]
+        return [Where(p, str(p), e.stat().st_size) for p, e in zip(paths, found, strict=True)]
+
+
+@dataclass
+class _InTar:
+    """A folder in a tar file."""
+
+    name: str
+    within: dict[str, _InTar] = field(default_factory=dict)
+    pictures: list[Where] = field(default_factory=list)
+    linked: bool = False
+
+    @property
+    def folders(self) -> list[Folder]:
+        return list(self.within.values())
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
+
+
 def open_imagenet(root: Path) -> PictureFiles:
     """The pictures of ``root``.
 
     Args:
-        root: a folder of class folders; one that has them in ``val``; a tar file of class
-            folders; the validation set's tar file, or the folder that has it, with the devkit
-            (its archive or its unpacked folder) beside it. Class folders are counted in the order
-            of their names. Nothing is unpacked.
+        root: a folder of class folders, or of pictures with the devkit (its archive or its
+            unpacked folder) beside them; one that has such a folder in ``val``, or as the only one
+            in it; a tar file of the same; the validation set's tar file, or the folder that has
+            it. Classes are counted as :func:`class_order` says. Nothing is unpacked. What is
+            hidden, or a system's own, is left out.
 
     Raises:
-        InputError: there is no such thing, or no picture in it.
+        InputError: there is no such thing, or no picture in it, or an empty one.
     """
     if root.is_file():
-        return _from_tar(root)
+        return _labelled(_read_tar(root), [root.parent], root)
     if not root.is_dir():
         raise InputError(f"data: there is no {root}; set data_path or GDFQ_DATA")
-    if (root / TAR).is_file():
-        return _from_tar(root / TAR)
-    folder = root / "val" if (root / "val").is_dir() else root
-    named = [
-        (entry.name, Where(path, str(path)))
-        for entry in folder.iterdir()
-        if entry.is_dir()
-        for path in entry.rglob("*")
-        if path.suffix.lower() in ENDINGS
-    ]
-    if not named:
-        raise InputError(f"data: {folder} has neither class folders with pictures nor {TAR}")
-    return _by_class(named)
+    try:
+        return _labelled(_OnDisk(root), [root], root)
+    except OSError as error:
+        raise InputError(f"data: cannot read {error.filename}: {error.strerror}") from error
 
 
-def _by_class(named: list[tuple[str, Where]]) -> PictureFiles:
-    classes = sorted({name for name, _ in named})
-    number = {name: label for label, name in enumerate(classes)}
-    named.sort(key=lambda pair: (pair[0], pair[1].name))
-    labels = [number[name] for name, _ in named]
-    return PictureFiles("imagenet", [where for _, where in named], labels, len(classes))
+def _labelled(folder: Folder, near: list[Path], root: Path) -> PictureFiles:
+    """The pictures below ``folder`` with their classes; a devkit may be in one of ``near``."""
+    while True:
+        if isinstance(folder, _OnDisk):
+            near = [folder.path, *near]
+            if (folder.path / TAR).is_file():
+                return _labelled(_read_tar(folder.path / TAR), near, folder.path / TAR)
+        inner = {f.name: f for f in folder.folders}
+        only = next(iter(inner.values())) if len(inner) == 1 and not folder.pictures else None
+        if "val" in inner:
+            folder = inner["val"]
+        elif only is not None and (only.folders or _has_tar(only)):
+            folder = only
+        else:
+            break
+    near.append(near[0].parent)
+    by_class = {name: sorted(_all(f), key=lambda w: w.name) for name, f in inner.items()}
+    empty = sorted(name for name, places in by_class.items() if not places)
+    by_class = {name: places for name, places in by_class.items() if places}
+    if set(by_class) <= PARTS and len(by_class) > 1:
+        raise InputError(
+            f"data: {root} has {' and '.join(sorted(by_class))}; give the one to measure on"
+        )
+    if len(by_class) == 1 and not folder.pictures:
+        only = inner[next(iter(by_class))]
+        if not only.pictures:
+            return _labelled(only, near, root)
+        if (devkit := _devkit(near)) is not None:
+            return _in_order_of_names(only.pictures, devkit, root)
+    if not by_class:
+        if folder.pictures:
+            return _in_order_of_names(folder.pictures, _devkit(near), root)
+        where = folder.path if isinstance(folder, _OnDisk) else root
+        wanted = (
+            "no picture" if root.is_file() else (f"neither class folders with pictures nor {TAR}")
+        )
+        raise InputError(f"data: {where} has {wanted}")
+    order, note = class_order(by_class)
+    if empty:
+        note += f"{'; ' if note else ''}folders without a picture are no classes: {_some(empty)}"
+    places = [where for name in order for where in by_class[name]]
+    labels = [label for label, name in enumerate(order) for _ in by_class[name]]
+    return PictureFiles("imagenet", places, labels, len(order), note)
 
 
-def _from_tar(path: Path) -> PictureFiles:
+def _all(folder: Folder) -> Iterator[Where]:
+    """The pictures below ``folder``; links to folders are not followed, which could be circles."""
+    yield from folder.pictures
+    for inner in folder.folders:
+        if not inner.linked:
+            yield from _all(inner)
+
+
+def _has_tar(folder: Folder) -> bool:
+    return isinstance(folder, _OnDisk) and (folder.path / TAR).is_file()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def class_order(names: Iterable[str]) -> tuple[list[str], str]:
+    """Names of class folders in the order of their classes, and what is to be said of that order.
+
+    That of the names as text, as of torchvision's ``ImageFolder``, but where names say numbers
+    these count: ``0`` to ``11``, ``class0`` to ``class11``, ``1_cat`` to ``12_dog`` (one text
+    before the numbers, and no number twice) are in the order of the numbers. Where only some
+    names are numbers, these are their classes' indices, and the others are what is left.
+    """
+    text = sorted(names)
+    found = [re.fullmatch(r"([^0-9]*)([0-9]+)([^0-9a-zA-Z].*)?", name, re.DOTALL) for name in text]
+    numbers = {int(m[2]): name for name, m in zip(text, found, strict=True) if m is not None}
+    if len(numbers) == len(text) and len({m[1] for m in found if m is not None}) == 1:
+        order = [numbers[number] for number in sorted(numbers)]
+        note = _difference(order, text, "in the order of their numbers", "takes")
+        gaps = set(range(min(numbers), max(numbers))) - set(numbers)
+        if gaps and max(numbers) < 2 * len(numbers):  # else they are no indices, as in n01440764
+            note += f"{'; ' if note else ''}none has the number {min(gaps)}, those after it move up"
+        return order, note
+    indices = {name: int(name) for name in text if re.fullmatch("[0-9]+", name)}
+    taken = set(indices.values())
+    if indices and len(taken) == len(indices) and max(taken) < len(text):
+        others = iter([name for name in text if name not in indices])
+        by_index = {index: name for name, index in indices.items()}
+        order = [by_index.get(i) or next(others) for i in range(len(text))]
+        left = [name for name in order if name not in indices]
+        return order, (
+            "class folders that are named by a number are the class of that number, the others, "
+            f"{_some([f'{name} = {order.index(name)}' for name in left])}, what is left"
+        )
+    return text, _difference(
+        text, sorted(text, key=_natural), "in the order of their names as text"
+    )
+
+
+def _difference(order: list[str], other: list[str], how: str, imagefolder: str = "") -> str:
+    for first, instead in zip(order, other, strict=True):
+        if first != instead:
+            rest = f", where torchvision's ImageFolder {imagefolder} {instead} first"
+            return f"class folders {how}, {first} before {instead}{rest if imagefolder else ''}"
+    return ""
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """To sort by as people do: numbers by their value, letters whether upper or lower case."""
+    pieces = re.findall(r"([^0-9]*)([0-9]*)", name.casefold())
+    return [(text, int(number or 0)) for text, number in pieces]
+
+
+def _read_tar(path: Path) -> _InTar:
     """One pass over the headers; pictures are read where they lie."""
+    root = _InTar("")
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [
-                (PurePosixPath(m.name), Where(path, f"{path}:{m.name}", m.offset_data, m.size))
-                for m in tar
-                if m.isreg() and PurePosixPath(m.name).suffix.lower() in ENDINGS
-            ]
+            for member in tar:
+                *parents, name = PurePosixPath(member.name).parts or ("",)
+                if not member.isreg() or not _is_picture(name):
+                    continue
+                if any(map(_hidden, (*parents, name))):
+                    continue
+                folder = root
+                for parent in parents:
+                    folder = folder.within.setdefault(parent, _InTar(parent))
+                shown = f"{path}:{member.name}"
+                folder.pictures.append(Where(path, shown, member.size, member.offset_data))
     except tarfile.TarError as error:
         raise InputError(
             f"data: {path} cannot be read in place: {error}; it must be whole, and not compressed"
         ) from error
     except OSError as error:
         raise InputError(f"data: cannot read {path}: {error.strerror}") from error
-    if not members:
-        raise InputError(f"data: {path} has no picture")
-    parents = {name.parent for name, _ in members}
-    if len(parents) > 1:
-        return _by_class([(name.parent.name, where) for name, where in members])
-    members.sort(key=lambda member: member[0])
-    labels, classes = _truth(path.parent)
-    if len(labels) != len(members):
+    return root
+
+
+# ---- labels that are in ImageNet's devkit ----
+
+
+def _in_order_of_names(
+    places: list[Where], devkit: tuple[Path, bytes, bytes] | None, root: Path
+) -> PictureFiles:
+    if devkit is None:
         raise InputError(
-            f"data: {path} has {len(members)} pictures, the devkit's ground truth {len(labels)}"
+            f"data: the validation images in {root} have no labels: {DEVKIT} is not beside them, "
+            "and there are no class folders"
         )
-    return PictureFiles("imagenet", [where for _, where in members], labels, classes)
+    labels, classes = _truth(*devkit)
+    if len(labels) != len(places):
+        raise InputError(
+            f"data: {root} has {len(places)} pictures, the devkit's ground truth {len(labels)}"
+        )
+    places = sorted(places, key=lambda where: PurePosixPath(where.name))
+    return PictureFiles("imagenet", places, labels, classes)
 
 
-def _truth(folder: Path) -> tuple[list[int], int]:
+def _truth(path: Path, truth: bytes, meta: bytes) -> tuple[list[int], int]:
     """Labels of the validation set in its order, counted in the order of the WordNet names."""
-    truth, meta = _devkit(folder)
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -149,28 +376,35 @@ def _truth(folder: Path) -> tuple[list[int], int]:
         # Numbers of the devkit, of which those without children are classes.
         names = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if s["num_children"] == 0}
         order = {name: label for label, name in enumerate(sorted(names.values()))}
-        return [order[names[int(line)]] for line in truth.split()], len(order)
+        numbers = [int(line) for line in truth.split()]
+        unknown = sorted(set(numbers) - set(names))
+        if unknown:
+            raise ValueError(f"{TRUTH} has class {unknown[0]}, and meta.mat does not")
+        return [order[names[number]] for number in numbers], len(order)
     except Exception as error:  # a damaged file can fail in any way
-        raise InputError(f"data: cannot read ImageNet's devkit in {folder}: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"data: cannot read ImageNet's devkit in {path}: {reason}") from error
 
 
-def _devkit(folder: Path) -> tuple[bytes, bytes]:
-    """Ground truth and meta data, from the devkit's archive or its folder."""
-    unpacked = folder / DEVKIT.removesuffix(".tar.gz") / "data"
-    try:
-        if (unpacked / TRUTH).is_file():
-            return (unpacked / TRUTH).read_bytes(), (unpacked / "meta.mat").read_bytes()
-        found: dict[str, bytes] = {}
-        with tarfile.open(folder / DEVKIT) as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isreg() else None
-                if file is not None:
-                    found[PurePosixPath(member.name).name] = file.read()
-        return found[TRUTH], found["meta.mat"]
-    except FileNotFoundError as error:
-        raise InputError(
-            f"data: the validation images in {folder} have no labels: {DEVKIT} is not beside them"
-        ) from error
-    except (OSError, EOFError, tarfile.TarError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"data: cannot read {folder / DEVKIT}: {reason}") from error
+def _devkit(near: list[Path]) -> tuple[Path, bytes, bytes] | None:
+    """Where it was found, ground truth and meta data, from the devkit's archive or its folder."""
+    for folder in near:
+        unpacked = folder / DEVKIT.removesuffix(".tar.gz") / "data"
+        packed = folder / DEVKIT
+        try:
+            if (unpacked / TRUTH).is_file():
+                meta = (unpacked / "meta.mat").read_bytes()
+                return folder, (unpacked / TRUTH).read_bytes(), meta
+            if not packed.is_file():
+                continue
+            found: dict[str, bytes] = {}
+            with tarfile.open(packed) as tar:
+                for member in tar:
+                    file = tar.extractfile(member) if member.isreg() else None
+                    if file is not None:
+                        found[PurePosixPath(member.name).name] = file.read()
+            return folder, found[TRUTH], found["meta.mat"]
+        except (OSError, EOFError, tarfile.TarError, KeyError, zlib.error) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"data: cannot read {packed}: {reason}") from error
+    return None

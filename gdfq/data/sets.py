@@ -9,6 +9,7 @@ from typing import Protocol
 from PIL import Image
 
 from gdfq.data import cifar, fashion_mnist
+from gdfq.data.arrays import ArraySet
 from gdfq.data.cifar import open_cifar
 from gdfq.data.fashion_mnist import open_fashion_mnist
 from gdfq.data.imagenet import open_imagenet
@@ -23,10 +24,12 @@ class LabelledPictures(Protocol):
     Attributes:
         name: of the data set.
         decodes: whether pictures are decoded from files, which other processes can do.
+        note: on how classes were found, where that is not plain; else empty.
     """
 
     name: str
     decodes: bool
+    note: str
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -49,12 +52,12 @@ def open_test_set(name: str, path: str | None, num_classes: int) -> LabelledPict
         InputError: it is not there, or has another number of classes; the message has the path.
     """
     if name == "fashion-mnist":
-        return open_fashion_mnist()
+        return _fitting(open_fashion_mnist(), num_classes)
     if path is None and not os.environ.get(ROOT):
         raise InputError(f"data: no place to look for {name}; set data_path or {ROOT}")
-    root = Path(path) if path is not None else Path(os.environ[ROOT])
+    root = Path(path or os.environ[ROOT]).expanduser()
     if name in ("cifar10", "cifar100"):
-        return open_cifar(name, root)  # type: ignore[arg-type]
+        return _fitting(open_cifar(name, root), num_classes)  # type: ignore[arg-type]
     if name != "imagenet":
         raise InputError(
             f"data: must be fashion-mnist, cifar10, cifar100 or imagenet, got {name!r}"
@@ -64,8 +67,19 @@ def open_test_set(name: str, path: str | None, num_classes: int) -> LabelledPict
         raise InputError(
             f"data: {root} has {pictures.classes} classes, the network {num_classes}; all class "
             "folders must be there, because they are counted in the order of their names"
+            + (f" ({pictures.note})" if pictures.note else "")
         )
     return pictures
+
+
+def _fitting(images: ArraySet, num_classes: int) -> ArraySet:
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= num_classes:
+        raise InputError(
+            f"data: {images.name} has images of class {low if low < 0 else high}, counted from 0, "
+            f"and the network {num_classes} classes"
+        )
+    return images
 
 
 def class_names(data: str, num_classes: int) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ class Measure:
         self.world = world
 
     def open(self) -> str | None:
-        """Get ready; why that failed, on this process or another, or None."""
+        """Get ready; what is to be said about it, on this process or another, or None."""
         return None
 
     def __call__(self, model: nn.Module) -> float | None:
@@ -123,8 +123,9 @@ class MeasureOnData(Measure):
             problem = str(error)
         if self.world.any(bool(problem)):
             self.batches = None
-            return self._skip(problem or "data: another process cannot open it")
-        return None
+            problem = self._skip(problem or "data: another process cannot open it")
+            return f"accuracy will not be measured: {problem}"
+        return (self.batches and self.batches.note) or None
 
     def __call__(self, model: nn.Module) -> float | None:
         """Top-1 of ``model``; None where no data set is open."""
@@ -137,7 +138,8 @@ class MeasureOnData(Measure):
             return None
         self.counts = counts
         pictures = self.world.total(self.batches.pictures)
-        self.result.evaluation = f"{pictures:,} test images of {self.batches.name}"
+        note = f", {self.batches.note}" if self.batches.note else ""
+        self.result.evaluation = f"{pictures:,} test images of {self.batches.name}{note}"
         return share(counts)
 
     def _skip(self, problem: str) -> str:

@@ -319,9 +319,9 @@ class _Session(TrainerCallback):
         return self.result
 
     def _prepare(self) -> None:
-        problem = self.measure.open()
-        if problem is not None:
-            self.progress.warning(f"accuracy will not be measured: {problem}")
+        note = self.measure.open()
+        if note is not None:
+            self.progress.warning(note)
         if not self.world.first:
             return
         if not (self.folder / "environment.json").exists():
