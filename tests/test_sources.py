@@ -250,6 +250,94 @@ def test_files_of_weights(tmp_path, name):
     torch.testing.assert_close(loaded.network.fc.weight.data, expected, rtol=0, atol=atol)
 
 
+def prefixed(prefix, tensors):
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+def zeros():
+    """A state of the same network, all zeros."""
+    return {key: torch.zeros_like(value) for key, value in state().items()}
+
+
+def parameters():
+    """Zeros for the parameters alone, as an average of them has."""
+    return {key: value for key, value in zeros().items() if "running" not in key}
+
+
+MIXED = {
+    "net": (lambda s: {"net": s, "acc": 91.2, "epoch": 3}, None),
+    "network": (lambda s: {"network": prefixed("module.", s)}, None),
+    "deep": (lambda s: {"checkpoint": {"model": {"state_dict": s}}}, None),
+    "prefix": (lambda s: {"state_dict": prefixed("model.", s)}, None),
+    "two prefixes": (lambda s: prefixed("module.net.", s), None),
+    "compiled inside": (
+        lambda s: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in s.items()}, None,
+    ),
+    "optimizer": (
+        lambda s: {
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []},
+            "model": s, "loss": torch.tensor(0.5),
+        },
+        None,
+    ),
+    "lightning": (
+        lambda s: {"state_dict": {**prefixed("model.", s), "criterion.weight": torch.ones(10)}},
+        "'state_dict', 'model.*' of FILE taken, and not 'criterion.weight'",
+    ),
+    "averaged": (
+        lambda s: {"n_averaged": torch.tensor(3), **prefixed("module.", s)},
+        "'module.*' of FILE taken, and not 'n_averaged'",
+    ),
+    "gan": (lambda s: {"generator": {"a": torch.ones(2)}, "classifier": s}, None),
+    "beside": (lambda s: {**s, "epoch": 3}, None),
+    "ema": (
+        lambda s: {"state_dict_ema": zeros(), "state_dict": s},
+        "'state_dict' of FILE taken; it also has 'state_dict_ema'; to take it, "
+        "torch.save(torch.load('FILE')['state_dict_ema'], 'other.pt')",
+    ),
+    "ema inside": (
+        lambda s: {"ema": {"module": zeros(), "decay": 0.9}, "model": s},
+        "'model' of FILE taken; it also has 'ema.module'; to take it, "
+        "torch.save(torch.load('FILE')['ema']['module'], 'other.pt')",
+    ),
+    "ema of parameters": (
+        lambda s: {"net": s, "ema": {"shadow": parameters()}},
+        "'net' of FILE taken; it also has 'ema.shadow' (without 'bn1.running_mean'); to take it, "
+        "torch.save(torch.load('FILE')['ema']['shadow'], 'other.pt')",
+    ),
+    "ema by prefix": (
+        lambda s: {**prefixed("ema_model.", zeros()), **prefixed("model.", s)},
+        "'model.*' of FILE taken; it also has 'ema_model.*'; to take 'ema_model.*', leave the "
+        "other entries out of the file",
+    ),
+    "ema alone": (lambda s: {"ema": s}, "'ema' of FILE taken, averaged over the training"),
+    "best": (
+        lambda s: {"best_state_dict": zeros(), "state_dict": s},
+        "'state_dict' of FILE taken; it also has 'best_state_dict'; to take it, "
+        "torch.save(torch.load('FILE')['best_state_dict'], 'other.pt')",
+    ),
+    "another's head": (lambda s: {"old": resnet20(12, 1).state_dict(), "new": s}, None),
+    "sparse": (
+        lambda s: {k: v.to_sparse() if v.dim() > 1 else v for k, v in s.items()}, None,
+    ),
+    "double": (lambda s: {k: v.double() for k, v in s.items()}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_of_a_file_with_more_the_network_s_state_is_taken_and_said(tmp_path, name):
+    make, note = MIXED[name]
+    path, expected = tmp_path / "w.pth", state()
+    torch.save(make(expected), path)
+    loaded = load_teacher("gdfq:resnet20", str(path), data="fashion-mnist")
+    for key, value in loaded.network.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    notes = [text.replace(str(path), "FILE") for text in loaded.notes if text.startswith("weights")]
+    assert [text.replace("w.pth", "FILE") for text in notes] == (
+        [f"weights: {note}"] if note else []
+    )
+
+
 def without(key):
     return {k: v for k, v in state().items() if k != key}
 
@@ -290,10 +378,50 @@ BAD = {
         r"refused: .*SimpleNamespace.*torch.save\(model.state_dict",
     ),
     "script.pt": (scripted, "refused: .*TorchScript"),
+    "codes.pt": (
+        lambda p: torch.save({k: v.to(torch.int8) for k, v in state().items()}, p),
+        "does not fit gdfq:resnet20: 'conv1.weight' is int8, where the network has float32: codes "
+        "of a quantized network, or no weights; .* floating-point numbers, and",
+    ),
+    "codes and scales.pt": (
+        lambda p: torch.save(
+            {**state(), "fc.weight": torch.ones(10, 64).to(torch.uint8), "fc.scale": torch.ones(1)},
+            p,
+        ),
+        "'fc.weight' is uint8, where the network has float32: codes",
+    ),
+    "quantized.pt": (
+        lambda p: torch.save(
+            {
+                **state(),
+                "fc.weight": torch.quantize_per_tensor(torch.ones(10, 64), 1, 0, torch.qint8),
+            },
+            p,
+        ),
+        r"'fc.weight' is quantized to qint8; write its float values, weight.dequantize\(\)$",
+    ),
+    "complex.pt": (
+        lambda p: torch.save({**state(), "fc.weight": torch.ones(10, 64) + 1j}, p),
+        "'fc.weight' is complex64, where the network has float32$",
+    ),
+    "meta.pt": (
+        lambda p: torch.save({**state(), "fc.weight": torch.ones(10, 64, device="meta")}, p),
+        "'fc.weight' has no values, it is on the meta device$",
+    ),
+    "two.pt": (
+        lambda p: torch.save({"epoch": 1, "a": state(), "b": state()}, p),
+        r"holds several states that fit gdfq:resnet20: 'a' and 'b'; to take it, "
+        r"torch.save\(torch.load\('two.pt'\)\['a'\], 'other.pt'\)$",
+    ),
+    "nested.pt": (
+        lambda p: torch.save({"epoch": 3, "best": without("fc.bias"), "args": {"lr": 0.1}}, p),
+        r"nested.pt, 'best', does not fit gdfq:resnet20: missing key 'fc.bias'; the file has "
+        r"'epoch' \(int\), 'best' \(\d+ entries\), 'args' \(1 entries\)$",
+    ),
 }
 
 
-@pytest.mark.filterwarnings("error", "ignore:.*torch.jit")
+@pytest.mark.filterwarnings("error", "ignore:.*torch.jit", "ignore:.*quantized tensor creation")
 @pytest.mark.parametrize("name", BAD)
 def test_files_that_are_no_weights(tmp_path, name):
     write, message = BAD[name]

@@ -83,12 +83,13 @@ def load_teacher(
         # These networks are made for a number of classes; there is no usual one but the data's.
         asked = {k: DATA_SETS[data][k] for k in ("num_classes", "channels")} | asked
 
+    notes: list[str] = []
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         loaded = build_pretrained(source, tag, asked) if tag else source.build(None, asked)
         if kind == "file":
-            load_state(loaded, Path(weights), model)
+            notes = load_state(loaded, Path(weights), model)
         shape = (asked.get("channels", facts.get("channels", 3)), size, size)
         if kind == "random":
             _settle_batch_norms(loaded, shape, model)
@@ -99,9 +100,10 @@ def load_teacher(
             f"num_classes: {given['num_classes']} given, but {model} with these weights has "
             f"{classes} classes"
         )
-    found, notes = preprocessing.resolve(
+    found, decided = preprocessing.resolve(
         model, classes, {**given, "channels": shape[0]}, facts, data
     )
+    notes += decided
     if data in DATA_SETS and data != "imagenet" and DATA_SETS[data]["num_classes"] != classes:
         raise InputError(
             f"data: {data} has {DATA_SETS[data]['num_classes']} classes, {model} has {classes}"
