@@ -82,6 +82,17 @@ def test_training_moves_them(learned):
     assert total == len(list(trainer.student.parameters()))
 
 
+def test_their_rate_follows_the_student_s_schedule():
+    trainer = tiny_trainer(learned_ranges="act", parts=Parts(range_lr=0.04), student_lr=1e-3)
+    rates = []
+    for _ in range(12):
+        trainer.step()
+        rates.append([float(g["lr"]) for g in trainer.student_optimizer.param_groups])
+    # Warm-up to step 4; divided by 10 after 8.
+    assert [r for r, _ in rates] == pytest.approx([1e-3] * 7 + [1e-4] * 5)
+    assert [r for _, r in rates] == pytest.approx([0.04] * 7 + [0.004] * 5)
+
+
 def test_a_range_stays_a_range():
     student = student_of("both")
     student.load_state_dict(_observed(student).state_dict())

@@ -454,6 +454,29 @@ def test_the_generator_s_cross_entropy_weighs_hard_samples(gamma):
         torch.testing.assert_close(teacher_cross_entropy(teacher, labels, gamma), expected)
 
 
+def test_the_exponent_reaches_the_generator_s_loss():
+    trainer = tiny_trainer(parts=Parts(hard_sample_gamma=3.0))
+    random = trainer.random.get_state()
+    z, labels = trainer.sample()
+    logits = tiny_teacher()(copy.deepcopy(trainer.generator)(z, labels))
+    trainer.random.set_state(random)
+    p = logits.softmax(1)[torch.arange(16), labels]
+    expected = ((1 - p) ** 3 * -p.log()).mean()
+    torch.testing.assert_close(trainer.step()["generator_ce"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_step_that_hardens_images_is_the_one_that_was_given(monkeypatch):
+    given = []
+
+    def recorded(student, images, labels, step):
+        given.append(step)
+        return images
+
+    monkeypatch.setattr("gdfq.training.trainer.harder_images", recorded)
+    steps(tiny_trainer(parts=Parts(hard_sample_step=0.03), warmup_epochs=0), 2)
+    assert given == [0.03, 0.03]
+
+
 def test_a_sample_the_teacher_is_certain_of_has_a_finite_gradient():
     certain = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
     teacher_cross_entropy(certain, torch.tensor([0]), 0.5).backward()

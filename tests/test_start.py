@@ -93,6 +93,14 @@ def test_percentiles():
     assert float(q.hi) == pytest.approx(0.9, abs=1e-3)
 
 
+def test_percentiles_of_values_that_are_not_symmetric():
+    x = (torch.linspace(0, 1, 10001) ** 2).reshape(1, 1, 73, 137)
+    q = calibrated_act("none", 4, x)
+    set_act_ranges(q, images_of(x), "percentile", 90.0)
+    assert float(q.lo) == pytest.approx(0.01, abs=1e-3)
+    assert float(q.hi) == pytest.approx(0.81, abs=1e-3)
+
+
 def test_a_constant_activation_and_one_that_is_never_reached():
     x = torch.full((2, 2, 4, 4), 3.0)
     q = calibrated_act("relu", 4, x)
@@ -378,6 +386,38 @@ def test_starts_in_bf16_are_about_those_in_float32(key):
             answers.append(student(images))
     spread = float(answers[0].std())
     assert float((answers[0] - answers[1]).square().mean().sqrt()) < 0.3 * spread
+
+
+def test_the_end_s_correction_is_of_means_and_deviations_on_new_images():
+    trainer = tiny_trainer(bits=3, start=Start(bn_reestimate_end=True))
+    trainer.train()
+    random, generator = trainer.random.get_state(), copy.deepcopy(trainer.generator)
+    outcome = trainer.outcome
+    assert torch.equal(trainer.random.get_state(), random)
+    assert all(
+        torch.equal(value, trainer.generator.state_dict()[name])
+        for name, value in generator.state_dict().items()
+    )
+    batches = [generator(*trainer.sample()) for _ in range(2)]
+    expected = copy.deepcopy(trainer.student)
+    correct(expected, tiny_teacher(), images_of(*batches), spread=True)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(outcome.state_dict()[name], value)
+    means = copy.deepcopy(trainer.student)
+    correct(means, tiny_teacher(), images_of(*batches), spread=False)
+    assert not torch.equal(
+        means.get_submodule("4").running_var, outcome.get_submodule("4").running_var
+    )
+
+
+def test_another_step_gives_another_outcome():
+    trainer = tiny_trainer(start=Start(bn_reestimate_end=True))
+    first = trainer.train()
+    assert trainer.outcome is first
+    trainer.step()
+    assert not torch.equal(
+        trainer.outcome.get_submodule("1").weight, first.get_submodule("1").weight
+    )
 
 
 def test_going_on_with_a_start_is_bit_for_bit():

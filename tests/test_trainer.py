@@ -1,5 +1,6 @@
 import copy
 import gc
+import inspect
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import gdfq
 from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.recipes import load_recipe
 from gdfq.training import TrainerCallback
 from gdfq.training.memory_format import TORCH_FORMATS, fastest_memory_format
 from gdfq.training.precision import multiplications
@@ -219,6 +221,25 @@ def test_callback_sees_the_run_and_can_stop_it():
     assert same_state(state(stopped.student), state(whole.train()))
 
 
+def test_an_epoch_s_losses_are_the_means_of_its_steps():
+    class Recorder(TrainerCallback):
+        steps, epochs = [], []
+
+        def on_step(self, trainer, losses):
+            self.steps.append({name: float(loss) for name, loss in losses.items()})
+
+        def on_epoch(self, trainer, losses):
+            self.epochs.append(losses)
+
+    recorder = Recorder()
+    tiny_trainer(epochs=2, steps_per_epoch=5).train(recorder)
+    for epoch, means in enumerate(recorder.epochs):
+        steps = recorder.steps[5 * epoch : 5 * epoch + 5]
+        assert means.keys() == steps[0].keys()
+        for name, mean in means.items():
+            assert mean == pytest.approx(sum(step[name] for step in steps) / 5, rel=1e-5)
+
+
 def test_no_fine_tuning_still_calibrates():
     trainer = tiny_trainer(epochs=1, warmup_epochs=1)
     trainer.train()
@@ -264,6 +285,15 @@ def test_stopping_on_a_loss_that_is_not_finite_is_a_failure_too():
 def test_schedules(schedule, factors):
     factor = learning_rate_factor(schedule, 6, 2, milestones=(1, 2))
     assert [float(factor(torch.tensor(step))) for step in range(6)] == pytest.approx(factors)
+
+
+def test_defaults_are_the_paper_s_for_cifar10():
+    signature = inspect.signature(gdfq.GDFQTrainer).parameters
+    defaults = {name: p.default for name, p in signature.items() if p.default is not p.empty}
+    recipe = load_recipe("cifar10-resnet20-paper").training.model_dump()
+    shared = {n: list(v) if isinstance(v, tuple) else v for n, v in defaults.items() if n in recipe}
+    assert shared == {name: recipe[name] for name in shared}
+    assert set(recipe) - set(shared) == {"batch_size"}
 
 
 def test_milestones_are_epochs_of_the_whole_run():

@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 import torch
@@ -49,6 +50,27 @@ def test_counts_what_quantize_codes_says():
     ):
         before, after = (quantize_codes(x, lo, hi, 4, 0)[0] for x in (w, w - factor * update))
         assert count == (before != after).sum()
+
+
+def test_no_count_is_lost_between_threads():
+    """Threads that add to one count as fast as they can: every element is a row, every code moves.
+
+    Without atomic additions nearly every run of this loses some, where there is a second core.
+    """
+    if os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("has no threads, and takes long")
+    rows = 2**18
+    w, update = torch.zeros(rows, 1), torch.full((rows, 1), -1.0)
+    ends = [torch.full((rows,), -1.0)], [torch.full((rows,), 1.0)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        counts = [
+            int(count_changed_codes([w], [update], torch.ones(1), *ends, [4])) for _ in range(3)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert counts == [rows] * 3
 
 
 def test_no_factor_and_no_update_change_nothing():

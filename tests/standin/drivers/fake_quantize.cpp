@@ -12,5 +12,5 @@ extern "C" int fake_quantize_backward(int64_t dtype, const void* dy, const void*
                                       const float* lo, const float* hi, int64_t bits, int64_t outer,
                                       int64_t channels, int64_t inner) {
   return cuda::launch_fake_quantize_backward(static_cast<cuda::Dtype>(dtype), dy, x, dx, lo, hi,
-                                             bits, {outer, channels, inner}, nullptr);
+                                             static_cast<int>(bits), {outer, channels, inner}, nullptr);
 }
