@@ -409,6 +409,20 @@ def test_which_statistics_are_compared(spread, patterns, chosen):
     torch.testing.assert_close(loss(statistics, images, True), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_norm_that_is_called_twice_stores_the_mean_of_both_calls():
+    shared = nn.BatchNorm2d(2)
+    teacher = nn.Sequential(shared, nn.Conv2d(2, 2, 1), shared).eval()
+    network, images = StatisticsTeacher(teacher), torch.randn(16, 2, 8, 8)
+    first, second = images, teacher[1](teacher[0](images))
+    mean = (first.mean((0, 2, 3)) + second.mean((0, 2, 3))) / 2
+    var = sum(x.var((0, 2, 3), correction=0) for x in (first, second)) / 2
+    for patterns in ("*",), ("0",):
+        loss = StatisticsLoss(Parts(bns_layers=patterns), network, teacher, images)
+        _, statistics = network(images)
+        expected = mismatch([(mean, var, shared.running_mean, shared.running_var)])
+        torch.testing.assert_close(loss(statistics, images, True), expected)
+
+
 def test_the_student_s_statistics():
     trainer = tiny_trainer(parts=Parts(bns_of="both"), warmup_epochs=0)
     trainer.calibrate(2)

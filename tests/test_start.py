@@ -1,7 +1,9 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import gdfq
@@ -328,6 +330,132 @@ def test_corrected_batch_norms_give_the_teachers_moments(spread):
     correct(student, teacher, images_of(images), spread)
     for name, value in student.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-3)
+
+
+class TwoNorms(nn.Module):
+    """Norms whose inputs have different means, and a layer that follows none."""
+
+    def __init__(self, kind=nn.BatchNorm2d, shared=False):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm1 = kind(8)
+        self.norm2 = self.norm1 if shared else kind(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.norm1(self.conv1(x)).relu()
+        return 20 * self.fc(self.norm2(self.conv2(x) + 2).relu().mean((2, 3)))
+
+
+class CalledAsFunctions(TwoNorms):
+    def forward(self, x):
+        def normalized(norm, x):
+            stored = norm.running_mean, norm.running_var
+            return F.batch_norm(x, *stored, norm.weight, norm.bias, norm.training)
+
+        x = normalized(self.norm1, self.conv1(x)).relu()
+        x = normalized(self.norm2, self.conv2(x) + 2).relu().mean((2, 3))
+        return 20 * F.linear(x, self.fc.weight, self.fc.bias)
+
+
+class OfOnesOwn(nn.BatchNorm2d):
+    pass
+
+
+class Wrapping(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+NORMS = {
+    "shared": (partial(TwoNorms, shared=True), None),
+    "functions": (CalledAsFunctions, None),
+    "subclass": (partial(TwoNorms, OfOnesOwn), None),
+    "subclass, shared": (partial(TwoNorms, OfOnesOwn, shared=True), None),
+    "wrapped teacher": (TwoNorms, Wrapping),
+    "data-parallel teacher": (TwoNorms, nn.DataParallel),
+}
+
+
+def _settled(make, *args):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make(*args)
+        with torch.no_grad():
+            for _ in range(30):
+                model.train()(torch.randn(64, 2, 8, 8))
+    return model.eval()
+
+
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("case", NORMS)
+def test_norms_are_corrected_however_they_are_called(case, spread):
+    make, wrap = NORMS[case]
+    model = _settled(make)
+    teacher = wrap(model) if wrap else model
+    student = gdfq.quantize_model(model, 8, 8)
+    start = Start(bn_reestimate=spread, bias_correction=not spread)
+    options = {"student": student, "start": start, "calibration_batches": 4}
+    trainer = tiny_trainer(teacher, **options)
+    trainer.calibrate(4)
+    names = correct(student, trainer.teacher.model, images_of(torch.randn(16, 2, 8, 8)), spread)
+    norms = ["norm1"] if "shared" in case else ["norm1", "norm2"]
+    assert names == [*norms, "conv2", "fc"]  # conv2: behind it is a sum
+    trainer.calibrate(4)
+    images = torch.randn(256, 2, 8, 8)
+    with torch.no_grad():
+        answers, wanted = student(images), model(images)
+    # The last call's moments for both calls, or none for any, would leave ten times as much.
+    assert float((answers - wanted).square().mean().sqrt()) < 0.02 * float(wanted.std())
+
+
+def test_norms_in_leaf_modules_are_corrected():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.conv, self.norm = TwoNorms(), nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return self.first(x) + self.norm(self.conv(x)).relu().mean((2, 3))[:, :4]
+
+    model = _settled(Outer)
+    student = gdfq.quantize_model(model, 4, 4, leaf_modules=["first"])
+    student.load_state_dict(_observed(student, torch.randn(16, 2, 8, 8)).state_dict())
+    done = correct(student, model, images_of(torch.randn(16, 2, 8, 8)), True)
+    assert done == ["first.norm1", "first.norm2", "norm"]
+
+
+def test_the_bias_of_a_layer_over_tokens_is_corrected_along_its_last_dimension():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc, self.head = nn.BatchNorm2d(2), nn.Linear(8, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.head(self.fc(self.norm(x).flatten(1, 2)).relu().mean(1))
+
+    model = _settled(Tokens)
+    student = gdfq.quantize_model(model, 2, 8)
+    images = torch.randn(64, 2, 8, 8)
+    student.load_state_dict(_observed(student, images).state_dict())
+    assert correct(student, model, images_of(images), False) == ["norm", "fc", "head"]
+    seen = []
+    for network in (model, student):
+        network.fc.register_forward_hook(lambda module, x, y: seen.append(y.mean((0, 1))))
+        with torch.no_grad():
+            network(images)
+    torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=1e-5)
+
+
+def test_a_student_that_is_not_the_teacher_is_refused_where_it_is_to_be_corrected():
+    student = gdfq.quantize_model(_settled(TwoNorms), 8, 8)
+    with pytest.raises(gdfq.InputError, match=r"student: batch norms and layers are not called in"):
+        tiny_trainer(student=student, start=Start(bn_reestimate=True))
+    tiny_trainer(student=student)
 
 
 def _observed(student, images):

@@ -74,11 +74,12 @@ def tiny_trainer(
     learned_ranges: str = "none",
     kind: type[gdfq.GDFQTrainer] = gdfq.GDFQTrainer,
     dynamic_ranges: str = "none",
+    student: nn.Module | None = None,
     **options,
 ) -> gdfq.GDFQTrainer:
     """A trainer of a few fast steps, everything seeded."""
     teacher = teacher or tiny_teacher()
-    student = gdfq.quantize_model(
+    student = student or gdfq.quantize_model(
         teacher, bits, bits, learned_ranges=learned_ranges, dynamic_ranges=dynamic_ranges
     )
     with torch.random.fork_rng():

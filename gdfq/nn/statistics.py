@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from gdfq.distributed import global_moments, joined_world
@@ -33,57 +36,20 @@ class Statistics(NamedTuple):
             values.append(value)
 
 
-class RecordingBatchNorm(nn.Module):
-    """A frozen batch norm that appends its input's mean and variance to a record."""
+# Computes ``F.batch_norm`` of input, running mean, running variance, weight, bias and eps.
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float], Tensor]
 
-    running_mean: Tensor
-    running_var: Tensor
 
-    def __init__(self, norm: _BatchNorm, record: Statistics) -> None:
+class BatchNormCalls(TorchFunctionMode):
+    """Within, ``compute`` computes each batch norm that normalizes by stored statistics.
+
+    However it is called: as ``nn.BatchNorm2d``, as a subclass, as ``F.batch_norm``, and from
+    within any module.
+    """
+
+    def __init__(self, compute: Compute) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        self.register_buffer("running_mean", norm.running_mean)
-        self.register_buffer("running_var", norm.running_var)
-        self.record = record
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Evaluation-mode batch norm of ``x``, ``(N, C, ...)``."""
-        y, mean, var = batch_norm_stats(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
-        )
-        self.record.add(mean, var, self.running_mean, self.running_var)
-        return y
-
-
-class RecordingCall(nn.Module):
-    """A subclass of batch norm: its own forward, whose ``F.batch_norm`` must report its input."""
-
-    def __init__(self, norm: _BatchNorm, path: str, record: Statistics) -> None:
-        super().__init__()
-        self.norm = norm
-        self.path = path
-        self.record = record
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the subclass makes of its input."""
-        before = len(self.record.means)
-        y = self.norm(*args, **kwargs)
-        recorded = self.record.running_means[before:]
-        if not any(stored is self.norm.running_mean for stored in recorded):
-            raise InputError(
-                f"teacher: {self.path!r} is a {type(self.norm).__name__}, a kind of batch norm "
-                "whose statistics cannot be recorded: its forward does not call F.batch_norm with "
-                "its running statistics; replace it by nn.BatchNorm2d"
-            )
-        return y
-
-
-class _Intercept(TorchFunctionMode):
-    """Within, calls of ``F.batch_norm`` with stored statistics are recorded."""
-
-    def __init__(self, record: Statistics) -> None:
-        super().__init__()
-        self.record = record
+        self.compute = compute
 
     def __torch_function__(
         self,
@@ -108,11 +74,47 @@ class _Intercept(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
+        """The arguments are those of ``F.batch_norm``."""
         if running_mean is None or running_var is None or training:
             return F.batch_norm(
                 input, running_mean, running_var, weight, bias, training, momentum, eps
             )
-        y, mean, var = batch_norm_stats(input, running_mean, running_var, weight, bias, eps)
+        return self.compute(input, running_mean, running_var, weight, bias, eps)
+
+
+class _Recording(BatchNormCalls):
+    """Within, batch norms append their input's statistics to a record.
+
+    Gradients stay on where the network switches them off (``torch.no_grad`` in a ``forward``):
+    the statistics and the logits teach the generator through every layer.
+    """
+
+    def __init__(self, record: Statistics) -> None:
+        super().__init__(self.normalize)
+        self.record = record
+        self.gradients = torch.is_grad_enabled()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch._C._set_grad_enabled and self.gradients:
+            return None
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def normalize(
+        self,
+        x: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        y, mean, var = batch_norm_stats(x, running_mean, running_var, weight, bias, eps)
         self.record.add(mean, var, running_mean, running_var)
         return y
 
@@ -128,8 +130,9 @@ class StatisticsTeacher(nn.Module):
             trained; otherwise they are copied and frozen.
 
     Raises:
-        InputError: it has no batch-norm layer with running statistics; when it runs, a subclass
-            of batch norm does not call ``F.batch_norm``, so that nothing can be recorded.
+        InputError: a batch norm keeps no running statistics; when it runs, no batch norm is
+            called, or a subclass of batch norm does not call ``F.batch_norm``, so that nothing
+            can be recorded.
     """
 
     def __init__(self, model: nn.Module, shared: bool = False) -> None:
@@ -140,7 +143,9 @@ class StatisticsTeacher(nn.Module):
         else:
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
-        replaced: dict[nn.Module, nn.Module] = {}
+        self.called: dict[
+            str, Any
+        ] = {}  # subclasses of batch norm, which may compute by themselves
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
             if type(module) in (nn.ReLU6, nn.Hardtanh) and module.inplace:
                 # PyTorch's would copy every activation; a MobileNetV2 has 35 of them.
@@ -153,19 +158,39 @@ class StatisticsTeacher(nn.Module):
                     f"teacher: batch norm {path!r} keeps no running statistics "
                     "(track_running_stats=False); the generator learns from them"
                 )
-            if module not in replaced:
-                replaced[module] = (
-                    RecordingBatchNorm(module, self.record)
-                    if type(module) in BATCH_NORMS
-                    else RecordingCall(module, path, self.record)
-                )
-            self.model.set_submodule(path, replaced[module])
-        if not replaced:
-            raise InputError(
-                "teacher: has no batch-norm layer; the generator learns what images look like "
-                "from the statistics stored there, and without data there is nothing else to "
-                "learn it from, so the method cannot be used. Layer norm and group norm store none"
-            )
+            if type(module) not in BATCH_NORMS:
+                module.register_forward_pre_hook(partial(self._note, path))
+
+    def _note(self, path: str, module: nn.Module, args: Any) -> None:
+        self.called[path] = module
+
+    def _require_statistics(self) -> None:
+        """Raise an InputError unless a batch norm was called, and each has been recorded."""
+        recorded = {id(stored) for stored in self.record.running_means}
+        for path, module in self.called.items():
+            if id(module.running_mean) not in recorded:
+                raise _unknown_kind(path, module)
+        if recorded:
+            return
+        storing = {
+            path: module
+            for path, module in self.model.named_modules()
+            if "running_mean" in module._buffers and not isinstance(module, _InstanceNorm)
+        }
+        for path, module in storing.items():
+            if not isinstance(module, _BatchNorm):
+                raise _unknown_kind(path, module)
+        uncalled = (
+            f"has no batch-norm layer that is called in evaluation mode (of {len(storing)}, the "
+            f"first is {next(iter(storing))!r})"
+            if storing
+            else "has no batch-norm layer"
+        )
+        raise InputError(
+            f"teacher: {uncalled}; the generator learns what images look like "
+            "from the statistics stored there, and without data there is nothing else to "
+            "learn it from, so the method cannot be used. Layer norm and group norm store none"
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Statistics]:
         """Logits ``(N, num_classes)`` of ``images`` and the statistics, layer by layer.
@@ -174,8 +199,10 @@ class StatisticsTeacher(nn.Module):
         """
         for values in self.record:
             values.clear()
-        with _Intercept(self.record):
+        self.called.clear()
+        with _Recording(self.record):
             logits = self.model(images)
+        self._require_statistics()
         statistics = Statistics(*(list(values) for values in self.record))
         for values in self.record:
             values.clear()
@@ -186,3 +213,11 @@ class StatisticsTeacher(nn.Module):
             )
             statistics = statistics._replace(means=means, vars=variances)
         return logits, statistics
+
+
+def _unknown_kind(path: str, module: nn.Module) -> InputError:
+    return InputError(
+        f"teacher: {path!r} is a {type(module).__name__}, a kind of batch norm "
+        "whose statistics cannot be recorded: its forward does not call F.batch_norm with "
+        "its running statistics; replace it by nn.BatchNorm2d"
+    )

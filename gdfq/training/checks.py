@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.dynamic_ranges import has_dynamic
@@ -21,6 +22,8 @@ from gdfq.training.parts import Parts
 from gdfq.training.precision import check_precision
 from gdfq.training.schedules import Schedule
 from gdfq.training.start import Start
+from gdfq.training.start.correction import correct
+from gdfq.training.start.images import Images
 
 
 def check_settings(
@@ -133,6 +136,7 @@ def check_shapes(
     student: nn.Module,
     generator: Any,
     num_classes: int,
+    start: Start,
     mixed_labels: bool = False,
 ) -> Tensor:
     """Two generated images, after trying all three on copies.
@@ -178,4 +182,7 @@ def check_shapes(
             f"student: its logits have shape {tuple(answer.shape)}, the teacher's "
             f"{tuple(logits.shape)}; make it with quantize_model(teacher)"
         )
+    if start.corrects or start.bn_reestimate_end:
+        trial = Images(lambda images, labels: images, [(images, images)], World())
+        correct(observing_copy(student), teacher.model, trial, start.bn_reestimate)
     return images

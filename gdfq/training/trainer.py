@@ -188,7 +188,12 @@ class GDFQTrainer:
 
         self.random = torch.Generator(self.device).manual_seed(seed)
         images = checks.check_shapes(
-            self.teacher, self.student, self.generator, num_classes, parts.mix_probability > 0
+            self.teacher,
+            self.student,
+            self.generator,
+            num_classes,
+            start,
+            parts.mix_probability > 0,
         )
         if self.world.parallel:
             globalize_batch_norms(self.generator, "generator")

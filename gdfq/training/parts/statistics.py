@@ -85,11 +85,33 @@ class StatisticsLoss:
         return Statistics(*([layer[i] for layer in layers] for i in range(4)))
 
     def _compare(self, statistics: Statistics) -> Tensor:
+        statistics = _of_norms(statistics)
         if self.parts.bns_spread == "std":
             statistics = statistics._replace(
                 vars=_roots(statistics.vars), running_vars=_roots(statistics.running_vars)
             )
         return bns_loss(*statistics)
+
+
+def _of_norms(statistics: Statistics) -> Statistics:
+    """``statistics`` with the mean of all calls for a batch norm that is called several times.
+
+    That is what it stores: training has moved its running statistics at every call.
+    """
+    calls: dict[int, list[tuple[Tensor, ...]]] = {}
+    for call in zip(*statistics, strict=True):
+        calls.setdefault(id(call[2]), []).append(call)
+    if len(calls) == len(statistics.means):
+        return statistics
+    means, variances, stored_means, stored_vars = zip(
+        *(zip(*together, strict=True) for together in calls.values()), strict=True
+    )
+    return Statistics(
+        [torch.stack(each).mean(0) for each in means],
+        [torch.stack(each).mean(0) for each in variances],
+        [each[0] for each in stored_means],
+        [each[0] for each in stored_vars],
+    )
 
 
 def _roots(variances: Sequence[Tensor]) -> list[Tensor]:
@@ -100,7 +122,7 @@ def _names(network: StatisticsTeacher) -> dict[int, str]:
     """The batch norms' names by the identity of what they store, whatever the layer's class."""
     names: dict[int, str] = {}
     for path, buffer in network.model.named_buffers(remove_duplicate=False):
-        names.setdefault(id(buffer), path.rpartition(".")[0].removesuffix(".norm"))
+        names.setdefault(id(buffer), path.rpartition(".")[0])
     return names
 
 

@@ -20,18 +20,24 @@ NeurIPS 2019, section 3.4 (re-estimated statistics).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gdfq.errors import InputError
+from gdfq.nn.statistics import BatchNormCalls
 from gdfq.nn.weight import QuantizedWeight
+from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.training.start.images import Images
 
 LARGEST = 4.0  # factor by which a standard deviation is corrected
+# What is watched, and the dimension of its channels.
+DIMS: dict[Any, int] = {F.batch_norm: 1, F.conv2d: -3, F.linear: -1}
 
 
 class Moments:
@@ -52,8 +58,9 @@ class Moments:
         return self.sums / self.batches
 
 
-def _moments(x: Tensor) -> Tensor:
-    wide = x.detach().double().transpose(0, 1).flatten(1)
+def _moments(x: Tensor, dim: int) -> Tensor:
+    """Of each channel, which are along ``dim``."""
+    wide = x.detach().double().movedim(dim, 0).flatten(1)
     return torch.stack([wide.mean(1), wide.square().mean(1)])
 
 
@@ -62,83 +69,239 @@ def _mean_and_var(pair: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (square - mean.square()).clamp(min=0)
 
 
+@dataclass
+class _Call:
+    """A call of a batch norm, or of a layer with a bias, as the teacher made it.
+
+    Attributes:
+        function: ``F.batch_norm``, ``F.conv2d`` or ``F.linear``.
+        channels: of what is corrected: a batch norm's input, a layer's output.
+        pair: the moments of that, of this process's images; None where nobody asked for them.
+        stored: a batch norm's running mean and variance.
+    """
+
+    function: Any
+    channels: int
+    pair: Tensor | None
+    stored: tuple[Tensor, Tensor] | None = None
+
+
+class _Layer:
+    """What is corrected, and the moments over all calls: the teacher's and the student's.
+
+    Args:
+        name: of the student's module.
+        tensors: a batch norm's running mean and variance, or a layer's bias.
+        eps: of a batch norm.
+    """
+
+    def __init__(self, name: str, tensors: tuple[Tensor, ...], eps: float = 0.0) -> None:
+        self.name, self.tensors, self.eps = name, tensors, eps
+        self.wanted, self.found = Moments(), Moments()
+
+    @property
+    def is_norm(self) -> bool:
+        return len(self.tensors) == 2
+
+
+class _Calls(BatchNormCalls):
+    """Within, batch norms and layers with a bias are seen, in order, however they are called."""
+
+    def __init__(self) -> None:
+        super().__init__(self.normalize)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        output = super().__torch_function__(func, types, args, kwargs)
+        if func in (F.conv2d, F.linear):
+            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            if bias is not None:
+                return self.layer(func, output, bias)
+        return output
+
+    def normalize(
+        self,
+        x: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """What a batch norm makes of ``x``."""
+        raise NotImplementedError
+
+    def layer(self, function: Any, output: Tensor, bias: Tensor) -> Tensor:
+        """What a layer's ``output`` becomes."""
+        raise NotImplementedError
+
+
+class _TeachersCalls(_Calls):
+    """Within, ``calls`` are noted; of those not among ``needed``, without moments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+        self.needed: set[int] | None = None  # all
+
+    def note(
+        self, function: Any, x: Tensor, channels: int, stored: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Append a call."""
+        needed = self.needed is None or len(self.calls) in self.needed
+        pair = _moments(x, DIMS[function]) if needed else None
+        self.calls.append(_Call(function, channels, pair, stored))
+
+    def normalize(self, x, running_mean, running_var, weight, bias, eps):  # type: ignore[no-untyped-def]
+        self.note(F.batch_norm, x, x.shape[1], (running_mean, running_var))
+        return batch_norm_stats(x, running_mean, running_var, weight, bias, eps)[0]
+
+    def layer(self, function: Any, output: Tensor, bias: Tensor) -> Tensor:
+        self.note(function, output, len(bias))
+        return output
+
+
+class _StudentsCalls(_Calls):
+    """Within, what the student computes gets the moments of the teacher's same call.
+
+    Args:
+        student: whose batch norms and layers they are.
+        teacher: whose calls the student repeats.
+        images: the calibration's.
+        spread: correct standard deviations too.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: _TeachersCalls, images: Images, spread: bool
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.images = images
+        self.spread = spread
+        self.position = 0
+        self.needed: set[int] = set()
+        self.found: dict[int, _Layer] = {}
+        self.names = {
+            id(tensor): name.rpartition(".")[0]
+            for name, tensor in [*student.named_buffers(), *student.named_parameters()]
+        }
+        behind = _with_norm_behind(student)
+        self.biases = {
+            id(module.bias)
+            for module in student.modules()
+            if isinstance(module, QuantizedWeight) and module not in behind
+        }
+
+    def next(self, function: Any, channels: int) -> _Call:
+        """The teacher's call that this one repeats."""
+        calls = self.teacher.calls
+        call = calls[self.position] if self.position < len(calls) else None
+        if call is None or (call.function, call.channels) != (function, channels):
+            raise differing()
+        self.position += 1
+        return call
+
+    def mended(self, x: Tensor, call: _Call, layer: _Layer) -> Tensor:
+        """``x`` with the moments that the teacher's has."""
+        self.needed.add(self.position - 1)
+        assert call.pair is not None
+        dim = DIMS[call.function]
+        pair = _moments(x, dim)
+        # A batch is corrected by its own moments: those of all ranks' shares of it.
+        for each in (call.pair, pair):
+            self.images.world.mean(each, "batch-norm statistics")
+        layer.wanted.add(call.pair)
+        layer.found.add(pair)
+        mean, var = _mean_and_var(pair)
+        aim, aimed_var = _mean_and_var(call.pair)
+        factor = torch.ones_like(mean)
+        if self.spread and layer.is_norm:
+            factor = 1 / _ratio(var, aimed_var, layer.eps)
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        mended = (x.double() - mean.view(shape)) * factor.view(shape) + aim.view(shape)
+        return mended.to(x.dtype)
+
+    def normalize(self, x, running_mean, running_var, weight, bias, eps):  # type: ignore[no-untyped-def]
+        call = self.next(F.batch_norm, x.shape[1])
+        assert call.stored is not None
+        layer = self.found.get(id(running_mean))
+        if layer is None:
+            layer = _Layer(self.names.get(id(running_mean), ""), (running_mean, running_var), eps)
+            self.found[id(running_mean)] = layer
+            for own, theirs in zip(layer.tensors, call.stored, strict=True):
+                own.copy_(theirs)  # so that a second correction starts where the first did
+        x = self.mended(x, call, layer)
+        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+
+    def layer(self, function: Any, output: Tensor, bias: Tensor) -> Tensor:
+        call = self.next(function, len(bias))
+        if id(bias) not in self.biases:
+            return output
+        layer = self.found.setdefault(id(bias), _Layer(self.names[id(bias)], (bias,)))
+        return self.mended(output, call, layer)
+
+
+def differing() -> InputError:
+    """The error that teacher and student are not the same network."""
+    return InputError(
+        "student: batch norms and layers are not called in the teacher's order, so that its "
+        "statistics cannot be corrected by the teacher's; make it with quantize_model(teacher), or "
+        "train with bn_reestimate=False, bn_reestimate_end=False and bias_correction=False"
+    )
+
+
 @torch.no_grad()
 def correct(student: nn.Module, teacher: nn.Module, images: Images, spread: bool) -> list[str]:
     """Correct ``student``'s batch norms and biases towards ``teacher``'s on ``images``.
 
+    A call of the student's is compared with the teacher's at the same place in the order of
+    execution, whatever the modules are called and however often each is. What is called several
+    times is corrected by its moments over all calls.
+
     Args:
         student: in evaluation mode, its ranges set.
-        teacher: the float network it was made of, its modules by the same names.
+        teacher: the float network it was made of.
         images: the calibration's.
         spread: correct standard deviations too, not only means.
 
     Returns:
-        The names of the modules that were corrected.
+        The names of the student's modules that were corrected: batch norms, then layers.
+
+    Raises:
+        InputError: teacher and student do not call the same batch norms and layers.
     """
-    own = dict(student.named_modules())
-    theirs = dict(teacher.named_modules())
-    behind = _with_norm_behind(student)
-    norms = {n: m for n, m in own.items() if _is_norm(m) and _is_norm(theirs.get(n))}
-    layers: dict[str, Any] = {
-        n: m
-        for n, m in own.items()
-        if isinstance(m, QuantizedWeight) and m.bias is not None and n in theirs and n not in behind
-    }
-    for name, norm in norms.items():  # so that a second correction starts where the first did
-        norm.running_mean.copy_(theirs[name].running_mean)
-        norm.running_var.copy_(theirs[name].running_var)
-    wanted = {name: Moments() for name in (*norms, *layers)}
-    found = {name: Moments() for name in wanted}
-    now: dict[str, Tensor] = {}
-
-    def batch_moments(x: Tensor) -> Tensor:
-        pair = _moments(x)
-        # A batch is corrected by its own moments: those of all ranks' shares of it.
-        images.world.mean(pair, "batch-norm statistics")
-        return pair
-
-    def note(name: str, x: Tensor) -> None:
-        now[name] = batch_moments(x)
-        wanted[name].add(now[name])
-
-    def mend(name: str, x: Tensor) -> Tensor | None:
-        if name not in now:
-            return None
-        pair = batch_moments(x)
-        found[name].add(pair)
-        mean, var = _mean_and_var(pair)
-        aim, aimed_var = _mean_and_var(now[name])
-        factor = torch.ones_like(mean)
-        if spread and name in norms:
-            factor = 1 / _ratio(var, aimed_var, norms[name].eps)
-        each = (1, -1, *[1] * (x.dim() - 2))
-        mended = (x.double() - mean.view(each)) * factor.view(each) + aim.view(each)
-        return mended.to(x.dtype)
-
-    with (
-        _watched({n: theirs[n] for n in norms}, {n: theirs[n] for n in layers}, note),
-        _watched(norms, layers, mend),
-    ):
-        for batch in images:
-            now.clear()
-            teacher(batch.clone())  # whose activations may be in place
+    theirs = _TeachersCalls()
+    own = _StudentsCalls(student, theirs, images, spread)
+    for batch in images:
+        theirs.calls, own.position = [], 0
+        with theirs:
+            teacher(batch.clone())  # which may be changed in place
+        with own:
             student(batch)
-    done = [name for name in wanted if found[name].batches]
-    for name in done:
-        mean, var = _mean_and_var(found[name].pair())
-        aim, aimed_var = _mean_and_var(wanted[name].pair())
-        if name in layers:
-            bias = layers[name].bias
-            assert bias is not None
+        if own.position != len(theirs.calls):
+            raise differing()
+        theirs.needed = own.needed
+    for layer in own.found.values():
+        mean, var = _mean_and_var(layer.found.pair())
+        aim, aimed_var = _mean_and_var(layer.wanted.pair())
+        if not layer.is_norm:
+            (bias,) = layer.tensors
             bias.add_((aim - mean).to(bias.dtype))
             continue
-        norm = norms[name]
-        factor = _ratio(var, aimed_var, norm.eps) if spread else torch.ones_like(mean)
-        old_mean, old_var = norm.running_mean.double(), norm.running_var.double()
-        new_var = ((old_var + norm.eps) * factor.square() - norm.eps).clamp(min=0)
-        norm.running_mean.copy_(mean - (aim - old_mean) * factor)
-        norm.running_var.copy_(new_var)
-    return done
+        factor = _ratio(var, aimed_var, layer.eps) if spread else torch.ones_like(mean)
+        running_mean, running_var = layer.tensors
+        old_mean, old_var = running_mean.double(), running_var.double()
+        new_var = ((old_var + layer.eps) * factor.square() - layer.eps).clamp(min=0)
+        running_mean.copy_(mean - (aim - old_mean) * factor)
+        running_var.copy_(new_var)
+    corrected = sorted(own.found.values(), key=lambda layer: not layer.is_norm)
+    return [layer.name for layer in corrected]
 
 
 def _ratio(var: Tensor, aimed_var: Tensor, eps: float) -> Tensor:
@@ -146,48 +309,19 @@ def _ratio(var: Tensor, aimed_var: Tensor, eps: float) -> Tensor:
     return ((var + eps) / (aimed_var + eps)).sqrt().clamp(1 / LARGEST, LARGEST)
 
 
-def _is_norm(module: Any) -> bool:
-    """Whether ``module`` is a batch norm, or the teacher's that records its input."""
-    running = getattr(module, "running_mean", None)
-    return running is not None and (isinstance(module, _BatchNorm) or hasattr(module, "record"))
-
-
-def _with_norm_behind(student: nn.Module) -> set[str]:
-    """Names of the layers whose output a batch norm reads."""
+def _with_norm_behind(student: nn.Module) -> set[nn.Module]:
+    """The layers whose output a batch norm reads."""
     if not isinstance(student, fx.GraphModule):
         return set()
     modules = dict(student.named_modules(remove_duplicate=False))
+
+    def normalizes(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(modules[str(node.target)], _BatchNorm)
+        return node.target is F.batch_norm
+
     return {
-        str(node.target)
+        modules[str(node.target)]
         for node in student.graph.nodes
-        if node.op == "call_module"
-        and any(
-            user.op == "call_module" and isinstance(modules[str(user.target)], _BatchNorm)
-            for user in node.users
-        )
+        if node.op == "call_module" and any(map(normalizes, node.users))
     }
-
-
-@contextmanager
-def _watched(
-    inputs: Mapping[str, nn.Module],
-    outputs: Mapping[str, nn.Module],
-    look: Callable[[str, Tensor], Tensor | None],
-) -> Iterator[None]:
-    """Within, ``look`` sees what goes into and comes out of modules, and may put another there."""
-
-    def before(name: str) -> Callable[..., Any]:
-        return lambda module, args: look(name, args[0])
-
-    def behind(name: str) -> Callable[..., Any]:
-        return lambda module, args, output: look(name, output)
-
-    handles: Sequence[Any] = [
-        *(m.register_forward_pre_hook(before(n)) for n, m in inputs.items()),
-        *(m.register_forward_hook(behind(n)) for n, m in outputs.items()),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
