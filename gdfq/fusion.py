@@ -92,6 +92,12 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
     root._modules = dict(student._modules)
     root._parameters = student._parameters
     root._buffers = student._buffers
+    for node in graph.nodes:
+        # Names that this class has for itself.
+        first, *rest = str(node.target).split(".")
+        if node.op == "call_module" and hasattr(FusedModel, first):
+            root._modules[f"{first}_"] = student._modules[first]
+            node.target = ".".join([f"{first}_", *rest])
     fusing = _Fusing(root, graph, trial)
     fusing.drop_identities()
     fusing.weights()
@@ -130,7 +136,7 @@ class _Fusing(ModuleCalls):
         """Leave out ``nn.Identity``, which stands between a batch norm and its activation."""
         for node in list(self.graph.nodes):
             if self.calls(node, nn.Identity) and type(self.module(node)) is nn.Identity:
-                node.replace_all_uses_with(node.args[0])
+                node.replace_all_uses_with(node.all_input_nodes[0])
                 self.graph.erase_node(node)
 
     def weights(self) -> None:
@@ -160,6 +166,8 @@ class _Fusing(ModuleCalls):
     def activation(self, node: fx.Node) -> Place:
         """Fuse the quantizer that ``node`` calls with what is before it, if that matches."""
         name = str(node.target)
+        if self.module(node)._forward_hooks or self.module(node)._forward_pre_hooks:
+            return Place(name, False, "it has hooks")
         if self.module(node).learned:
             return Place(name, False, "its range is learned")
         if self.module(node).dynamic_range:

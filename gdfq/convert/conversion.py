@@ -7,7 +7,6 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from gdfq.convert.bits import BitWidths
@@ -18,15 +17,16 @@ from gdfq.convert.tables import (
     ARITHMETIC,
     CLAMP_BOUNDS,
     CLAMPS,
+    DRAWS,
+    DROPOUTS,
     FLOAT_ACTIVATION_CALLS,
-    IN_PLACE,
     LAYER_CALLS,
     LAYERS,
-    OUT_OF_PLACE,
     float_reason,
     is_float_activation,
 )
 from gdfq.coverage import Operation
+from gdfq.errors import InputError
 from gdfq.functional import Activation
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.dynamic_ranges import DynamicRanges, has_dynamic
@@ -78,10 +78,14 @@ class Converter:
         self.taken.add(name)
         return name
 
+    def scope_of(self, node: fx.Node) -> str:
+        """The path of the module whose forward called ``node``."""
+        stack = node.meta.get("nn_module_stack") or {}
+        return list(stack.values())[-1][0] if stack else ""
+
     def scoped_name(self, node: fx.Node, name: str) -> str:
         """A free name in the module whose forward called ``node``."""
-        stack = node.meta.get("nn_module_stack") or {}
-        scope = list(stack.values())[-1][0] if stack else ""
+        scope = self.scope_of(node)
         return self.free_name(f"{scope}.{name}" if scope else name)
 
     @property
@@ -116,14 +120,6 @@ class Converter:
         for path in self.paths_of(module):
             self.root.set_submodule(path, quantized)
         self.replaced[module] = quantized
-
-    def redirect(self, node: fx.Node) -> None:
-        """Have what reads ``node``'s input after it read its output: ``node`` works in place."""
-        source = _input(node)
-        position = {n: i for i, n in enumerate(self.graph.nodes)}
-        for user in list(source.users):
-            if position[user] > position[node]:
-                user.replace_input_with(source, node)
 
     def use_act(self, node: fx.Node, name: str, bits: int, act: Activation) -> None:
         """Make ``node`` call a new quantized activation called ``name``."""
@@ -164,8 +160,6 @@ class Converter:
             self.note_layer(node, path, kind, bits, quantized.per_kernel)
         elif type(module) in ACTIVATION_MODULES:
             act = ACTIVATION_MODULES[type(module)]
-            if module.inplace:
-                self.redirect(node)
             # A module used at several places gets a range of its own at each.
             again = module in self.replaced
             name = self.free_name(path) if again else path
@@ -176,8 +170,6 @@ class Converter:
                 self.swap(module, self.make_act(bits, act))
             self.note_act(name, kind, bits)
         elif is_float_activation(module):
-            if _works_in_place(module):
-                self.redirect(node)
             self.quantize_behind(
                 node, self.free_name(f"{path}.quantizer"), kind, self.paths_of(module)
             )
@@ -193,28 +185,23 @@ class Converter:
         """Convert and note the function or method that ``node`` calls."""
         target: Any = node.target
         kind = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        if _draws(node):
+            raise InputError(
+                f"model: {self.scope_of(node) or 'its forward'} calls {kind}, which draws random "
+                "numbers in evaluation mode too, so that a student would answer otherwise each "
+                "time; call it in training alone, a dropout with training=self.training"
+            )
         act = ACTIVATION_CALLS.get(target)
         if target in CLAMPS:
             act = CLAMP_BOUNDS.get(_bounds(node))
-        in_place = (
-            target in IN_PLACE
-            or target in OUT_OF_PLACE
-            or bool(node.kwargs.get("inplace"))
-            or any(value is True for value in node.args[1:])
-        )
         if node in self.shapes:
             self.note_float(node.name, kind, "computes with shapes, not with values")
         elif act is not None:
-            if in_place:
-                self.redirect(node)
             name = self.scoped_name(node, act)
             bits = self.bits.act(name)
             self.use_act(node, name, bits, act)
             self.note_act(name, kind, bits)
-        elif OUT_OF_PLACE.get(target, target) in FLOAT_ACTIVATION_CALLS:
-            if in_place:
-                self.redirect(node)
-                _take_out_of_place(node)
+        elif target in FLOAT_ACTIVATION_CALLS:
             self.quantize_behind(node, self.scoped_name(node, kind.rstrip("_")), kind)
         elif target in LAYER_CALLS:
             self.convert_layer_call(node, kind)
@@ -308,23 +295,11 @@ def _bounds(node: fx.Node) -> tuple[Any, Any]:
     return given.get("min"), given.get("max")
 
 
-@torch.no_grad()
-def _works_in_place(module: nn.Module) -> bool:
-    """Whether an activation module changes its input; it does not any more thereafter."""
-    if not getattr(module, "inplace", False):
-        return False
-    # Not every class's ``inplace`` speaks of its input.
-    parameter = next(module.parameters(), None)
-    values = torch.linspace(-4, 4, 8, device=None if parameter is None else parameter.device)
-    given = values.clone()
-    module(given)
-    module.inplace = False  # type: ignore[assignment]
-    return not torch.equal(given, values)
-
-
-def _take_out_of_place(node: fx.Node) -> None:
-    """Have the activation function that ``node`` calls leave its input as it is."""
-    node.target = OUT_OF_PLACE.get(node.target, node.target)
-    node.args = tuple(False if value is True else value for value in node.args)
-    if "inplace" in node.kwargs:
-        node.kwargs = {**node.kwargs, "inplace": False}
+def _draws(node: fx.Node) -> bool:
+    """Whether the function that ``node`` calls draws random numbers."""
+    target: Any = node.target
+    if target not in DROPOUTS:
+        return target in DRAWS
+    given: dict[str, Any] = dict(zip(("input", "p", "training"), node.args, strict=False))
+    given |= node.kwargs
+    return bool(given.get("training", DROPOUTS[target])) and bool(given.get("p") != 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -11,6 +10,8 @@ from torch import nn
 from gdfq.convert.bits import BitWidths
 from gdfq.convert.canonical import use_modules
 from gdfq.convert.conversion import Converter
+from gdfq.convert.copying import float_copy
+from gdfq.convert.in_place import settle_in_place
 from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tracing import check_leaves, trace
 from gdfq.coverage import CoverageReport, Operation
@@ -98,10 +99,11 @@ def quantize_model(
     check_range_kinds(learned_ranges, dynamic_ranges)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: must be an nn.Module, got {type(model).__name__}")
-    root = copy.deepcopy(model).eval()
+    root = float_copy(model)
     check_leaves(root, leaf_modules)
     graph, tracer = trace(root, leaf_modules)
     use_modules(root, graph)
+    settle_in_place(root, graph)
     device = next((p.device for p in root.parameters()), None)
 
     def make_act(act_bits: int, act: Activation) -> QAct:

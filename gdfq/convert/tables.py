@@ -67,7 +67,19 @@ OUT_OF_PLACE: dict[Any, Any] = {
     "sigmoid_": "sigmoid",
     "tanh_": "tanh",
 }
-IN_PLACE = (F.relu_, torch.relu_, "relu_", torch.clamp_, torch.clip_, "clamp_", "clip_")
+
+# ---- what draws random numbers ----
+
+# Each with what ``training`` is where it is not given.
+DROPOUTS: dict[Any, bool] = {
+    F.dropout: True, F.dropout1d: True, F.dropout2d: True, F.dropout3d: True,
+    F.alpha_dropout: False, F.feature_alpha_dropout: False,
+}  # fmt: skip
+DRAWS = (
+    torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, torch.multinomial,
+    torch.normal, torch.poisson, F.gumbel_softmax, "bernoulli", "bernoulli_", "multinomial",
+    "normal_", "uniform_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_",
+)  # fmt: skip
 
 # ---- what stays in float ----
 
@@ -88,7 +100,9 @@ _MOVES = (
     "unbind", "view_as", "reshape_as", "unflatten", "detach", "clone",
 )  # fmt: skip
 # Functions of other libraries that do nothing in evaluation mode, or only pad.
-_MOVES_BY_NAME = ("stochastic_depth", "drop_path", "drop_block_2d", "pad_same")
+DROPS_BY_NAME = ("stochastic_depth", "drop_path", "drop_block_2d")
+_MOVES_BY_NAME = (*DROPS_BY_NAME, "pad_same")
+SPLITS = (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
 JOINS = (torch.cat, torch.concat, torch.stack)
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_", operator.neg, torch.neg)

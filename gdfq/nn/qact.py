@@ -127,6 +127,8 @@ class QAct(nn.Module):
             # The ends stand for the batch of all ranks: they move the range as it would.
             observe_fake_quantize(_global_ends(y, world), *moving, *options)
             return fake_quantize(y, self.lo.clone(), self.hi.clone(), self.act_bits, ste=self.ste)
+        if not self._calibrated and not y.numel():
+            return y  # nothing, which no range was ever set by
         self.require_range()
         ste: LearnedSte = "learned" if self.learned else self.ste
         return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=ste)

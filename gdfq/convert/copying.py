@@ -1,0 +1,59 @@
+"""The copy of a network that becomes its student."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
+
+from gdfq.errors import InputError
+
+# Attributes that a traced network's own class or its instances have, beyond any module's.
+_TAKEN = ({*dir(fx.GraphModule)} - {*dir(nn.Module)}) | {"meta", "coverage"}
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` in evaluation mode, every weight a parameter of its layer.
+
+    Weights that are computed of others before each forward (``weight_norm``, ``spectral_norm``,
+    ``prune``, parametrizations) have the value that they have in evaluation mode.
+
+    Raises:
+        InputError: a part of ``model`` has a name that no student can have.
+    """
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if name in _TAKEN:
+            raise InputError(
+                f"model: {name!r} is also the name of an attribute of torch.fx.GraphModule, which "
+                "the student is; rename it in the network or put the network into another module"
+            )
+    # What a forward kept of its values is no leaf of autograd, and not copied otherwise.
+    kept = [
+        value
+        for module in model.modules()
+        for value in tree_leaves([v for k, v in module.__dict__.items() if k != "_modules"])
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept}
+    copied = copy.deepcopy(model, memo).eval()
+    for module in [*copied.modules()]:
+        _fold(module)
+    return copied
+
+
+def _fold(module: nn.Module) -> None:
+    for hook in [*module._forward_pre_hooks.values()]:
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
+    if parametrize.is_parametrized(module):
+        for name in [*module.get_submodule("parametrizations")._modules]:
+            parametrize.remove_parametrizations(module, name)
