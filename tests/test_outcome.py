@@ -99,6 +99,8 @@ def test_an_interrupted_run_leaves_the_average_too(tmp_path):
     average = newest_sound(run.folder, pytest.fail)[1]["trainer"]["parts"]["average"]["values"]
     assert same({name: saved[name] for name in average}, average)
     assert not same(saved, run.trained)
+    # What is reported of it is that student too.
+    assert same(states(open_run(run.folder, pytest.fail, network=tiny_teacher()).student), saved)
 
 
 def test_a_resumed_run_keeps_what_was_measured_and_counted(tmp_path):

@@ -24,6 +24,7 @@ from gdfq.runs.measure import effective_bits
 from gdfq.runs.networks import build_generator
 from gdfq.sources import LoadedTeacher
 from gdfq.training.checkpoint import newest_sound
+from gdfq.training.parts.average import averaged_state
 
 
 @dataclass
@@ -102,7 +103,7 @@ def open_run(
         known = {key: found[1].get(key) for key in ("before", "evaluation", "training_seconds")}
         result = {**known, **result}
         generator.load_state_dict(trained["generator"])
-        student.load_state_dict(trained["student"])
+        student.load_state_dict(averaged_state(trained))
     # Later than any checkpoint: of a run that ended, or of one whose checkpoints are gone.
     if result.get("finished") or result.get("failure") or found is None:
         try:

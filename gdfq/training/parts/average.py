@@ -24,6 +24,17 @@ from torch import Tensor, nn
 from gdfq.errors import InputError
 
 
+def averaged_state(trainer: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the student's state in that of a trainer, its parameters averaged if they have been.
+
+    Args:
+        trainer: of :meth:`gdfq.GDFQTrainer.state_dict`.
+    """
+    average = trainer["parts"].get("average")
+    averaged = average is not None and float(average["updates"]) > 0
+    return {**trainer["student"], **(average["values"] if averaged else {})}
+
+
 class Average:
     """The average of ``student``'s parameters.
 
