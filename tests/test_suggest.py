@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from gdfq.bit_widths.allocation import allocate
 from gdfq.bit_widths.sensitivity import divergence
@@ -14,7 +15,7 @@ from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import load_recipe
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_student, build_teacher
+from gdfq.runs.networks import build_generator, build_student, build_teacher, build_trainer
 from tests.test_cli import RECIPE, gdfq_command
 
 TINY = [
@@ -79,6 +80,38 @@ def test_the_recipe_s_own_bits_of_weights_are_replaced_and_those_of_activations_
     assert suggest_bits(recipe, 2.5, Silent(), steps=2, batches=1) == suggestion
     other = suggest_bits(recipe.with_options({"seed": 1}), 2.5, Silent(), steps=2, batches=1)
     assert other.layers != suggestion.layers
+
+
+PARTS = {
+    "nothing": {},
+    "low_pass": {"low_pass": 2.0},
+    "statistics": {"bns_spread": "std", "bns_layers": ["bn1", "layer1.*"]},
+    "mixed labels": {"mix_probability": 0.5},
+    "hard samples": {"hard_sample_gamma": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_images_are_those_of_the_run_s_warm_up(monkeypatch, name):
+    options = {"width": 8, "batch_size": 8, "memory_format": "contiguous", "schedule": "constant"}
+    recipe = load_recipe(RECIPE).with_options({**options, **PARTS[name]})
+    measured = []
+
+    def keep(teacher, images, **others):
+        measured.extend(images)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gdfq.bit_widths.suggest.measure_sensitivities", keep)
+    with pytest.raises(KeyboardInterrupt):
+        suggest_bits(recipe, 3, Silent(), steps=2, batches=2)
+    recipe, loaded = build_teacher(recipe)
+    trainer = build_trainer(recipe, loaded, build_generator(recipe, loaded.preprocessing))
+    for _ in range(2):
+        assert "student" not in trainer.step()
+    with torch.no_grad():
+        expected = [trainer.make_images(*trainer.sample()) for _ in range(2)]
+    assert all(map(torch.equal, measured, expected))
+    assert len(measured) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.schema import validate
 from gdfq.runs import session
-from gdfq.runs.networks import build_generator, build_student, build_teacher
+from gdfq.runs.networks import build_generator, build_teacher, build_trainer
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 
@@ -74,11 +74,12 @@ def suggest_bits(
 ) -> Suggestion:
     """The bits of each layer's weights that cost the recipe's teacher least, ``budget`` on average.
 
-    The recipe's generator learns for ``steps`` steps of its warm-up; then each layer's sensitivity
-    is measured on ``batches`` batches of its images (:mod:`gdfq.bit_widths.sensitivity`),
-    and the bits are allocated (:mod:`gdfq.bit_widths.allocation`). What the recipe itself says
-    about bits of weights is replaced, bits of activations stay. The same recipe on the same
-    machine gives the same suggestion.
+    The recipe's generator learns for ``steps`` steps of its warm-up, with the recipe's parts; then
+    each layer's sensitivity is measured on ``batches`` batches of its images
+    (:mod:`gdfq.bit_widths.sensitivity`), and the bits are allocated
+    (:mod:`gdfq.bit_widths.allocation`). What the recipe itself says about bits of weights is
+    replaced, bits of activations stay. The same recipe on the same machine gives the same
+    suggestion.
 
     Raises:
         InputError: ``budget`` is not from 2 to 8, ``steps`` or ``batches`` is too small, the recipe
@@ -131,23 +132,21 @@ def _generate(
     progress: Progress,
     device: str,
 ) -> list[Tensor]:
-    """Images of the recipe's generator, after ``steps`` steps of the warm-up."""
-    training = recipe.training.model_dump()
-    lines = -(-steps // STEPS_PER_LINE)
-    training.update(
-        epochs=lines, warmup_epochs=lines, steps_per_epoch=STEPS_PER_LINE, schedule="constant"
-    )
+    """Images of the recipe's run, after ``steps`` steps of the warm-up."""
+    lines = max(1, -(-steps // STEPS_PER_LINE))
+    settings: dict[str, Any] = {
+        "epochs": lines,
+        "warmup_epochs": lines,
+        "steps_per_epoch": STEPS_PER_LINE,
+        "schedule": "constant",
+        # The student is not trained, and at widths yet to be found kernels may be large enough.
+        "dynamic_ranges": "none",
+    }
     # Timing decides about "auto", and rounding depends on the format.
-    if training["memory_format"] == "auto":
-        training["memory_format"] = "channels_last"
-    trainer = GDFQTrainer(
-        teacher.network,
-        # It is not trained, and at widths that are yet to be found kernels may be large enough.
-        build_student(recipe.with_options({"dynamic_ranges": "none"}), teacher.network),
-        build_generator(recipe, teacher.preprocessing).to(device),
-        teacher.preprocessing.num_classes,
-        **training,
-    )
+    if recipe.training.memory_format == "auto":
+        settings["memory_format"] = "channels_last"
+    generator = build_generator(recipe, teacher.preprocessing).to(device)
+    trainer = build_trainer(recipe.with_options(settings), teacher, generator)
 
     class _Steps(TrainerCallback):
         def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
@@ -161,11 +160,12 @@ def _generate(
 
     progress.start(trainer)
     try:
-        trainer.train(_Steps())
+        if steps:
+            trainer.train(_Steps())
     finally:
         progress.stop()
     with torch.no_grad():
-        return [trainer.generator(*trainer.sample()) for _ in range(batches)]
+        return [trainer.make_images(*trainer.sample()) for _ in range(batches)]
 
 
 def with_weight_bits(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from typing import Any
 
 from torch import fx, nn
 
 from gdfq.coverage import CoverageReport
+from gdfq.errors import InputError
+from gdfq.nn import QAct
+from gdfq.nn.dynamic_ranges import has_dynamic
+from gdfq.nn.weight import QuantizedWeight
 
 
 class QuantizedModel(fx.GraphModule):
@@ -28,6 +33,44 @@ class QuantizedModel(fx.GraphModule):
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.coverage = coverage
         self.training = root.training
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; of a student with ranges of weights too, or of one without.
+
+        Ranges of weights that the state has are kept from then on; where it has none, they are the
+        weights' minima and maxima.
+
+        Raises:
+            InputError: the state is of another student, in a line.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[-1].strip()
+            raise InputError(
+                "state_dict: does not fit the student: "
+                + (self._other_ranges(state_dict) or textwrap.shorten(problem, 300))
+            ) from error
+
+    def _other_ranges(self, state: Any) -> str | None:
+        """The first range that is dynamic here or in ``state`` alone, and how to have it there."""
+        for name, module in self.named_modules():
+            dynamic = isinstance(module, QAct) and module.dynamic_range
+            stored = f"{name}.hi" in state or f"{name}.weight_hi" in state
+            if isinstance(module, QAct) and not dynamic and not stored:
+                return (
+                    f"it has no range of {name}: it is of the float network (strict=False loads "
+                    "the weights alone), or of a student that quantize_model made with "
+                    "dynamic_ranges='act' or 'both'"
+                )
+            if isinstance(module, QuantizedWeight):
+                dynamic = has_dynamic(module.dynamic_ranges, "weight")
+            if dynamic and stored:
+                return (
+                    f"it has a range of {name}, which takes ranges in each call: quantize_model "
+                    "made this student with dynamic_ranges, and the other without"
+                )
+        return None
 
     def _tree(self) -> nn.Module:
         root = nn.Module()

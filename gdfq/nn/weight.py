@@ -133,6 +133,30 @@ class QuantizedWeight(nn.Module):
                 after.data = before.to(after.device)
         return self
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # A state says by its entries whether ranges are kept; else they are the weights' extremes.
+        ends = {f"{prefix}{name}": name for name in ("weight_lo", "weight_hi")}
+        given = not ends.keys().isdisjoint(state_dict)
+        kept = self.weight_lo is not None
+        own = self._parameters.get("weight") is not None
+        if given and not kept and own and not has_dynamic(self.dynamic_ranges, "weight"):
+            self.keep_weight_range()
+        lists = (missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        if kept and not given and f"{prefix}weight" in state_dict:
+            missing_keys[:] = [key for key in missing_keys if key not in ends]
+            for name, end in zip(ends.values(), self.weight_extremes(), strict=True):
+                getattr(self, name).detach().copy_(end)
+
     def _quantized_weight(self) -> Tensor:
         if self.weight_lo is not None and self.weight_hi is not None:
             ste: LearnedSte = "learned" if self.learned_weight_range else self.ste

@@ -97,7 +97,7 @@ def load_run(
     use_format(recipe, teacher.network, student)
     try:
         student.load_state_dict(load_file(folder / STUDENT_FILE))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, InputError) as error:
         raise InputError(f"run: cannot load {folder / STUDENT_FILE}: {shorten(error)}") from error
     if not all(m.has_range for m in student.modules() if isinstance(m, QAct)):
         raise InputError(

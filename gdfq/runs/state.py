@@ -109,7 +109,7 @@ def open_run(
         try:
             student.load_state_dict(load_file(folder / STUDENT_FILE))
             step = result.get("steps", step)
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError, InputError) as error:
             report(f"cannot load {folder / STUDENT_FILE}: {shorten(error)}")
     if "average_weight_bits" not in result:
         with suppress(InputError):  # the network computes all its weights
