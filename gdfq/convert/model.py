@@ -35,7 +35,7 @@ class QuantizedModel(fx.GraphModule):
         self.training = root.training
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As of any module; of a student with ranges of weights too, or of one without.
+        """Load a state, of a student with ranges of weights or of one without.
 
         Ranges of weights that the state has are kept from then on; where it has none, they are the
         weights' minima and maxima.
