@@ -86,9 +86,11 @@ def packed_copy(student: QuantizedModel) -> QuantizedModel:
     """
     check_student(student)
     packed = copy.deepcopy(student).eval()
-    _replace(packed, {layer: pack(layer) for layer in _layers(packed).values()})
+    calls, kept = weights_of_calls(packed), read_weights(packed)
+    layers = _layers(packed).values()
+    _replace(packed, {layer: pack(layer, keep_weight=layer in kept) for layer in layers})
     made: dict[Any, PackedWeight] = {}
-    for name, (quantizer, weight) in weights_of_calls(packed).items():
+    for name, (quantizer, weight) in calls.items():
         key = (
             id(weight), quantizer.weight_bits, quantizer.zero_in_range, quantizer.kernel_ranges
         )  # fmt: skip
@@ -104,7 +106,8 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
 
     Weights are stored as codes of ``weight_bits`` each with a float32 scale and zero point per
     output channel, or per kernel where each has a range of its own; those that ``F.conv2d`` and
-    ``F.linear`` are called with too unless they are computed; everything else as
+    ``F.linear`` are called with too unless they are computed; a weight that the network reads
+    otherwise too, in float as in training, is there as well; everything else as
     ``student.state_dict()`` has it. :func:`load` gives the student back.
 
     Args:
@@ -216,6 +219,16 @@ def weights_of_calls(model: QuantizedModel) -> dict[str, tuple[WeightQuantizer, 
     return calls
 
 
+def read_weights(model: QuantizedModel) -> dict[nn.Module, str]:
+    """The modules whose weight is read outside of their call too, as ``self.fc.weight.mean()``.
+
+    With their paths. Such a reader sees the float weight, as in the teacher.
+    """
+    reads = [str(node.target) for node in model.graph.nodes if node.op == "get_attr"]
+    paths = [read.removesuffix(".weight") for read in reads if read.endswith(".weight")]
+    return {model.get_submodule(path): path for path in paths}
+
+
 def _drop_weights_of_calls(model: QuantizedModel) -> None:
     """Call every :class:`PackedCall` without its weight, and forget what nothing else uses."""
     dropped = []
@@ -233,13 +246,16 @@ def _drop_weights_of_calls(model: QuantizedModel) -> None:
         if node.op == "get_attr":
             used.add(id(attrgetter(str(node.target))(model)))
         elif node.op == "call_module":
-            module = model.get_submodule(str(node.target))
-            used |= {id(value) for value in (*module.parameters(), *module.buffers())}
+            for module in model.get_submodule(str(node.target)).modules():
+                values = {**module._parameters, **module._buffers}
+                if isinstance(module, PackedWeight):
+                    values.pop("weight", None)  # the layer itself has its codes
+                used |= set(map(id, values.values()))
     unused = {id(weight) for weight in dropped} - used
     for module in model.modules():
-        for values in (module._parameters, module._buffers):
-            for name in [n for n, value in values.items() if id(value) in unused]:
-                del values[name]
+        for own in (module._parameters, module._buffers):
+            for name in [n for n, value in own.items() if id(value) in unused]:
+                del own[name]
     model.recompile()
 
 
@@ -323,13 +339,14 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
         leaves = [] if recipe is None else recipe.quantization.leaf_modules
         student = quantize_model(model, leaf_modules=leaves)
     _fit(student, header, path)
+    calls, kept = weights_of_calls(student), read_weights(student)
     new: dict[Any, nn.Module] = {}
     for name, layer in _layers(student).items():
         facts = header.layers[name]
-        new[layer] = make_room(layer, _stored(facts), layer.weight.device)
+        new[layer] = make_room(layer, _stored(facts), layer.weight.device, layer in kept)
     _replace(student, new)
     made: dict[Any, PackedWeight] = {}
-    for name, (quantizer, weight) in weights_of_calls(student).items():
+    for name, (quantizer, weight) in calls.items():
         facts = header.layers[name]
         key = id(weight), facts.model_dump_json(), quantizer.zero_in_range
         if key not in made:

@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gdfq
-from gdfq.export import export_pt2
+from gdfq.export import export_onnx, export_pt2
 from gdfq.nn import QAct
 from gdfq.nn.packed import PackedConv2d, PackedLinear
 from gdfq.nn.qact import observing_copy
@@ -268,3 +270,62 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     student.get_submodule("0").weight.data[0] = 1
     with pytest.raises(gdfq.InputError, match="cannot write"):
         gdfq.save(student, tmp_path / "nowhere" / "s")
+
+
+READERS = {
+    "mean": lambda self, x: self.fc(x) * self.fc.weight.mean(),
+    "penalty": lambda self, x: self.fc(x) + self.conv.weight.abs().sum(),
+    "bias": lambda self, x: self.fc(x) + self.fc.bias,
+    "shape": lambda self, x: self.fc(x) * self.fc.weight.shape[0],
+    "function": lambda self, x: F.linear(self.fc(x), self.fc.weight),
+    "product": lambda self, x: self.fc(x) @ self.fc.weight.t(),
+    "tied, transposed": lambda self, x: F.linear(self.fc(x), self.fc.weight.t()),
+    "tied, own name": lambda self, x: self.fc(x) @ self.own,
+}
+
+
+class Reader(nn.Module):
+    """A network whose forward reads a layer's weight, as ``kind`` says."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 4)
+        if "own" in kind:
+            self.own = self.fc.weight
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x))).mean((2, 3))
+        return READERS[self.kind](self, x)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_weight_that_the_network_reads_itself_is_the_float_one_after_packing_too(tmp_path, kind):
+    images = torch.randn(8, 2, 8, 8)
+    model = Reader(kind).eval()
+    student = student_of(model, images)
+    answer = student(images)
+    if kind == "mean":
+        fc = student.get_submodule("fc")
+        features = []
+        fc.register_forward_hook(lambda layer, inputs, output: features.append(output))
+        assert torch.equal(student(images), features[0] * model.fc.weight.mean())
+        fc._forward_hooks.clear()
+    gdfq.save(student, tmp_path / "s")
+    loaded = gdfq.load(tmp_path / "s", model)
+    assert isinstance(loaded.fc, PackedLinear)
+    for network in (loaded, pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        assert torch.equal(network(images), answer)
+    assert ("fc.weight" in load_file(tmp_path / "s")) == (
+        kind in ("mean", "shape", "product", "tied, transposed")
+    )
+    assert not any(p.requires_grad for p in (loaded.fc.codes, *loaded.fc.parameters()))
+    gdfq.save(loaded, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "s").read_bytes()
+    export_pt2(student, tmp_path / "p.pt2", images)
+    assert torch.equal(torch.export.load(tmp_path / "p.pt2").module()(images), answer)
+    if kind in ("mean", "penalty", "function", "product", "tied, transposed"):
+        with pytest.raises(gdfq.InputError, match=r"the network reads (fc|conv)\.weight itself"):
+            export_onnx(student, tmp_path / "n.onnx", images)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._dynamo.exc import UserError
 
 from gdfq.convert import QuantizedModel
+from gdfq.convert.flow import shapes_only
 from gdfq.errors import InputError
 from gdfq.export.emit import OPSET
 from gdfq.export.form import Form, Mode, export_form
@@ -26,7 +27,7 @@ from gdfq.files import write_file
 from gdfq.nn import QAct
 from gdfq.nn.packed import PackedWeight
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
-from gdfq.packed import check_student
+from gdfq.packed import check_student, read_weights
 
 METADATA_KEY = "gdfq"
 
@@ -67,6 +68,20 @@ def check_ranges(student: QuantizedModel) -> None:
             f"student: dynamic_ranges: {what}, and a convolution in integers has no place for "
             "scales inside its sum; ONNX cannot hold it, the formats pt2 and safetensors can"
         )
+
+
+def _check_readers(student: QuantizedModel) -> None:
+    """Raise an InputError where the network reads a layer's weight, of which a file has codes."""
+    read = read_weights(student).items()
+    weights = {f"{path}.weight" for module, path in read if isinstance(module, QuantizedWeight)}
+    shapes = shapes_only(student.graph)
+    for node in student.graph.nodes:
+        named = node.op == "get_attr" and str(node.target) in weights
+        if named and any(user not in shapes for user in node.users):
+            raise InputError(
+                f"student: the network reads {node.target} itself, beside calling its layer, and "
+                "an ONNX file has its codes only; write .pt2 or .safetensors"
+            )
 
 
 def export_onnx(
@@ -111,6 +126,7 @@ def export_onnx(
     if input_range is not None and not input_range[0] < input_range[1]:
         raise InputError(f"input_range: must be (low, high), low < high, got {input_range!r}")
     check_student(student)
+    _check_readers(student)
     check_ranges(student)
     require("onnx", "onnxscript")
     form = export_form(student, mode, weights, input_range)

@@ -29,7 +29,8 @@ class PackedWeight(nn.Module):
 
     The forward pass is that of the layer it was made of, bit for bit; the weight cannot be trained.
     Buffers: ``codes`` (uint8, a stream of ``weight_bits`` a code; int8 with 8 bits),
-    ``scale`` and ``zero`` float32 ``(outputs,)``, or ``(outputs, inputs)``.
+    ``scale`` and ``zero`` float32 ``(outputs,)``, or ``(outputs, inputs)``. A ``weight`` is there
+    where something else than the layer reads it, in float.
     """
 
     codes: Tensor
@@ -38,7 +39,11 @@ class PackedWeight(nn.Module):
     stored: Stored
 
     def _adopt(
-        self, layer: QConv2d | QLinear | WeightQuantizer, stored: Stored, device: Any
+        self,
+        layer: QConv2d | QLinear | WeightQuantizer,
+        stored: Stored,
+        device: Any,
+        keep_weight: bool = False,
     ) -> None:
         """Take over ``layer``'s arguments and modules, with room for a weight as ``stored``."""
         nn.Module.__init__(self)
@@ -65,6 +70,11 @@ class PackedWeight(nn.Module):
         if bias is not None:
             bias = nn.Parameter(bias.detach(), requires_grad=False)
         self.register_parameter("bias", bias)
+        if keep_weight:
+            weight = layer.weight
+            assert isinstance(weight, nn.Parameter)
+            weight.requires_grad = False
+            self.register_parameter("weight", weight)
 
     @property
     def per_kernel(self) -> bool:
@@ -90,15 +100,19 @@ class PackedWeight(nn.Module):
 class PackedConv2d(PackedWeight, QConv2d):
     """:class:`~gdfq.nn.QConv2d` whose weight is packed codes; made by :func:`pack`."""
 
-    def __init__(self, layer: QConv2d, stored: Stored, device: Any = None) -> None:
-        self._adopt(layer, stored, device)
+    def __init__(
+        self, layer: QConv2d, stored: Stored, device: Any = None, keep_weight: bool = False
+    ) -> None:
+        self._adopt(layer, stored, device, keep_weight)
 
 
 class PackedLinear(PackedWeight, QLinear):  # type: ignore[misc]
     """:class:`~gdfq.nn.QLinear` whose weight is packed codes; made by :func:`pack`."""
 
-    def __init__(self, layer: QLinear, stored: Stored, device: Any = None) -> None:
-        self._adopt(layer, stored, device)
+    def __init__(
+        self, layer: QLinear, stored: Stored, device: Any = None, keep_weight: bool = False
+    ) -> None:
+        self._adopt(layer, stored, device, keep_weight)
 
 
 class PackedCall(PackedWeight, WeightQuantizer):
@@ -127,20 +141,26 @@ class ConstantWeight(nn.Module):
 
 
 def make_room(
-    layer: QConv2d | QLinear | WeightQuantizer, stored: Stored, device: Any = None
+    layer: QConv2d | QLinear | WeightQuantizer,
+    stored: Stored,
+    device: Any = None,
+    keep_weight: bool = False,
 ) -> PackedWeight:
-    """The packed counterpart of ``layer``, its codes not yet set."""
+    """The packed counterpart of ``layer``, its codes not set; ``keep_weight``: its weight too."""
     if isinstance(layer, WeightQuantizer):
         return PackedCall(layer, stored, device)
     kind = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
-    return kind(layer, stored, device)  # type: ignore[arg-type]
+    return kind(layer, stored, device, keep_weight)  # type: ignore[arg-type]
 
 
-def pack(layer: QConv2d | QLinear) -> PackedWeight:
-    """The packed counterpart of ``layer``: the same outputs, bit for bit."""
+def pack(layer: QConv2d | QLinear, keep_weight: bool = False) -> PackedWeight:
+    """The packed counterpart of ``layer``: the same outputs, bit for bit.
+
+    ``keep_weight``: with the float weight beside, for what else reads it.
+    """
     if isinstance(layer, PackedWeight):
         return layer
-    return _filled(layer, layer.weight, *layer.weight_codes())
+    return _filled(layer, layer.weight, *layer.weight_codes(), keep_weight)
 
 
 def pack_call(quantizer: WeightQuantizer, weight: Tensor) -> PackedWeight:
@@ -148,10 +168,17 @@ def pack_call(quantizer: WeightQuantizer, weight: Tensor) -> PackedWeight:
     return _filled(quantizer, weight, *quantizer.codes_of(weight))
 
 
-def _filled(layer: Any, weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> PackedWeight:
+def _filled(
+    layer: Any,
+    weight: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    keep_weight: bool = False,
+) -> PackedWeight:
     last = torch._prims_common.suggest_memory_format(weight) == torch.channels_last
     stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last, scale.dim() == 2)
-    packed = make_room(layer, stored, weight.device)
+    packed = make_room(layer, stored, weight.device, keep_weight)
     if stored.weight_bits in PACKED_BITS:
         codes = pack_codes(codes, stored.weight_bits)
     packed.codes.copy_(codes)
