@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import gdfq
+from gdfq.convert import require_same
 from gdfq.fusion import fuse
 from tests.test_convert import calibrated
 
@@ -421,7 +422,7 @@ def test_weights_that_are_computed_of_others_are_folded(wrap):
     student = follows(model)
     assert type(student.second) is gdfq.nn.QConv2d
     torch.testing.assert_close(student.second.weight, expected)
-    assert not isinstance(model.second._parameters.get("weight"), nn.Parameter)  # as it was
+    assert torch.equal(model.second.weight, expected)  # as it was
 
 
 def test_a_weight_that_a_hook_computes_is_quantized_where_it_is_read():
@@ -475,6 +476,90 @@ def test_random_numbers_are_refused(draw):
 
 def test_an_activation_of_nothing_needs_no_range():
     follows(two(lambda self, x: self.second(torch.cat([F.relu(x[:, 3:]), self.first(x)], 1))))
+
+
+# ---- what tracing does not see ----
+
+
+def kind_as_text(self, x):
+    x = self.first(x)
+    return self.second(x * 2 + 1 if str(x.dtype) == "torch.float32" else x)
+
+
+def caught(self, x):
+    x = self.first(x)
+    try:
+        x = x * 2 if x.sum() < 1e9 else x
+    except Exception:
+        x = x + 1
+    return self.second(x)
+
+
+def large_images(self, x):
+    x = self.first(x)
+    return self.second(x + (0 if str(x.shape[-1]) == "8" else 1))
+
+
+def drawn(self, x):
+    return self.second(self.first(x) + torch.rand(1, 4, 1, 1))
+
+
+def called_often(self, x):
+    self.calls = getattr(self, "calls", 0) + 1
+    return self.second(self.first(x) * self.calls)
+
+
+def normed(forward):
+    model = two(forward)
+    model.same = nn.BatchNorm2d(4)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(model, nn.BatchNorm2d(4), head).eval()
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        (kind_as_text, "differs from it at the output of '0.second' first"),
+        (caught, "differs from it at the output of '0.second' first"),
+        (large_images, "differs from it at the output of '0.second' first"),
+        (drawn, "differs from it at the output of '0.second' first"),
+        (called_often, "returns something else when it is called again"),
+    ],
+)
+def test_a_student_of_another_network_is_refused_before_training(forward, why):
+    model = normed(forward)
+    student = gdfq.quantize_model(model)
+    with pytest.raises(gdfq.InputError, match=f"model: .*{why}"):
+        require_same(model, student, X)
+    generator = gdfq.models.Generator(4, 8, channels=3, latent_dim=10, width=8)
+    with pytest.raises(gdfq.InputError, match="model: "):
+        gdfq.GDFQTrainer(model, student, generator, num_classes=4, batch_size=4)
+
+
+def test_a_trained_student_is_compared_by_its_network_s_weights():
+    model = normed(Two.forward)
+    student = calibrated(gdfq.quantize_model(model, learned_ranges="both"), X)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    state = torch.get_rng_state()
+    require_same(model, student, X)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert student(X).shape == (4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+def test_rounding_and_overflow_are_no_difference(dtype, scale):
+    model = normed(Two.forward)
+    with torch.no_grad():
+        model[0].first.weight.mul_(scale)
+        model[0].second.weight.mul_(scale)
+    model.to(dtype)
+    model[0].register_forward_hook(tripled)
+    require_same(model, gdfq.quantize_model(model), X.to(dtype))
 
 
 # ---- threads ----

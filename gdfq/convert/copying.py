@@ -32,6 +32,14 @@ def float_copy(model: nn.Module) -> nn.Module:
                 f"model: {name!r} is also the name of an attribute of torch.fx.GraphModule, which "
                 "the student is; rename it in the network or put the network into another module"
             )
+    made = copied(model).eval()
+    for module in [*made.modules()]:
+        _fold(module)
+    return made
+
+
+def copied(model: nn.Module, share: bool = False) -> nn.Module:
+    """A copy of ``model``, which may have run; with ``share``, of the same parameters."""
     # What a forward kept of its values is no leaf of autograd, and not copied otherwise.
     kept = [
         value
@@ -40,10 +48,9 @@ def float_copy(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     ]
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept}
-    copied = copy.deepcopy(model, memo).eval()
-    for module in [*copied.modules()]:
-        _fold(module)
-    return copied
+    if share:
+        memo |= {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 def _fold(module: nn.Module) -> None:
@@ -55,5 +62,9 @@ def _fold(module: nn.Module) -> None:
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)
     if parametrize.is_parametrized(module):
+        # Removal takes the weight from the class, which the copy shares with its model.
+        kind = type(module)
+        own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+        module.__class__ = type(kind.__name__, kind.__bases__, own)
         for name in [*module.get_submodule("parametrizations")._modules]:
             parametrize.remove_parametrizations(module, name)

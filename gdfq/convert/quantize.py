@@ -51,6 +51,11 @@ def quantize_model(
     Sums, products (squeeze and excitation) and batch norms without an activation behind them stay
     in float, as in the paper; the coverage report names each layer that reads such values.
 
+    Forward hooks are part of the student's graph. Arguments of the network's ``forward`` that have
+    defaults keep these. Weights that are computed of others before each forward (``weight_norm``,
+    ``spectral_norm``, ``prune``, parametrizations) are parameters of the student, with the value
+    that they have in evaluation mode; tensors that are constants are buffers of it.
+
     Args:
         model: any network that ``torch.fx`` can trace; it is copied, never modified. A function
             with control flow on tensors, called by a ``forward``, becomes one operation.
@@ -86,8 +91,10 @@ def quantize_model(
 
     Raises:
         InputError: an argument is out of range, a pattern matches nothing, the network cannot be
-            traced, nothing in it can be quantized, no kernel is large enough for a range of its
-            own where ``dynamic_ranges`` asks for them, or ``strict`` and something is uncovered.
+            traced, draws random numbers in evaluation mode, changes a buffer that it computes with
+            or has a part named like an attribute of ``fx.GraphModule``, nothing in it can be
+            quantized, no kernel is large enough for a range of its own where ``dynamic_ranges``
+            asks for them, or ``strict`` and something is uncovered.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 import threading
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gdfq.convert.copying import copied
 from gdfq.convert.flow import value_type
 from gdfq.convert.tables import LAYERS, SHAPE_METHODS, is_float_activation
 from gdfq.errors import InputError
@@ -182,7 +182,7 @@ def trace(root: nn.Module, leaf_modules: Sequence[str | type]) -> tuple[fx.Graph
     while True:
         tracer = StudentTracer(leaf_modules, functions, whole=True)
         # What a forward keeps of its input stays in a copy, which is thrown away.
-        traced = copy.deepcopy(root, {id(p): p for p in root.parameters()})
+        traced = copied(root, share=True)
         for module in traced.modules():
             module._backward_hooks.clear()  # which would look for tensors among what is recorded
         try:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor, fx, nn
 
+from gdfq.convert import QuantizedModel, require_same
 from gdfq.distributed import World
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.fusion import FusedModel, fuse
@@ -117,7 +118,8 @@ class GDFQTrainer:
 
     Raises:
         InputError: an argument is out of range, the teacher has no batch norm or has parameters
-            that are not finite, teacher, student and ``num_classes`` do not fit, or the generator
+            that are not finite, teacher, student and ``num_classes`` do not fit, the student
+            without its quantizers is not the teacher, or the generator
             has a kind of batch norm that one process alone can train.
         ProcessLostError: of any method, where another rank is gone.
 
@@ -195,6 +197,8 @@ class GDFQTrainer:
             start,
             parts.mix_probability > 0,
         )
+        if isinstance(student, QuantizedModel):
+            require_same(teacher, student, images)
         if self.world.parallel:
             globalize_batch_norms(self.generator, "generator")
             state = self.random.get_state()

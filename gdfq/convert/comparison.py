@@ -1,0 +1,178 @@
+"""Whether a student computes what its network does, but for the quantizers."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdfq.convert.copying import copied, float_copy
+from gdfq.convert.model import QuantizedModel
+from gdfq.convert.tables import ACTIVATION_MODULES, LAYERS
+from gdfq.errors import InputError
+from gdfq.functional import activate
+from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
+
+# By its path, what a module returned in each call, in a few numbers of each sample.
+Calls = dict[str, list[Tensor]]
+
+
+@torch.no_grad()
+def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> None:
+    """Raise an InputError if ``student`` is another network than ``model``, quantizers left out.
+
+    Both run on noise, with the weights of ``model``: on images of the shape of ``images`` and on
+    more and larger ones, where ``model`` takes these. What they return, and what each layer, batch
+    norm and activation returns, may differ by rounding only: by the square root of the dtype's
+    machine epsilon times the sample's largest absolute value.
+
+    Args:
+        model: the float network; it is copied, never modified.
+        student: what :func:`gdfq.quantize_model` made of it, whose weights may have been trained
+            since. Nothing is compared if it has not every parameter of ``model``.
+        images: ``(N, C, H, W)``; their values are not read.
+
+    Raises:
+        InputError: they differ, or ``model`` returns something else in a second call.
+    """
+    state = float_copy(model).state_dict()
+    own = student.state_dict()
+    if any(name not in own or own[name].shape != value.shape for name, value in state.items()):
+        return
+    network = copied(model, share=True).eval()
+    twin = copy.deepcopy(student, {id(p): p for p in student.parameters()})
+    twin.load_state_dict(state, strict=False, assign=True)
+    for module in chain(network.modules(), twin.modules()):
+        _leave_quantizer_out(module)
+    count, channels, height, width = images.shape
+    other = count - 1 or 2
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        x = _noise(images.shape, images)
+        answer = _compare(network, twin, x)
+        if _differs(answer, network(x)):
+            raise InputError(
+                "model: returns something else when it is called again with the same images, in "
+                "evaluation mode: its forward draws random numbers or changes what it computes with"
+            )
+        for size in ((height * 3 // 2, width * 3 // 2), (height, width)):
+            try:
+                _compare(network, twin, _noise((other, channels, *size), images))
+            except _NotTakenError:
+                continue
+            break
+
+
+class _NotTakenError(Exception):
+    """The network does not take images of a size."""
+
+
+def _noise(shape: Any, like: Tensor) -> Tensor:
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    noise[1:2] *= 10  # far out, where one activation function differs from another
+    return noise.to(like)
+
+
+def _leave_quantizer_out(module: Any) -> None:
+    if isinstance(module, QAct):
+        module.__dict__["forward"] = partial(activate, act=module.act)
+    elif isinstance(module, QuantizedWeight):
+        module.__dict__["_quantized_weight"] = lambda: module.weight
+    elif isinstance(module, WeightQuantizer):
+        module.__dict__["forward"] = lambda weight: weight
+
+
+def _compare(network: nn.Module, twin: nn.Module, images: Tensor) -> Any:
+    """What ``network`` returns, which is what ``twin`` does."""
+    try:
+        expected, expected_calls = _run(network, images, _watched(network, twin))
+    except Exception as error:
+        raise _NotTakenError from error
+    try:
+        found, calls = _run(twin, images, [*expected_calls])
+    except Exception as error:
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"model: takes images of shape {tuple(images.shape)}, and its student does not: {what}"
+        ) from error
+    for path, outputs in expected_calls.items():
+        if any(map(_differs, outputs, calls.get(path, []))):
+            raise InputError(_explanation(f"at the output of {path!r} first"))
+    if _differs(expected, found):
+        raise InputError(_explanation("at its output"))
+    return expected
+
+
+def _explanation(where: str) -> str:
+    return (
+        f"model: its student, with the quantizers left out, differs from it {where}: torch.fx did "
+        "not follow what its forward does there (a branch by the kind of its input, what it keeps "
+        "from call to call); rewrite that, or name the module in leaf_modules=[...] (on the "
+        "command line --leaf-modules PATH) to leave it as it is"
+    )
+
+
+def _watched(network: nn.Module, twin: nn.Module) -> list[str]:
+    """The modules whose outputs are to be the same in both."""
+    found = []
+    modules = dict(twin.named_modules())
+    for path, module in network.named_modules():
+        kind, other = type(module), type(modules.get(path))
+        layer = kind in LAYERS and other in (QConv2d, QLinear)
+        act = kind in ACTIVATION_MODULES and other is QAct
+        alike = kind is other and not module._modules
+        # The student has hooks and forwards of instances in its graph, behind the module.
+        own = module._forward_hooks or module._forward_pre_hooks
+        if (layer or act or alike) and not own:
+            found.append(path)
+    return found
+
+
+def _run(model: nn.Module, images: Tensor, paths: list[str]) -> tuple[Any, Calls]:
+    calls: Calls = {}
+
+    def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+            calls.setdefault(path, []).append(_in_short(output))
+
+    with ExitStack() as stack:
+        for path in paths:
+            handle = model.get_submodule(path).register_forward_hook(partial(keep, path))
+            stack.callback(handle.remove)
+        output = model(images.clone())
+    return output, calls
+
+
+def _in_short(output: Tensor) -> Tensor:
+    """``(N, 5)``: of each sample the ends and the means of all, of a half and of a third."""
+    rows = output.detach().float().nan_to_num().reshape(len(output) if output.dim() else 1, -1)
+    parts = (rows, rows[:, : -(-rows.shape[1] // 2)], rows[:, ::3])
+    ends = torch.aminmax(rows, dim=1)
+    return torch.stack([*ends, *(part.mean(1) for part in parts)], 1).to(output.dtype)
+
+
+def _differs(expected: Any, found: Any) -> bool:
+    """Whether two outputs, of one tensor or several, differ by more than rounding."""
+    if isinstance(expected, (list, tuple)):
+        return len(expected) != len(found) or any(map(_differs, expected, found))
+    if isinstance(expected, dict):
+        return expected.keys() != found.keys() or _differs([*expected.values()], [*found.values()])
+    if not isinstance(expected, Tensor):
+        return False
+    if not isinstance(found, Tensor) or expected.shape != found.shape:
+        return True
+    if not expected.is_floating_point() or not expected.numel():
+        return not torch.equal(expected, found)
+    tolerance = torch.finfo(expected.dtype).eps ** 0.5
+    rows = [
+        value.float().nan_to_num().reshape(len(value) if value.dim() else 1, -1)
+        for value in (expected, found)
+    ]
+    largest = rows[0].abs().amax(1, keepdim=True)
+    return bool(((rows[0] - rows[1]).abs() > tolerance * largest).any())
