@@ -62,9 +62,10 @@ class QuantizationResult:
 
         ``teacher``, ``before`` and ``after`` (fine-tuning) are top-1 in percent, None where it was
         not measured; ``weight_bits`` and ``act_bits`` the student's, ``average_weight_bits`` over
-        all weights, ``effective_weight_bits`` and ``effective_act_bits`` with what their ranges
-        cost (:func:`gdfq.nn.effective_weight_bits`); ``float_bytes`` and ``packed_bytes`` the sizes
-        of both networks as files.
+        all weights, those in float at 32 bits, ``float_weight_share`` of them in float, 0 to 1
+        (:func:`gdfq.nn.float_weights`), ``effective_weight_bits`` and ``effective_act_bits`` with
+        what their ranges cost (:func:`gdfq.nn.effective_weight_bits`); ``float_bytes`` and
+        ``packed_bytes`` the sizes of both networks as files.
         """
         sizes = {
             "float_bytes": sum(v.numel() * v.element_size() for v in _tensors(self.teacher)),
@@ -179,7 +180,9 @@ class QuantizationResult:
         seconds = numbers.get("training_seconds")
         time = "" if seconds is None else f" in {seconds:.0f} s"
         measured = numbers.get("evaluation", "not measured")
-        return f"{steps}{time}; measured: {measured}; folder: {self.folder}"
+        share = numbers.get("float_weight_share", 0.0)
+        floats = f"; {100 * share:.2f}% of the weights in float" if share else ""
+        return f"{steps}{time}; measured: {measured}{floats}; folder: {self.folder}"
 
     def __repr__(self) -> str:
         rows = self._rows()

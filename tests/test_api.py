@@ -629,3 +629,46 @@ def test_a_type_checker_knows_the_options(tmp_path):
 
 def test_the_result_on_disk_is_json(result):
     json.dumps(result.metrics)
+
+
+class Upsampling(nn.Module):
+    """A network most of whose weights are in a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.up = nn.ConvTranspose2d(8, 64, 3)
+        self.scale = nn.Parameter(torch.ones(64, 1, 1))
+        self.position = nn.Parameter(torch.zeros(64, 10, 10))
+        self.spare = nn.Conv3d(2, 2, 3)
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x):
+        x = self.up(nn.functional.relu(self.norm(self.conv(x)))) * self.scale + self.position
+        return self.fc(nn.functional.relu(x).mean((2, 3)))
+
+
+def test_weights_in_float_are_counted_and_said(tmp_path):
+    model = Upsampling().eval()
+    with pytest.warns(
+        UserWarning, match=r"92\.\d+% of the weights stay in float.* up.weight .*4,608"
+    ):
+        result = gdfq.quantize(model, 4, 8, **{**SHORT, "progress": False, "epochs": 1})
+    few, many = 8 * 2 * 9 + 64 * 4, 8 * 64 * 9
+    numbers = result.metrics
+    assert numbers["average_weight_bits"] == (4 * few + 32 * many) / (few + many)
+    assert numbers["float_weight_share"] == many / (few + many)
+    ranges = 64 * (8 + 4) / (few + many)
+    assert numbers["effective_weight_bits"] == numbers["average_weight_bits"] + ranges
+    assert gdfq.nn.float_weights(result.student) == {"up.weight": many}
+    share = f"{100 * many / (few + many):.2f}%"
+    assert f"{share} of the weights in float" in repr(result)
+    assert (
+        json.loads((result.folder / "result.json").read_text())["float_weight_share"]
+        == (numbers["float_weight_share"])
+    )
+    page = (result.folder / "report.html").read_text()
+    assert "Weights in float" in page
+    assert share in page
+    assert gdfq.nn.float_weight_share(gdfq.quantize_model(tiny_teacher())) == 0

@@ -43,7 +43,8 @@ class Suggestion:
     Attributes:
         layers: each with its sensitivities.
         bits: of each layer's weights.
-        average_weight_bits: what of the budget they take.
+        average_weight_bits: what of the budget they take, over the layers whose bits are chosen:
+            weights that stay in float, :func:`gdfq.nn.float_weights`, are not in it.
         divergence: measured with all layers at these bits.
         uniform: divergence measured with all layers at the same width: the budget, or the whole
             widths on both sides of it.

@@ -154,7 +154,9 @@ def _print_result(result: Result, folder: Path) -> None:
         "",
         "top-1",
         title=f"{result.name}, seed {result.seed}",
-        caption=f"measured on: {result.evaluation}",
+        caption=f"measured on: {result.evaluation}"
+        + f"; {100 * result.float_weight_share:.2f}% of the weights in float"
+        * (result.float_weight_share > 0),
     )
     table.add_row("teacher, float32", percent(result.teacher))
     table.add_row(f"{student}, before fine-tuning", percent(result.before))

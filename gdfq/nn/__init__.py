@@ -5,6 +5,8 @@ from gdfq.nn.effective_bits import (
     average_weight_bits,
     effective_act_bits,
     effective_weight_bits,
+    float_weight_share,
+    float_weights,
 )
 from gdfq.nn.linear import QLinear
 from gdfq.nn.qact import QAct
@@ -18,4 +20,6 @@ __all__ = [
     "average_weight_bits",
     "effective_act_bits",
     "effective_weight_bits",
+    "float_weight_share",
+    "float_weights",
 ]

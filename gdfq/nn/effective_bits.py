@@ -8,6 +8,9 @@ stored serves every call and costs nothing per value.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,11 +24,14 @@ from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 RANGE_BITS = 2 * 32
 
 
-def average_weight_bits(model: nn.Module) -> float:
-    """Bits of the quantized weights in ``model``, each counted once, averaged over their elements.
+FLOAT_BITS = 32
 
-    Weights that ``F.conv2d`` and ``F.linear`` are called with count too, unless the network
-    computes them from its input.
+
+def average_weight_bits(model: nn.Module) -> float:
+    """Bits of the weights in ``model``, each counted once, averaged over their elements.
+
+    Those in float count 32 bits, see :func:`float_weights`. Weights that ``F.conv2d`` and
+    ``F.linear`` are called with count too, unless the network computes them from its input.
 
     Args:
         model: from :func:`gdfq.quantize_model`, or with layers of :mod:`gdfq.nn`.
@@ -33,8 +39,10 @@ def average_weight_bits(model: nn.Module) -> float:
     Raises:
         InputError: ``model`` has no quantized weight.
     """
-    weights = _weights(model)
-    return sum(bits * shape.numel() for bits, shape, _ in weights) / _elements(weights)
+    weights, _ = _weights(model)
+    floats = sum(float_weights(model).values())
+    bits = sum(bits * shape.numel() for bits, shape, _ in weights) + FLOAT_BITS * floats
+    return bits / (_elements(weights) + floats)
 
 
 def effective_weight_bits(model: nn.Module) -> float:
@@ -43,34 +51,93 @@ def effective_weight_bits(model: nn.Module) -> float:
     Raises:
         InputError: ``model`` has no quantized weight.
     """
-    weights = _weights(model)
+    weights, _ = _weights(model)
     ranges = sum(shape[: 2 if per_kernel else 1].numel() for _, shape, per_kernel in weights)
-    return average_weight_bits(model) + RANGE_BITS * ranges / _elements(weights)
+    elements = _elements(weights) + sum(float_weights(model).values())
+    return average_weight_bits(model) + RANGE_BITS * ranges / elements
+
+
+def float_weights(model: nn.Module) -> dict[str, int]:
+    """The elements of each weight in ``model`` that stays in float, by its name; largest first.
+
+    A weight is a parameter of two dimensions or more that the network multiplies with: of layers of
+    other kinds, embeddings, attention, leaf modules. Biases, norms and what is only added are none,
+    nor is a factor per channel: a parameter with one dimension larger than 1. Of a traced network
+    those count that it calls.
+
+    Raises:
+        InputError: ``model`` has no quantized weight.
+    """
+    _, quantized = _weights(model)
+    found: dict[int, tuple[str, int]] = {}
+    for name, parameter in _used_parameters(model):
+        is_weight = sum(size > 1 for size in parameter.shape) > 1 and "bias" not in name
+        if is_weight and id(parameter) not in quantized:
+            found.setdefault(id(parameter), (name, parameter.numel()))
+    return dict(sorted(found.values(), key=lambda entry: -entry[1]))
+
+
+def float_weight_share(model: nn.Module) -> float:
+    """The share of the weights' elements in ``model`` that stays in float, 0 to 1.
+
+    Raises:
+        InputError: ``model`` has no quantized weight.
+    """
+    floats = sum(float_weights(model).values())
+    return floats / (floats + _elements(_weights(model)[0]))
 
 
 Weight = tuple[int, torch.Size, bool]  # bits, shape, whether its kernels have ranges of their own
+_NORMS = (nn.LayerNorm, nn.GroupNorm)
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+def _used_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of ``model`` that it may multiply with, by name."""
+    modules = dict(model.named_modules())
+    if isinstance(model, fx.GraphModule):
+        called = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
+        modules = {
+            f"{path}.{name}" if name else path: module
+            for path in called
+            for name, module in model.get_submodule(path).named_modules()
+        }
+        for node in model.graph.nodes:
+            if node.op == "get_attr" and not all(user.target in _SUMS for user in node.users):
+                value = attrgetter(str(node.target))(model)
+                if isinstance(value, nn.Parameter):
+                    yield str(node.target), value
+    for path, module in modules.items():
+        if not isinstance(module, _NORMS):
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{path}.{name}" if path else name, parameter
 
 
 def _elements(weights: list[Weight]) -> int:
     return sum(shape.numel() for _, shape, _ in weights)
 
 
-def _weights(model: nn.Module) -> list[Weight]:
+def _weights(model: nn.Module) -> tuple[list[Weight], set[int]]:
+    """The quantized weights, and the ids of the tensors that they are made of."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
-    weights = [(layer.weight_bits, layer.weight.shape, layer.per_kernel) for layer in layers]
+    weights = [(layer.weight_bits, layer.weight_shape, layer.per_kernel) for layer in layers]
+    made_of = {id(layer._parameters.get("weight")) for layer in layers}
     if isinstance(model, fx.GraphModule):
-        weights += _weights_of_calls(model)
+        called, sources = _weights_of_calls(model)
+        weights += called
+        made_of |= sources
     if not _elements(weights):
         raise InputError("model: has no quantized weight")
-    return weights
+    return weights, made_of
 
 
 @torch.no_grad()
-def _weights_of_calls(model: fx.GraphModule) -> list[Weight]:
-    """The weights that functions are called with, each once."""
+def _weights_of_calls(model: fx.GraphModule) -> tuple[list[Weight], set[int]]:
+    """The weights that functions are called with, each once; and what they are made of."""
     # Runs what depends on no input: weights may be computed from parameters.
     known = fx.Interpreter(model, garbage_collect_values=False)
     found: dict[tuple[Any, int], Weight] = {}
+    made_of: set[int] = set()
     for node in model.graph.nodes:
         sources = node.all_input_nodes
         if node.op in ("placeholder", "output") or not all(n in known.env for n in sources):
@@ -81,9 +148,20 @@ def _weights_of_calls(model: fx.GraphModule) -> list[Weight]:
             key = source.target if source.op == "get_attr" else source
             bits, weight = quantizer.weight_bits, known.env[source]
             found[key, bits] = bits, weight.shape, quantizer.per_kernel_of(weight)
+            made_of |= {id(tensor) for tensor in _origins(model, source)}
         else:
             known.env[node] = known.run_node(node)
-    return list(found.values())
+    return list(found.values()), made_of
+
+
+def _origins(model: fx.GraphModule, node: fx.Node) -> Iterator[Tensor]:
+    """The parameters that ``node`` is computed from."""
+    if node.op == "get_attr":
+        yield attrgetter(str(node.target))(model)
+    elif node.op == "call_module":
+        yield from model.get_submodule(str(node.target)).parameters()
+    for source in node.all_input_nodes:
+        yield from _origins(model, source)
 
 
 @torch.no_grad()

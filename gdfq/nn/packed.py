@@ -81,6 +81,11 @@ class PackedWeight(nn.Module):
         """Whether each kernel of the weight has a scale of its own."""
         return self.stored.per_kernel
 
+    @property
+    def weight_shape(self) -> torch.Size:
+        """The weight's shape."""
+        return torch.Size(self.stored.shape)
+
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Codes ``(weight's shape)``, scale and zero point of the weight, of the buffers' shape."""
         codes = self.codes

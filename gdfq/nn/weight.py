@@ -98,6 +98,11 @@ class QuantizedWeight(nn.Module):
         return isinstance(self.weight_hi, nn.Parameter)
 
     @property
+    def weight_shape(self) -> torch.Size:
+        """The weight's shape."""
+        return self.weight.shape
+
+    @property
     def per_kernel(self) -> bool:
         """Whether each kernel of the weight has a range of its own."""
         dynamic = has_dynamic(self.dynamic_ranges, "weight")

@@ -234,6 +234,7 @@ class Contents:
         weight_bits, act_bits: usual widths.
         average_weight_bits: over the weights, each layer at its width.
         dynamic_ranges: whose ranges are taken in each call, ``"none"`` if nobody's.
+        float_weight_share: of the weights' elements, those that stay in float, 0 to 1.
         effective_weight_bits, effective_act_bits: with what their ranges cost, None where that is
             not known.
         training_seconds: None where it is not known.
@@ -265,6 +266,7 @@ class Contents:
     environment: str
     measured: Measured
     dynamic_ranges: str = "none"
+    float_weight_share: float = 0.0
     effective_weight_bits: float | None = None
     effective_act_bits: float | None = None
     start: str = ""

@@ -272,6 +272,7 @@ def _facts(run: Contents) -> list[tuple[str, str]]:
         ("Steps", f"{run.step:,}" + ("" if run.finished else ", not finished")),
         ("Bits", f"weights {run.weight_bits}, activations {run.act_bits}"),
         ("Weights on average", f"{fixed_bits(run.average_weight_bits)} bits"),
+        ("Weights in float", f"{100 * run.float_weight_share:.2f}%" * (run.float_weight_share > 0)),
         ("With their scales", _effective(run)),
         ("Ranges", _dynamic(run)),
         ("Start", run.start),

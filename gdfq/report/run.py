@@ -175,6 +175,7 @@ def _contents(
         environment=environment_line(read_json(folder / "environment.json")),
         measured=measured,
         dynamic_ranges=spec.dynamic_ranges,
+        float_weight_share=result.get("float_weight_share", 0.0),
         effective_weight_bits=result.get("effective_weight_bits"),
         effective_act_bits=result.get("effective_act_bits"),
     )

@@ -41,6 +41,7 @@ class Result:
     dynamic_ranges: str = "none"
     effective_weight_bits: float | None = None
     effective_act_bits: float | None = None
+    float_weight_share: float = 0.0
 
 
 def effective_bits(student: nn.Module, images: Preprocessing) -> tuple[float, float | None]:

@@ -20,7 +20,7 @@ from gdfq.environment import environment
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
 from gdfq.models import Generator
-from gdfq.nn import average_weight_bits
+from gdfq.nn import average_weight_bits, float_weight_share, float_weights
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.runs.folder import STUDENT_FILE, create_folder, save_student, save_teacher
 from gdfq.runs.interrupts import Interrupted, Interrupts
@@ -138,6 +138,7 @@ def quantize(
     # The format that was chosen: rounding depends on it, and the recipe is to repeat the run.
     recipe = recipe.with_options({"memory_format": trainer.memory_format})
     session = _Session(recipe, folder, teacher, trainer, progress, options, interrupts)
+    _warn_of_float_weights(session.result, trainer.student, progress)
     session.try_evaluate()
     if options.world.first:
         create_folder(folder)
@@ -178,6 +179,15 @@ def resume(
         session = _Session(recipe, folder, teacher, trainer, progress, options, interrupts)
         session.load_newest()
         return session.go()
+
+
+def _warn_of_float_weights(result: Result, student: nn.Module, progress: Progress) -> None:
+    if result.float_weight_share:
+        name, elements = next(iter(float_weights(student).items()))
+        progress.warning(
+            f"{100 * result.float_weight_share:.2f}% of the weights stay in float, the largest "
+            f"{name} with {elements:,}: {result.average_weight_bits:.2f} bits a weight on average"
+        )
 
 
 def device_of(folder: Path) -> str:
@@ -244,6 +254,7 @@ class _Session(TrainerCallback):
             dynamic_ranges=recipe.quantization.dynamic_ranges,
             effective_weight_bits=weights,
             effective_act_bits=acts,
+            float_weight_share=float_weight_share(trainer.student),
         )
         self.measure = make_measure(
             recipe, self.images, self.result, self.world, options.workers, options.evaluate

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.models import Generator
-from gdfq.nn import QAct, average_weight_bits
+from gdfq.nn import QAct, average_weight_bits, float_weight_share
 from gdfq.recipes import Recipe
 from gdfq.runs.folder import STUDENT_FILE, read_run, shorten, use_format
 from gdfq.runs.measure import effective_bits
@@ -114,6 +114,7 @@ def open_run(
     if "average_weight_bits" not in result:
         with suppress(InputError):  # the network computes all its weights
             result["average_weight_bits"] = average_weight_bits(student)
+            result["float_weight_share"] = float_weight_share(student)
             effective = effective_bits(student, teacher.preprocessing)
             result["effective_weight_bits"], result["effective_act_bits"] = effective
     networks = [n for n in (teacher.network, student, generator) if n is not None]
