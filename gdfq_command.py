@@ -13,7 +13,12 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in a shell's background
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
-    from gdfq.cli import main as command
+    try:
+        from gdfq.cli import main as command
+    except ImportError as error:
+        if not str(error).startswith("gdfq: "):  # a sentence of gdfq/ops/_native.py
+            raise
+        raise SystemExit(str(error)) from None
 
     signal.signal(signal.SIGINT, before)
     command()

@@ -174,7 +174,7 @@ def native_architecture() -> str:
 
 def device_name(rehearse: bool) -> str:
     """The GPU's name; refuses to go on without one, or without the modules that are needed."""
-    needed = ("torch", "setuptools", "pybind11", "pytest", "pytest_benchmark", "hypothesis")
+    needed = ("torch", "setuptools", "pytest", "pytest_benchmark", "hypothesis")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     missing += [tool for tool in ("cmake", "ninja") if not find_tool(tool)]
     if missing:

@@ -2,8 +2,6 @@
 // own operators, for every native backend.
 #pragma once
 
-#include <ATen/Functions.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 
 #include <optional>
@@ -20,8 +18,8 @@ inline at::Tensor per_channel(const at::Tensor& t, const at::Tensor& x) {
 
 inline at::Tensor factor_double(const at::Tensor& x, const at::Tensor& running_var,
                                 const std::optional<at::Tensor>& weight, double eps) {
-  const at::Tensor std = (per_channel(running_var, x) + eps).sqrt();
-  return weight ? per_channel(*weight, x) / std : 1 / std;
+  const at::Tensor std = per_channel(running_var, x).add(eps).sqrt();
+  return weight ? per_channel(*weight, x).div(std) : std.reciprocal();
 }
 
 inline std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_double(
@@ -29,8 +27,9 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_double(
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
   std::vector<int64_t> reduced = {0};
   for (int64_t d = 2; d < x.dim(); ++d) reduced.push_back(d);
-  at::Tensor y = (x - per_channel(running_mean, x)) * factor_double(x, running_var, weight, eps);
-  if (bias) y = y + per_channel(*bias, x);
+  at::Tensor y =
+      x.sub(per_channel(running_mean, x)).mul(factor_double(x, running_var, weight, eps));
+  if (bias) y = y.add(per_channel(*bias, x));
   return {y, x.mean(reduced), x.var(reduced, /*unbiased=*/false)};
 }
 
@@ -39,9 +38,9 @@ inline at::Tensor backward_double(const at::Tensor& grad_y, const at::Tensor& gr
                                   const at::Tensor& mean, const at::Tensor& running_var,
                                   const std::optional<at::Tensor>& weight, double eps) {
   const double count = static_cast<double>(x.numel() / x.size(1));
-  return grad_y * factor_double(x, running_var, weight, eps) +
-         (x - per_channel(mean, x)) * per_channel(grad_var, x) * (2 / count) +
-         per_channel(grad_mean, x) / count;
+  return grad_y.mul(factor_double(x, running_var, weight, eps))
+      .add(x.sub(per_channel(mean, x)).mul(per_channel(grad_var, x)).mul(2 / count))
+      .add(per_channel(grad_mean, x).div(count));
 }
 
 }  // namespace gdfq

@@ -32,6 +32,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "built": _native.parts,
         "built_for_torch": _native.torch_version,
         "built_with_cuda": _native.cuda_version,
         "built_for_cuda_architectures": _native.cuda_architectures,
@@ -41,6 +42,20 @@ def environment() -> dict[str, Any]:
         "cpu_kernels": _backend.describe("CPU"),
         "cuda_kernels": _backend.describe("CUDA"),
     }
+
+
+def not_built() -> str | None:
+    """How to get the kernels that are not in this build, in a sentence; None if all are."""
+    build = "`pip install --no-build-isolation --force-reinstall --no-deps .` in the source folder"
+    if _native.cuda_architectures is None:
+        return (
+            f"For CUDA kernels: GDFQ_CUDA=on {build}, with nvcc and a CUDA build of torch; it "
+            "builds for the GPU that is there, or portable ones, and with "
+            "GDFQ_CUDA_ARCHITECTURES=all for every GPU."
+        )
+    if len(_native.cuda_architectures.split()) < 2:
+        return f"For other GPUs too: GDFQ_CUDA=on GDFQ_CUDA_ARCHITECTURES=all {build}."
+    return None
 
 
 def resolve_device(name: str) -> str:

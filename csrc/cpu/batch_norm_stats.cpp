@@ -6,9 +6,8 @@
 // reads dy and x and writes dx once. Tasks are cut by shape alone and their partial sums are merged
 // in order, so the result does not depend on the number of threads.
 
-#include <ATen/Dispatch.h>
-#include <ATen/Functions.h>
-#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -92,13 +91,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
                 bias ? values(*bias) : std::vector<float>(channels, 0)};
   const Layout layout = channel_layout(input);
   Moments moments(segments_of(layout).count, channels);
-  AT_DISPATCH_SWITCH(input.scalar_type(), "batch_norm_stats", AT_DISPATCH_CASE(at::kFloat, [&] {
-                       forward<scalar_t>(input, output, layout, affine, moments);
-                     }) AT_DISPATCH_CASE(at::kHalf, [&] {
-                       forward<scalar_t>(input, output, layout, affine, moments);
-                     }) AT_DISPATCH_CASE(at::kBFloat16, [&] {
-                       forward<scalar_t>(input, output, layout, affine, moments);
-                     }));
+  GDFQ_DISPATCH(input.scalar_type(), "batch_norm_stats",
+                [&] { forward<scalar_t>(input, output, layout, affine, moments); });
   moments.finish(input.numel() / channels, mean.mutable_data_ptr<float>(),
                  var.mutable_data_ptr<float>());
   return {output, mean, var};
@@ -155,22 +149,21 @@ at::Tensor batch_norm_stats_backward(const at::Tensor& grad_y, const at::Tensor&
     pb = spread(b, layout.inner);
     pc = spread(c, layout.inner);
   }
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "batch_norm_stats_backward", [&] {
-        const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        scalar_t* dx = output.mutable_data_ptr<scalar_t>();
-        for_each_run(
-            layout,
-            [&](int64_t begin, int64_t end, int64_t ch) {
-              backward_span(dy + begin, in + begin, dx + begin, end - begin, means[ch], a[ch],
-                            b[ch], c[ch]);
-            },
-            [&](int64_t begin, int64_t end) {
-              backward_periodic(dy + begin, in + begin, dx + begin, end - begin, begin % period,
-                                period, pmeans.data(), pa.data(), pb.data(), pc.data());
-            });
-      });
+  GDFQ_DISPATCH(input.scalar_type(), "batch_norm_stats_backward", [&] {
+    const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    scalar_t* dx = output.mutable_data_ptr<scalar_t>();
+    for_each_run(
+        layout,
+        [&](int64_t begin, int64_t end, int64_t ch) {
+          backward_span(dy + begin, in + begin, dx + begin, end - begin, means[ch], a[ch], b[ch],
+                        c[ch]);
+        },
+        [&](int64_t begin, int64_t end) {
+          backward_periodic(dy + begin, in + begin, dx + begin, end - begin, begin % period, period,
+                            pmeans.data(), pa.data(), pb.data(), pc.data());
+        });
+  });
   return output;
 }
 

@@ -9,7 +9,6 @@
 // Segments are cut by shape alone and their partial sums merged in order, so the result does not
 // depend on the number of threads.
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -182,36 +181,35 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
   check_range(lo, hi, bits, x, std::nullopt);
   check_ste(ste);
   const Tail tail = make_tail(act, lo, hi, bits);
-  const at::Tensor input = walkable(x);
+  const at::Tensor input = walkable(narrowed(x));
   at::Tensor output = at::empty_like(input, input.suggest_memory_format());
-  if (input.numel() == 0) return output;
+  if (input.numel() == 0) return output.to(x.scalar_type());
   const at::Tensor added =
       residual ? in_layout_of(residual->to(input.scalar_type()), input) : at::Tensor();
   const Layout layout = channel_layout(input);
   const int64_t period = layout.channels * layout.inner;
   const Affine affine(running_mean, running_var, weight, bias, eps);
   const Affine tables = has_short_runs(layout) ? affine.spread_over(layout.inner) : Affine();
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "bn_act_fake_quantize", [&] {
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        const scalar_t* res = residual ? added.const_data_ptr<scalar_t>() : in;
-        scalar_t* out = output.mutable_data_ptr<scalar_t>();
-        with_flag(residual.has_value(), [&](auto has_residual) {
-          constexpr bool kResidual = decltype(has_residual)::value;
-          for_each_run(
-              layout,
-              [&](int64_t begin, int64_t end, int64_t c) {
-                forward_span<kResidual>(in + begin, res + begin, out + begin, end - begin,
-                                        affine.mean[c], affine.factor[c], affine.bias[c], tail);
-              },
-              [&](int64_t begin, int64_t end) {
-                forward_periodic<kResidual>(in + begin, res + begin, out + begin, end - begin,
-                                            begin % period, period, tables.mean.data(),
-                                            tables.factor.data(), tables.bias.data(), tail);
-              });
-        });
-      });
-  return output;
+  GDFQ_DISPATCH(input.scalar_type(), "bn_act_fake_quantize", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    const scalar_t* res = residual ? added.const_data_ptr<scalar_t>() : in;
+    scalar_t* out = output.mutable_data_ptr<scalar_t>();
+    with_flag(residual.has_value(), [&](auto has_residual) {
+      constexpr bool kResidual = decltype(has_residual)::value;
+      for_each_run(
+          layout,
+          [&](int64_t begin, int64_t end, int64_t c) {
+            forward_span<kResidual>(in + begin, res + begin, out + begin, end - begin,
+                                    affine.mean[c], affine.factor[c], affine.bias[c], tail);
+          },
+          [&](int64_t begin, int64_t end) {
+            forward_periodic<kResidual>(in + begin, res + begin, out + begin, end - begin,
+                                        begin % period, period, tables.mean.data(),
+                                        tables.factor.data(), tables.bias.data(), tail);
+          });
+    });
+  });
+  return output.to(x.scalar_type());
 }
 
 namespace {
@@ -227,13 +225,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
   check_range(lo, hi, bits, x, std::nullopt);
   check_ste(ste);
   const Tail tail = make_tail(act, lo, hi, bits);
-  const at::Tensor input = walkable(x);
+  const at::Tensor input = walkable(narrowed(x));
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
   const int64_t channels = x.size(1);
   at::Tensor dx = at::empty_like(input, input.suggest_memory_format());
   at::Tensor dresidual = residual ? at::empty_like(dx) : at::empty({0}, input.options());
   at::Tensor dweight = at::zeros({channels}, float32), dbias = at::zeros({channels}, float32);
-  if (input.numel() == 0) return {dx, dresidual, dweight, dbias};
+  const auto widened = [&](const at::Tensor& t) { return t.to(x.scalar_type()); };
+  if (input.numel() == 0) return {widened(dx), widened(dresidual), dweight, dbias};
 
   const at::Tensor dy_dense = in_layout_of(grad.to(input.scalar_type()), input);
   const at::Tensor added =
@@ -242,37 +241,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
   const Affine affine(running_mean, running_var, weight, bias, eps);
   const Segments segments = segments_of(layout);
   std::vector<double> sums(segments.count * 2 * channels);  // [segment][g, g * (x - mean)][channel]
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "bn_act_fake_quantize_backward", [&] {
-        const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        const scalar_t* res = residual ? added.const_data_ptr<scalar_t>() : in;
-        scalar_t* out = dx.mutable_data_ptr<scalar_t>();
-        scalar_t* dres = residual ? dresidual.mutable_data_ptr<scalar_t>() : out;
-        with_flag(residual.has_value(), [&](auto has_residual) {
-          with_flag(ste == "clip", [&](auto clips) {
-            constexpr bool kResidual = decltype(has_residual)::value;
-            constexpr bool kClip = decltype(clips)::value;
-            for_each_segment(
-                layout,
-                [&](int64_t segment, int64_t begin, int64_t end, int64_t c) {
-                  double* own = sums.data() + segment * 2 * channels;
-                  backward_run<kResidual, kClip>(dy + begin, in + begin, res + begin, out + begin,
-                                                 dres + begin, end - begin, affine.mean[c],
-                                                 affine.factor[c], affine.bias[c], tail, own + c,
-                                                 own + channels + c);
-                },
-                [&](int64_t segment, int64_t row, int64_t rows) {
-                  double* own = sums.data() + segment * 2 * channels;
-                  const int64_t begin = row * channels;
-                  backward_rows<kResidual, kClip>(dy + begin, in + begin, res + begin, out + begin,
-                                                  dres + begin, rows, channels, affine.mean.data(),
-                                                  affine.factor.data(), affine.bias.data(), tail,
-                                                  own, own + channels);
-                });
-          });
-        });
+  GDFQ_DISPATCH(input.scalar_type(), "bn_act_fake_quantize_backward", [&] {
+    const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    const scalar_t* res = residual ? added.const_data_ptr<scalar_t>() : in;
+    scalar_t* out = dx.mutable_data_ptr<scalar_t>();
+    scalar_t* dres = residual ? dresidual.mutable_data_ptr<scalar_t>() : out;
+    with_flag(residual.has_value(), [&](auto has_residual) {
+      with_flag(ste == "clip", [&](auto clips) {
+        constexpr bool kResidual = decltype(has_residual)::value;
+        constexpr bool kClip = decltype(clips)::value;
+        for_each_segment(
+            layout,
+            [&](int64_t segment, int64_t begin, int64_t end, int64_t c) {
+              double* own = sums.data() + segment * 2 * channels;
+              backward_run<kResidual, kClip>(dy + begin, in + begin, res + begin, out + begin,
+                                             dres + begin, end - begin, affine.mean[c],
+                                             affine.factor[c], affine.bias[c], tail, own + c,
+                                             own + channels + c);
+            },
+            [&](int64_t segment, int64_t row, int64_t rows) {
+              double* own = sums.data() + segment * 2 * channels;
+              const int64_t begin = row * channels;
+              backward_rows<kResidual, kClip>(dy + begin, in + begin, res + begin, out + begin,
+                                              dres + begin, rows, channels, affine.mean.data(),
+                                              affine.factor.data(), affine.bias.data(), tail, own,
+                                              own + channels);
+            });
       });
+    });
+  });
   const std::vector<float> vars = values(running_var);
   for (int64_t c = 0; c < channels; ++c) {
     double g = 0, gx = 0;
@@ -283,7 +281,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
     dbias.mutable_data_ptr<float>()[c] = static_cast<float>(g);
     dweight.mutable_data_ptr<float>()[c] = static_cast<float>(gx / std::sqrt(vars[c] + eps));
   }
-  return {dx, dresidual, dweight, dbias};
+  return {widened(dx), widened(dresidual), dweight, dbias};
 }
 
 }  // namespace

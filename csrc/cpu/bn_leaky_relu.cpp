@@ -11,7 +11,6 @@
 // writes dx once. Parts are cut by shape alone and merged in order, so the result does not depend
 // on the number of threads.
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -236,10 +235,7 @@ void for_each_stretch(const Layout& layout, int64_t samples, bool per_sample, co
 
 template <typename F>
 void dispatch(const at::Tensor& input, const F& f) {
-  AT_DISPATCH_SWITCH(input.scalar_type(), "bn_leaky_relu",
-                     AT_DISPATCH_CASE(at::kFloat, [&] { f(scalar_t{}); })
-                         AT_DISPATCH_CASE(at::kHalf, [&] { f(scalar_t{}); })
-                             AT_DISPATCH_CASE(at::kBFloat16, [&] { f(scalar_t{}); }));
+  GDFQ_DISPATCH(input.scalar_type(), "bn_leaky_relu", [&] { f(scalar_t{}); });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(

@@ -5,7 +5,6 @@
 // update are read once, nothing but a number per tensor is written. Counts are integers, so the
 // result does not depend on the number of threads.
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -57,7 +56,7 @@ at::Tensor count_changed_codes(at::TensorList ws, at::TensorList updates, const 
   std::vector<at::Tensor> inputs(count), moves(count), lows(count), highs(count);
   for (size_t t = 0; t < count; ++t) {
     if (ws[t].numel() == 0) continue;
-    const at::Tensor input = dense(ws[t]);
+    const at::Tensor input = dense(narrowed(ws[t]));
     inputs[t] = has_rows(input) ? input : input.contiguous();
     moves[t] = in_layout_of(updates[t].to(input.scalar_type()), inputs[t]);
     lows[t] = los[t].to(at::kFloat).contiguous();
@@ -67,18 +66,15 @@ at::Tensor count_changed_codes(at::TensorList ws, at::TensorList updates, const 
   Rows(inputs).for_each([&](const Row& row) {
     const at::Tensor& input = inputs[row.tensor];
     const int64_t inner = input.numel() / input.size(0), offset = row.index * inner;
-    AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, input.scalar_type(), "count_changed_codes", [&] {
-          const int64_t changed =
-              changed_in_row(input.const_data_ptr<scalar_t>() + offset,
-                             moves[row.tensor].const_data_ptr<scalar_t>() + offset, inner,
-                             factor.const_data_ptr<float>()[row.tensor],
-                             lows[row.tensor].const_data_ptr<float>()[row.index],
-                             highs[row.tensor].const_data_ptr<float>()[row.index],
-                             static_cast<int>(bits[row.tensor]));
-          std::atomic_ref<int64_t>(totals[row.tensor])
-              .fetch_add(changed, std::memory_order_relaxed);
-        });
+    GDFQ_DISPATCH(input.scalar_type(), "count_changed_codes", [&] {
+      const int64_t changed = changed_in_row(input.const_data_ptr<scalar_t>() + offset,
+                                             moves[row.tensor].const_data_ptr<scalar_t>() + offset,
+                                             inner, factor.const_data_ptr<float>()[row.tensor],
+                                             lows[row.tensor].const_data_ptr<float>()[row.index],
+                                             highs[row.tensor].const_data_ptr<float>()[row.index],
+                                             static_cast<int>(bits[row.tensor]));
+      std::atomic_ref<int64_t>(totals[row.tensor]).fetch_add(changed, std::memory_order_relaxed);
+    });
   });
   return counts;
 }

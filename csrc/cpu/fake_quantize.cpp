@@ -9,7 +9,6 @@
 // are taken over segments cut by shape alone and merged in order, so the result does not depend on
 // how many threads there are.
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -158,11 +157,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
     int64_t bits, std::optional<int64_t> axis) {
   check_gradient(grad, "grad", x);
   check_range(lo, hi, bits, x, axis);
-  const at::Tensor input = dense(x);
+  const at::Tensor input = dense(narrowed(x));
   const auto float32 = lo.options().dtype(at::kFloat);
   at::Tensor dx = at::empty_like(input);
   at::Tensor dlo = at::zeros(lo.sizes(), float32), dhi = at::zeros(hi.sizes(), float32);
-  if (input.numel() == 0) return {dx, dlo, dhi};
+  if (input.numel() == 0) return {dx.to(x.scalar_type()), dlo, dhi};
   const at::Tensor dy_dense = in_layout_of(grad.to(input.scalar_type()), input);
   const Layout layout = layout_of(input, axis);
   const Grids grids(lo, hi, bits, layout);
@@ -170,23 +169,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
   const int64_t channels = layout.channels;
   const Segments segments = segments_of(layout);
   std::vector<RangeSums> partial(segments.count * channels);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_learned_backward", [&] {
-        const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        scalar_t* out = dx.mutable_data_ptr<scalar_t>();
-        for_each_segment(
-            layout,
-            [&](int64_t segment, int64_t begin, int64_t end, int64_t c) {
-              learned_run(dy + begin, in + begin, out + begin, end - begin, grids.per_channel[c],
-                          bounds, &partial[segment * channels + c]);
-            },
-            [&](int64_t segment, int64_t row, int64_t rows) {
-              const int64_t begin = row * channels;
-              learned_rows(dy + begin, in + begin, out + begin, rows, channels, grids.scale.data(),
-                           grids.zero.data(), bounds, &partial[segment * channels]);
-            });
-      });
+  GDFQ_DISPATCH(input.scalar_type(), "fake_quantize_learned_backward", [&] {
+    const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    scalar_t* out = dx.mutable_data_ptr<scalar_t>();
+    for_each_segment(
+        layout,
+        [&](int64_t segment, int64_t begin, int64_t end, int64_t c) {
+          learned_run(dy + begin, in + begin, out + begin, end - begin, grids.per_channel[c],
+                      bounds, &partial[segment * channels + c]);
+        },
+        [&](int64_t segment, int64_t row, int64_t rows) {
+          const int64_t begin = row * channels;
+          learned_rows(dy + begin, in + begin, out + begin, rows, channels, grids.scale.data(),
+                       grids.zero.data(), bounds, &partial[segment * channels]);
+        });
+  });
   const double levels = static_cast<double>((1 << bits) - 1);
   const double elements = static_cast<double>(input.numel() / channels);
   const double factor = 1 / std::sqrt(elements * levels);
@@ -203,7 +201,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
     dhi.mutable_data_ptr<float>()[c] =
         static_cast<float>(factor * (total.above + total.rounding / levels));
   }
-  return {dx, dlo, dhi};
+  return {dx.to(x.scalar_type()), dlo, dhi};
 }
 
 }  // namespace
@@ -212,59 +210,57 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
                                   const at::Tensor& hi, int64_t bits, std::optional<int64_t> axis) {
   check_gradient(grad, "grad", x);
   check_range(lo, hi, bits, x, axis);
-  const at::Tensor input = dense(x);
+  const at::Tensor input = dense(narrowed(x));
   at::Tensor output = at::empty_like(input);
-  if (input.numel() == 0) return output;
+  if (input.numel() == 0) return output.to(x.scalar_type());
   const at::Tensor dy_dense = in_layout_of(grad.to(input.scalar_type()), input);
   const Layout layout = layout_of(input, axis);
   const Grids grids(lo, hi, bits, layout);
   const CodeBounds bounds = code_bounds(static_cast<int>(bits));
   const int64_t period = layout.channels * layout.inner;
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_backward", [&] {
-        const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        scalar_t* dx = output.mutable_data_ptr<scalar_t>();
-        for_each_run(
-            layout,
-            [&](int64_t begin, int64_t end, int64_t c) {
-              gradient_span(dy + begin, in + begin, dx + begin, end - begin, grids.per_channel[c],
-                            bounds);
-            },
-            [&](int64_t begin, int64_t end) {
-              gradient_periodic(dy + begin, in + begin, dx + begin, end - begin, begin % period,
-                                period, grids.scale.data(), grids.zero.data(), bounds);
-            });
-      });
-  return output;
+  GDFQ_DISPATCH(input.scalar_type(), "fake_quantize_backward", [&] {
+    const scalar_t* dy = dy_dense.const_data_ptr<scalar_t>();
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    scalar_t* dx = output.mutable_data_ptr<scalar_t>();
+    for_each_run(
+        layout,
+        [&](int64_t begin, int64_t end, int64_t c) {
+          gradient_span(dy + begin, in + begin, dx + begin, end - begin, grids.per_channel[c],
+                        bounds);
+        },
+        [&](int64_t begin, int64_t end) {
+          gradient_periodic(dy + begin, in + begin, dx + begin, end - begin, begin % period, period,
+                            grids.scale.data(), grids.zero.data(), bounds);
+        });
+  });
+  return output.to(x.scalar_type());
 }
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Tensor& hi,
                          int64_t bits, std::optional<int64_t> axis, c10::string_view ste) {
   check_range(lo, hi, bits, x, axis);
   if (ste != "learned") check_ste(ste);
-  const at::Tensor input = dense(x);
+  const at::Tensor input = dense(narrowed(x));
   at::Tensor output = at::empty_like(input);
-  if (input.numel() == 0) return output;
+  if (input.numel() == 0) return output.to(x.scalar_type());
   const Layout layout = layout_of(input, axis);
   const Grids grids(lo, hi, bits, layout);
   const CodeBounds bounds = code_bounds(static_cast<int>(bits));
   const int64_t period = layout.channels * layout.inner;
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize", [&] {
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        scalar_t* out = output.mutable_data_ptr<scalar_t>();
-        for_each_run(
-            layout,
-            [&](int64_t begin, int64_t end, int64_t c) {
-              quantize_span(in + begin, out + begin, end - begin, grids.per_channel[c], bounds);
-            },
-            [&](int64_t begin, int64_t end) {
-              quantize_periodic(in + begin, out + begin, end - begin, begin % period, period,
-                                grids.scale.data(), grids.zero.data(), bounds);
-            });
-      });
-  return output;
+  GDFQ_DISPATCH(input.scalar_type(), "fake_quantize", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    scalar_t* out = output.mutable_data_ptr<scalar_t>();
+    for_each_run(
+        layout,
+        [&](int64_t begin, int64_t end, int64_t c) {
+          quantize_span(in + begin, out + begin, end - begin, grids.per_channel[c], bounds);
+        },
+        [&](int64_t begin, int64_t end) {
+          quantize_periodic(in + begin, out + begin, end - begin, begin % period, period,
+                            grids.scale.data(), grids.zero.data(), bounds);
+        });
+  });
+  return output.to(x.scalar_type());
 }
 
 TORCH_LIBRARY_IMPL(gdfq, CPU, m) {

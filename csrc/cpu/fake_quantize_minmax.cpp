@@ -3,8 +3,9 @@
 // Bytes: w is read once from memory and once more from cache, y is written once. A thread takes
 // whole rows, so the result does not depend on how many threads there are.
 
-#include <ATen/Dispatch.h>
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -24,7 +25,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
                                                                     bool zero_in_range) {
   check_bits(bits);
   check_ste(ste);
-  const at::Tensor input = dense(w);
+  const at::Tensor input = dense(narrowed(w));
   const auto float32 = input.options().dtype(at::kFloat);
   const Layout layout = input.numel() == 0 ? Layout{1, 1, 0} : layout_of(input, axis);
   const bool rows = axis.has_value() && layout.outer == 1 && input.numel() > 0;
@@ -48,31 +49,30 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
       lo.clamp_max_(0);
       hi.clamp_min_(0);
     }
-    return {fake_quantize(input, lo, hi, bits, axis, ste), lo, hi};
+    return {fake_quantize(input, lo, hi, bits, axis, ste).to(w.scalar_type()), lo, hi};
   }
 
   const int64_t channels = input.size(*axis);
   const int64_t inner = input.numel() / channels;
   at::Tensor lo = at::empty({channels}, float32), hi = at::empty({channels}, float32);
   at::Tensor output = at::empty_like(input);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_minmax", [&] {
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        scalar_t* out = output.mutable_data_ptr<scalar_t>();
-        float* lows = lo.mutable_data_ptr<float>();
-        float* highs = hi.mutable_data_ptr<float>();
-        const int64_t grain = std::max<int64_t>(1, kGrain / inner);
-        at::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
-          for (int64_t c = begin; c < end; ++c) {
-            MinMax range = minmax(in + c * inner, inner);
-            if (zero_in_range) contain_zero(range.low, range.high);
-            lows[c] = range.low;
-            highs[c] = range.high;
-            quantize_over(in + c * inner, out + c * inner, inner, range, static_cast<int>(bits));
-          }
-        });
-      });
-  return {output, lo, hi};
+  GDFQ_DISPATCH(input.scalar_type(), "fake_quantize_minmax", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    scalar_t* out = output.mutable_data_ptr<scalar_t>();
+    float* lows = lo.mutable_data_ptr<float>();
+    float* highs = hi.mutable_data_ptr<float>();
+    const int64_t grain = std::max<int64_t>(1, kGrain / inner);
+    at::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        MinMax range = minmax(in + c * inner, inner);
+        if (zero_in_range) contain_zero(range.low, range.high);
+        lows[c] = range.low;
+        highs[c] = range.high;
+        quantize_over(in + c * inner, out + c * inner, inner, range, static_cast<int>(bits));
+      }
+    });
+  });
+  return {output.to(w.scalar_type()), lo, hi};
 }
 
 TORCH_LIBRARY_IMPL(gdfq, CPU, m) { m.impl("fake_quantize_minmax", fake_quantize_minmax); }

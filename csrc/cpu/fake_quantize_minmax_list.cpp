@@ -6,7 +6,6 @@
 // more from cache, each result written once; the gradient reads both and writes one. Rows are
 // independent, so the result does not depend on the number of threads.
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -34,7 +33,7 @@ Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::st
   const size_t count = ws.size();
   std::vector<at::Tensor> inputs(count), ys(count), los(count), his(count);
   for (size_t t = 0; t < count; ++t) {
-    const at::Tensor input = dense(ws[t]);
+    const at::Tensor input = dense(narrowed(ws[t]));
     if (!has_rows(input)) {  // empty, or rows are scattered
       std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste, zero_in_range);
       continue;
@@ -47,17 +46,17 @@ Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::st
   Rows(inputs).for_each([&](const Row& row) {
     const at::Tensor& input = inputs[row.tensor];
     const int64_t inner = input.numel() / input.size(0), offset = row.index * inner;
-    AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_minmax_list", [&] {
-          const scalar_t* in = input.const_data_ptr<scalar_t>() + offset;
-          scalar_t* out = ys[row.tensor].mutable_data_ptr<scalar_t>() + offset;
-          MinMax range = minmax(in, inner);
-          if (zero_in_range) contain_zero(range.low, range.high);
-          los[row.tensor].mutable_data_ptr<float>()[row.index] = range.low;
-          his[row.tensor].mutable_data_ptr<float>()[row.index] = range.high;
-          quantize_over(in, out, inner, range, static_cast<int>(bits[row.tensor]));
-        });
+    GDFQ_DISPATCH(input.scalar_type(), "fake_quantize_minmax_list", [&] {
+      const scalar_t* in = input.const_data_ptr<scalar_t>() + offset;
+      scalar_t* out = ys[row.tensor].mutable_data_ptr<scalar_t>() + offset;
+      MinMax range = minmax(in, inner);
+      if (zero_in_range) contain_zero(range.low, range.high);
+      los[row.tensor].mutable_data_ptr<float>()[row.index] = range.low;
+      his[row.tensor].mutable_data_ptr<float>()[row.index] = range.high;
+      quantize_over(in, out, inner, range, static_cast<int>(bits[row.tensor]));
+    });
   });
+  for (size_t t = 0; t < count; ++t) ys[t] = ys[t].to(ws[t].scalar_type());
   return {ys, los, his};
 }
 
@@ -83,7 +82,7 @@ std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads,
   const size_t count = ws.size();
   std::vector<at::Tensor> inputs(count), dys(count), dws(count), lows(count), highs(count);
   for (size_t t = 0; t < count; ++t) {
-    const at::Tensor input = dense(ws[t]);
+    const at::Tensor input = dense(narrowed(ws[t]));
     if (!has_rows(input)) {
       dws[t] = fake_quantize_backward(grads[t], input, los[t], his[t], bits[t], 0);
       continue;
@@ -97,16 +96,16 @@ std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads,
   Rows(inputs).for_each([&](const Row& row) {
     const at::Tensor& input = inputs[row.tensor];
     const int64_t inner = input.numel() / input.size(0), offset = row.index * inner;
-    AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, input.scalar_type(), "fake_quantize_minmax_list_backward", [&] {
-          gradient_row(dys[row.tensor].const_data_ptr<scalar_t>() + offset,
-                       input.const_data_ptr<scalar_t>() + offset,
-                       dws[row.tensor].mutable_data_ptr<scalar_t>() + offset, inner,
-                       lows[row.tensor].const_data_ptr<float>()[row.index],
-                       highs[row.tensor].const_data_ptr<float>()[row.index],
-                       static_cast<int>(bits[row.tensor]));
-        });
+    GDFQ_DISPATCH(input.scalar_type(), "fake_quantize_minmax_list_backward", [&] {
+      gradient_row(dys[row.tensor].const_data_ptr<scalar_t>() + offset,
+                   input.const_data_ptr<scalar_t>() + offset,
+                   dws[row.tensor].mutable_data_ptr<scalar_t>() + offset, inner,
+                   lows[row.tensor].const_data_ptr<float>()[row.index],
+                   highs[row.tensor].const_data_ptr<float>()[row.index],
+                   static_cast<int>(bits[row.tensor]));
+    });
   });
+  for (size_t t = 0; t < count; ++t) dws[t] = dws[t].to(ws[t].scalar_type());
   return dws;
 }
 

@@ -1,6 +1,7 @@
 // The CPU's loops over a dense tensor around one axis.
 #pragma once
 
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -9,6 +10,17 @@
 #include "../dense.h"
 
 namespace gdfq::cpu {
+
+// The types that kernels are compiled for. They compute in float32, so float64 is rounded to it
+// first, and a result is widened again.
+#define GDFQ_DISPATCH(TYPE, NAME, ...)                                           \
+  AT_DISPATCH_SWITCH(TYPE, NAME,                                                 \
+                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
+                         at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+
+inline at::Tensor narrowed(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? x.to(at::kFloat) : x;
+}
 
 // Elements a thread should get at least: below it, starting a thread costs more than it saves.
 constexpr int64_t kGrain = 32768;

@@ -7,7 +7,6 @@
 // memory. Minimum and maximum are the same in any order, so the result does not depend on the
 // number of threads.
 
-#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -98,33 +97,31 @@ MinMax minmax_of(const at::Tensor& input, const at::Tensor& added, const Affine&
   const Affine tables = has_short_runs(layout) ? affine.spread_over(layout.inner) : Affine();
   const Segments segments = segments_of(layout);
   std::vector<MinMax> parts(segments.count);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "observe_bn_act_fake_quantize", [&] {
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        const scalar_t* res = added.defined() ? added.const_data_ptr<scalar_t>() : in;
-        with_flag(added.defined(), [&](auto has_residual) {
-          constexpr bool kResidual = decltype(has_residual)::value;
-          at::parallel_for(0, segments.count, 1, [&](int64_t from, int64_t to) {
-            for (int64_t s = from; s < to; ++s) {
-              Extremes extremes;
-              for_each_run_of(
-                  layout, s * segments.length, std::min(input.numel(), (s + 1) * segments.length),
-                  [&](int64_t begin, int64_t end, int64_t c) {
-                    extremes_of_span<kResidual>(in + begin, res + begin, end - begin,
-                                                affine.mean[c], affine.factor[c], affine.bias[c],
-                                                bounds, &extremes);
-                  },
-                  [&](int64_t begin, int64_t end) {
-                    extremes_of_periodic<kResidual>(in + begin, res + begin, end - begin,
-                                                    begin % period, period, tables.mean.data(),
-                                                    tables.factor.data(), tables.bias.data(),
-                                                    bounds, &extremes);
-                  });
-              parts[s] = over_lanes(extremes);
-            }
-          });
-        });
+  GDFQ_DISPATCH(input.scalar_type(), "observe_bn_act_fake_quantize", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    const scalar_t* res = added.defined() ? added.const_data_ptr<scalar_t>() : in;
+    with_flag(added.defined(), [&](auto has_residual) {
+      constexpr bool kResidual = decltype(has_residual)::value;
+      at::parallel_for(0, segments.count, 1, [&](int64_t from, int64_t to) {
+        for (int64_t s = from; s < to; ++s) {
+          Extremes extremes;
+          for_each_run_of(
+              layout, s * segments.length, std::min(input.numel(), (s + 1) * segments.length),
+              [&](int64_t begin, int64_t end, int64_t c) {
+                extremes_of_span<kResidual>(in + begin, res + begin, end - begin, affine.mean[c],
+                                            affine.factor[c], affine.bias[c], bounds, &extremes);
+              },
+              [&](int64_t begin, int64_t end) {
+                extremes_of_periodic<kResidual>(in + begin, res + begin, end - begin,
+                                                begin % period, period, tables.mean.data(),
+                                                tables.factor.data(), tables.bias.data(), bounds,
+                                                &extremes);
+              });
+          parts[s] = over_lanes(extremes);
+        }
       });
+    });
+  });
   return merge(parts);
 }
 
@@ -139,7 +136,7 @@ at::Tensor observe_bn_act_fake_quantize(
   check_ste(ste);
   const MovingRange range =
       moving_range(average_lo, average_hi, lo, hi, num_batches_tracked, zero_in_range);
-  const at::Tensor input = walkable(x);
+  const at::Tensor input = walkable(narrowed(x));
   const std::optional<at::Tensor> added =
       residual ? std::optional(in_layout_of(residual->to(input.scalar_type()), input))
                : std::nullopt;
@@ -149,7 +146,8 @@ at::Tensor observe_bn_act_fake_quantize(
                          Affine(running_mean, running_var, weight, bias, eps), act_bounds(act)),
                momentum);
   return bn_act_fake_quantize(input, running_mean, running_var, weight, bias, eps, lo, hi, bits,
-                              act, added, ste);
+                              act, added, ste)
+      .to(x.scalar_type());
 }
 
 }  // namespace

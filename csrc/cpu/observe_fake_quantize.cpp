@@ -7,7 +7,6 @@
 // written once. Minimum and maximum are the same in any order, so the result does not depend on
 // the number of threads.
 
-#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -25,16 +24,15 @@ MinMax minmax_of(const at::Tensor& input) {
   const Layout layout{1, 1, input.numel()};
   const Segments segments = segments_of(layout);
   std::vector<MinMax> partial(segments.count);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "observe_fake_quantize", [&] {
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        at::parallel_for(0, segments.count, 1, [&](int64_t from, int64_t to) {
-          for (int64_t s = from; s < to; ++s) {
-            const int64_t begin = s * segments.length;
-            partial[s] = minmax(in + begin, std::min(segments.length, input.numel() - begin));
-          }
-        });
-      });
+  GDFQ_DISPATCH(input.scalar_type(), "observe_fake_quantize", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    at::parallel_for(0, segments.count, 1, [&](int64_t from, int64_t to) {
+      for (int64_t s = from; s < to; ++s) {
+        const int64_t begin = s * segments.length;
+        partial[s] = minmax(in + begin, std::min(segments.length, input.numel() - begin));
+      }
+    });
+  });
   return merge(partial);
 }
 
@@ -46,9 +44,9 @@ at::Tensor observe_fake_quantize(const at::Tensor& x, at::Tensor average_lo, at:
   check_ste(ste);
   const MovingRange range =
       moving_range(average_lo, average_hi, lo, hi, num_batches_tracked, zero_in_range);
-  const at::Tensor input = dense(x);
+  const at::Tensor input = dense(narrowed(x));
   if (input.numel() > 0) move_range(range, minmax_of(input), momentum);
-  return fake_quantize(input, lo, hi, bits, std::nullopt, ste);
+  return fake_quantize(input, lo, hi, bits, std::nullopt, ste).to(x.scalar_type());
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 // Bytes: x is read once and one byte an element written. Threads take contiguous stretches of
 // memory; every element is independent, so the result does not depend on how many there are.
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -60,7 +59,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& 
                                                               const at::Tensor& hi, int64_t bits,
                                                               std::optional<int64_t> axis) {
   check_range(lo, hi, bits, x, axis);
-  const at::Tensor input = dense(x);
+  const at::Tensor input = dense(narrowed(x));
   at::Tensor codes = at::empty_like(input, input.options().dtype(at::kChar));
   const int64_t ranges = lo.numel();
   const Grids all(lo, hi, bits, Layout{1, ranges, kShortRun});
@@ -75,20 +74,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& 
   const Grids grids(lo, hi, bits, layout);
   const CodeBounds bounds = code_bounds(static_cast<int>(bits));
   const int64_t period = layout.channels * layout.inner;
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "quantize_codes", [&] {
-        const scalar_t* in = input.const_data_ptr<scalar_t>();
-        int8_t* out = codes.mutable_data_ptr<int8_t>();
-        for_each_run(
-            layout,
-            [&](int64_t begin, int64_t end, int64_t c) {
-              codes_span(in + begin, out + begin, end - begin, grids.per_channel[c], bounds);
-            },
-            [&](int64_t begin, int64_t end) {
-              codes_periodic(in + begin, out + begin, end - begin, begin % period, period,
-                             grids.scale.data(), grids.zero.data(), bounds);
-            });
-      });
+  GDFQ_DISPATCH(input.scalar_type(), "quantize_codes", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    int8_t* out = codes.mutable_data_ptr<int8_t>();
+    for_each_run(
+        layout,
+        [&](int64_t begin, int64_t end, int64_t c) {
+          codes_span(in + begin, out + begin, end - begin, grids.per_channel[c], bounds);
+        },
+        [&](int64_t begin, int64_t end) {
+          codes_periodic(in + begin, out + begin, end - begin, begin % period, period,
+                         grids.scale.data(), grids.zero.data(), bounds);
+        });
+  });
   return {codes, scale, zero};
 }
 

@@ -127,12 +127,6 @@ GDFQ_INLINE f32x16 load(const float* p) {
   return v;
 }
 
-GDFQ_INLINE f32x16 load(const double* p) {
-  f64x16 v;
-  std::memcpy(&v, p, sizeof(v));
-  return __builtin_convertvector(v, f32x16);
-}
-
 GDFQ_INLINE f32x16 load(const c10::Half* p) {
   u16x16 v;
   std::memcpy(&v, static_cast<const void*>(p), sizeof(v));
@@ -146,11 +140,6 @@ GDFQ_INLINE f32x16 load(const c10::BFloat16* p) {
 }
 
 GDFQ_INLINE void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof(v)); }
-
-GDFQ_INLINE void store(double* p, f32x16 v) {
-  const f64x16 wide = __builtin_convertvector(v, f64x16);
-  std::memcpy(p, &wide, sizeof(wide));
-}
 
 GDFQ_INLINE void store(c10::Half* p, f32x16 v) {
   const u16x16 half = to_half(v);

@@ -2,7 +2,7 @@
 
 #include "count_changed_codes.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <vector>

@@ -2,7 +2,7 @@
 
 #include "kd_ce_loss.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <tuple>

@@ -2,7 +2,7 @@
 
 #include "observe_bn_act_fake_quantize.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "../checks.h"

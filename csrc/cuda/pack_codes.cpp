@@ -2,7 +2,7 @@
 
 #include "pack_codes.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "tensor.h"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from gdfq.cli._common import console
-from gdfq.environment import environment
+from gdfq.environment import environment, not_built
 
 
 def info() -> None:
@@ -14,3 +14,5 @@ def info() -> None:
     for key, value in environment().items():
         table.add_row(key, "-" if value is None else str(value))
     console.print(table)
+    if rest := not_built():
+        console.print(rest, soft_wrap=True, highlight=False, markup=False)
