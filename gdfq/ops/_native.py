@@ -34,9 +34,9 @@ def _missing() -> str:
     installed = next((other for other in others if (other / _FILE).exists()), None)
     if installed is not None:
         return (
-            f"{_HERE} is not the installed package but its source, which has no native module, and "
-            f"comes first on Python's path; the installed one is {installed}: start Python in "
-            f"another folder than {_HERE.parent}, or `pip install --no-build-isolation --editable .`"
+            f"{_HERE} is not the installed package but its source, which has no native module; the "
+            f"installed one is {installed}: start Python in another folder than {_HERE.parent}, or "
+            "run `pip install --no-build-isolation --editable .` there."
         )
     built = sorted(path.name for path in _HERE.glob("_C*.so"))
     if built:
