@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
 import threading
 import warnings
@@ -14,7 +15,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
 from torch import nn
 
 from gdfq.convert import QuantizedModel
@@ -25,6 +25,7 @@ from gdfq.recipes.own import QUICK
 from gdfq.report.run import close
 from gdfq.result import QuantizationResult
 from gdfq.runs import session
+from gdfq.runs.console import Output, make_console
 from gdfq.runs.folder import STUDENT_FILE
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.measure import Evaluate, Result
@@ -229,7 +230,7 @@ def make_progress(show: Show) -> Progress:
         return SilentProgress()
     if in_notebook():
         return NotebookProgress()
-    return console_progress(Console())
+    return console_progress(make_console(Output(sys.stdout)))
 
 
 def _report(shown: Progress, run: RunState) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Annotated
 
 import typer
 
 from gdfq import __version__, distributed
-from gdfq.cli._common import console, errors, explain, leave, print_error
+from gdfq.cli._common import EXIT_FAILED, NARROW, console, errors, explain, leave, print_error, tell
 from gdfq.cli.bench import bench
 from gdfq.cli.evaluate import evaluate
 from gdfq.cli.export import export
@@ -20,6 +22,7 @@ from gdfq.cli.report import report
 from gdfq.cli.suggest_bits import suggest_bits
 from gdfq.cli.sweep import sweep
 from gdfq.distributed import World
+from gdfq.runs.console import Output
 
 app = typer.Typer(
     help="Quantize a trained convolutional network to a few bits, without its training data.",
@@ -35,7 +38,7 @@ for command in (
 
 def _version(show: bool) -> None:
     if show:
-        typer.echo(f"gdfq {__version__}")
+        tell(f"gdfq {__version__}")
         raise typer.Exit
 
 
@@ -50,19 +53,53 @@ def _options(
 
 def main() -> None:
     """Entry point: one-line errors, exit code 2 for what the user gave."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < NARROW:
+        del os.environ["COLUMNS"]  # nothing is left of help and tables in so few
+    out, err = Output(sys.stdout, _lost), Output(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        code = _run()
+        out.flush()
+    out.leave()
+    err.leave()
+    sys.exit(code or (EXIT_FAILED if out.failure else 0))
+
+
+def _lost(error: OSError) -> None:
+    print_error(
+        f"gdfq: cannot write to standard output: {error.strerror}; what is printed from here on is "
+        "lost"
+    )
+
+
+def _run() -> int:
+    """Run the command; its exit code."""
     world = World()
     try:
         world = distributed.start()
         console.quiet = errors.quiet = world.rank > 0
-        code = app(standalone_mode=False, obj=world) or 0
+        code = _command(world)
         if code:
             world.note_failure()
         distributed.stop(world)
+        return code
     except (Exception, KeyboardInterrupt) as error:
         if world.parallel:
             leave(world, error)
         message, code = explain(error)
         if message is None:
             raise
-        print_error(f"gdfq: {message}")
-    sys.exit(code)
+        if message:
+            print_error(f"gdfq: {message}")
+        return code
+
+
+def _command(world: World) -> int:
+    """What ``app`` does when it is called, but Ctrl-C is raised."""
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("gdfq", sys.argv[1:], obj=world) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0

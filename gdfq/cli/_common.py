@@ -11,20 +11,22 @@ from typing import NoReturn
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from gdfq.distributed import World
 from gdfq.environment import resolve_device as resolve_device
 from gdfq.errors import InputError, ProcessLostError
+from gdfq.runs.console import in_terminal, make_console, print_line
 
-console = Console()
-errors = Console(stderr=True)
+console = make_console()
+errors = make_console(stderr=True)
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+NARROW = 40  # columns; a table that is wrapped to fewer has nothing left in its cells
 
 DEVICE = typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
 RECIPE = typer.Option(
@@ -38,13 +40,21 @@ WORKERS = typer.Option(
 )  # fmt: skip
 
 
+def tell(text: str, style: str | None = None) -> None:
+    """A line on standard output, as it is."""
+    print_line(console, text, style)
+
+
 def print_error(message: str) -> None:
     """One line on standard error, as it is."""
-    errors.print(message, highlight=False, soft_wrap=True, markup=False)
+    print_line(errors, message)
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
-    """One line about an error, None where only a traceback will do, and the exit code."""
+    """One line about an error, None where only a traceback will do, and the exit code.
+
+    The line is empty where everything has been said.
+    """
     if isinstance(error, InputError):
         return str(error), EXIT_BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
@@ -57,7 +67,8 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     # Errors of the command line's own parsing, whose classes Typer does not make public.
     message = getattr(error, "format_message", None)
     if message is not None:
-        return f"{message()} (see gdfq --help)", EXIT_BAD_INPUT
+        # Empty where there was no argument at all, for which the help is printed.
+        return message() and f"{message()} (see gdfq --help)", EXIT_BAD_INPUT
     return None, EXIT_FAILED
 
 
@@ -67,11 +78,9 @@ def natural_width(table: Table) -> int:
 
 
 def print_table(table: Table) -> None:
-    """As wide as it is where no terminal shows it: nothing in a file or a pipe is wrapped."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    table.width = natural_width(table)
+    """Wrapped to a terminal, but as wide as it is in a file, a pipe or a very narrow terminal."""
+    if not in_terminal(console) or console.width < NARROW:
+        table.width = natural_width(table)
     console.print(table, crop=False)
 
 

@@ -12,7 +12,7 @@ from gdfq.bench.formulations import Settings, check_rivals
 from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.bench.report import details, table, traffic_table
-from gdfq.cli._common import DEVICE, console, resolve_device
+from gdfq.cli._common import DEVICE, print_table, resolve_device, tell
 from gdfq.errors import InputError
 from gdfq.training.precision import check_precision
 
@@ -83,8 +83,8 @@ def bench(
     phase = "warm-up" if warm_up else "fine-tuning"
     size = f"{workload.image_size}x{workload.image_size}"
     title = f"{network}, {size}, batch {workload.batch_size}, {phase}, median of {steps}"
-    console.print(table(results, title))
+    print_table(table(results, title))
     if world.parallel:
-        console.print(traffic_table(results[0], world.size))
+        print_table(traffic_table(results[0], world.size))
     for text in (details(results[0]), trainer.describe()):
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
+        tell(text)

@@ -11,9 +11,9 @@ from rich.table import Table
 from gdfq.cli._common import (
     DEVICE,
     WORKERS,
-    console,
     percent,
     print_error,
+    print_table,
     resolve_device,
     student_name,
 )
@@ -54,4 +54,4 @@ def evaluate(
         bits_label(average_weight_bits(student), spec.act_bits, spec.dynamic_ranges, effective)
     )
     table.add_row(student_row, percent(top1(student.to(device), batches, world)))
-    console.print(table)
+    print_table(table)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gdfq.cli._common import EXIT_FAILED, console, percent, print_error
+from gdfq.cli._common import EXIT_FAILED, percent, print_error, print_table, tell
 from gdfq.errors import InputError
 from gdfq.export.files import FORMATS, Exported, export_file, options_for
 from gdfq.export.form import Form
@@ -53,17 +53,13 @@ def export(
         raise InputError(f"out: {path} exists; nothing is overwritten")
     recipe, student = open_student(run)
     written = export_file(student, path, options, open_images(run, recipe, images), recipe)
-    console.print(f"{path}: {written.size:,} bytes", highlight=False, soft_wrap=True)
+    tell(f"{path}: {written.size:,} bytes")
     if written.form is not None:
         _print_form(written.form)
         _print_parities(written)
     else:
         same = "bit for bit" if written.difference == 0 else f"to {written.difference:.2g}"
-        console.print(
-            f"Loaded again, it gives the student's logits on {written.images}, {same}.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell(f"Loaded again, it gives the student's logits on {written.images}, {same}.")
     if not written.faithful:
         if written.parities:
             print_error(
@@ -83,7 +79,7 @@ def _print_parities(written: Exported) -> None:
     if parities[0].student_top1 is not None:
         student_top1 = percent(parities[0].student_top1)
         table.add_row(f"top-1 (student {student_top1})", *(percent(p.file_top1) for p in parities))
-    console.print(table)
+    print_table(table)
 
 
 def _print_form(form: Form) -> None:
@@ -96,6 +92,6 @@ def _print_form(form: Form) -> None:
         )
         stored[key] = stored.get(key, 0) + 1
     for what, count in stored.items():
-        console.print(f"  {count} x {what}", highlight=False)
+        tell(f"  {count} x {what}")
     for part in form.instead:
-        console.print(f"  {part.name}: {part.note}", highlight=False, soft_wrap=True)
+        tell(f"  {part.name}: {part.note}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from gdfq.cli._common import console
+from gdfq.cli._common import print_table, tell
 from gdfq.environment import environment, not_built
 
 
@@ -13,6 +13,6 @@ def info() -> None:
     table = Table(show_header=False)
     for key, value in environment().items():
         table.add_row(key, "-" if value is None else str(value))
-    console.print(table)
+    print_table(table)
     if rest := not_built():
-        console.print(rest, soft_wrap=True, highlight=False, markup=False)
+        tell(rest)

@@ -10,9 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gdfq.cli._common import console, natural_width, print_table
+from gdfq.cli._common import console, natural_width, print_table, tell
 from gdfq.export.inspection import Row
 from gdfq.export.inspection import inspect as inspect_path
+from gdfq.runs.console import in_terminal
 
 
 def inspect(
@@ -29,7 +30,7 @@ def inspect(
         table.add_column("stored as")
     for row in inspection.rows:
         table.add_row(row.name, *_cells(row))
-    if console.is_terminal and natural_width(table) > console.width:
+    if in_terminal(console) and natural_width(table) > console.width:
         for row in inspection.rows:
             _print_below(row)
     else:
@@ -51,5 +52,5 @@ def _print_below(row: Row) -> None:
     """A row as two lines, for terminals that the table is too wide for."""
     kind, bits, shape, ends, size, *note = _cells(row)
     facts = [kind, bits and f"{bits} bits", shape, ends, size and f"{size} bytes", *note]
-    console.print(row.name, style="bold", highlight=False, markup=False, soft_wrap=True)
+    tell(row.name, "bold")
     console.print(Padding(Text("  ".join(filter(None, facts))), (0, 0, 0, 2)))

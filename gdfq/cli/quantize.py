@@ -19,8 +19,10 @@ from gdfq.cli._common import (
     console,
     percent,
     print_error,
+    print_table,
     resolve_device,
     student_name,
+    tell,
 )
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError, NonFiniteLossError
@@ -161,12 +163,9 @@ def _print_result(result: Result, folder: Path) -> None:
     table.add_row("teacher, float32", percent(result.teacher))
     table.add_row(f"{student}, before fine-tuning", percent(result.before))
     table.add_row(f"{student}, after fine-tuning", percent(result.after))
-    console.print(table)
-    console.print(
+    print_table(table)
+    tell(
         f"{result.steps} steps in {result.training_seconds:.0f} s. Student: "
         f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}"
-        + (f"  Report: {folder / PAGE}" if (folder / PAGE).is_file() else ""),
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        + (f"  Report: {folder / PAGE}" if (folder / PAGE).is_file() else "")
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gdfq.cli._common import console
+from gdfq.cli._common import print_table, tell
 from gdfq.recipes import load_recipe, recipe_names
 
 
@@ -18,9 +18,9 @@ def recipes(
 ) -> None:
     """List the recipes, or show one with every field."""
     if name is not None:
-        typer.echo(load_recipe(name).to_toml(), nl=False)
+        tell(load_recipe(name).to_toml().rstrip("\n"))
         return
     table = Table("recipe", "what it is")
     for recipe in map(load_recipe, recipe_names()):
         table.add_row(recipe.name, recipe.description)
-    console.print(table)
+    print_table(table)

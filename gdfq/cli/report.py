@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gdfq.cli._common import DEVICE, console, print_error, resolve_device
+from gdfq.cli._common import DEVICE, print_error, resolve_device, tell
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.report.run import PAGE, write_report
@@ -40,11 +40,9 @@ def report(
     write_report(
         runs,
         target,
-        phase=lambda text: console.print(text, highlight=False, markup=False),
+        phase=tell,
         warning=lambda text: print_error(f"warning: {text}"),
         device=resolve_device(device),
         again=again,
     )
-    console.print(
-        f"{target}: {target.stat().st_size:,} bytes", highlight=False, soft_wrap=True, markup=False
-    )
+    tell(f"{target}: {target.stat().st_size:,} bytes")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from gdfq.bit_widths.sensitivity import WIDTHS
 from gdfq.bit_widths.suggest import Suggestion, check_budget
@@ -20,6 +22,7 @@ from gdfq.cli._common import (
     print_error,
     print_table,
     resolve_device,
+    tell,
 )
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
@@ -64,10 +67,7 @@ def suggest_bits(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _print_suggestion(suggestion, budget)
     _write(path, suggestion.recipe.to_toml())
-    console.print(
-        f"Recipe: {path}  Run it: gdfq quantize --recipe {path}",
-        highlight=False, soft_wrap=True, markup=False,
-    )  # fmt: skip
+    tell(f"Recipe: {path}  Run it: gdfq quantize --recipe {shlex.quote(str(path))}")
 
 
 takes_recipe_fields(suggest_bits, without=("weight_bits", "first_last_bits"))
@@ -106,7 +106,7 @@ def _print_suggestion(suggestion: Suggestion, budget: float) -> None:
     for layer in suggestion.layers:
         chosen = suggestion.bits[layer.name]
         cells = [
-            f"{'[bold]' if width == chosen else ''}{_short(1000 * layer.sensitivity[width])}"
+            Text(_short(1000 * layer.sensitivity[width]), "bold" if width == chosen else "")
             for width in WIDTHS
         ]
         table.add_row(layer.name, f"{layer.parameters:,}", *cells, str(chosen))
@@ -115,11 +115,10 @@ def _print_suggestion(suggestion: Suggestion, budget: float) -> None:
         f"{_short(1000 * divergence)} at {width} everywhere"
         for width, divergence in suggestion.uniform.items()
     )
-    console.print(
+    tell(
         f"All layers quantized: {_short(1000 * suggestion.divergence)} at these bits ({average} on "
-        f"average, budget {budget:g}), {equal}.",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"average, budget {budget:g}), {equal}."
+    )
 
 
 def _short(value: float) -> str:

@@ -16,7 +16,9 @@ from gdfq.cli._common import (
     WORKERS,
     console,
     print_error,
+    print_table,
     resolve_device,
+    tell,
 )
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
@@ -81,11 +83,11 @@ def sweep(
     check_networks(plan, None if ray else own_device)
     keep_freed_memory()
     if ray:
-        train = over_ray(settings, gpus_per_run, cpus_per_run, _stopping, _tell)
+        train = over_ray(settings, gpus_per_run, cpus_per_run, _stopping, tell)
     else:
         train = one_after_another(settings, lambda: console_progress(console), _notice)
     try:
-        found = run_sweep(plan, folder, train, own_device, _tell, _warn, ray)
+        found = run_sweep(plan, folder, train, own_device, tell, _warn, ray)
     except Interrupted as error:
         print_error(
             f"gdfq: stopped by {error}; to go on: gdfq sweep {shlex.quote(str(file))} "
@@ -95,10 +97,6 @@ def sweep(
     _print(found, folder)
     if any(run.status != "finished" for run in found.runs):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _tell(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _warn(text: str) -> None:
@@ -134,16 +132,16 @@ def _print(found: Sweep, folder: Path) -> None:
             won(row.difference),
             plus_minus(row.divergence, thousandths),
         )
-    console.print(table, markup=False)
+    print_table(table)
     for run in found.runs:
         if run.status != "finished":
-            _tell(f"{run.folder}: {run.status}{': ' + run.reason if run.reason else ''}")
+            tell(f"{run.folder}: {run.status}{': ' + run.reason if run.reason else ''}")
     for group in found.groups:
         if group.chosen is not None:
-            _tell(
+            tell(
                 f"{group.name}: {group.chosen} diverges least on generated images, in "
                 f"{group.lowest} of {group.seeds} seeds; top-1 was not used to choose"
             )
         if group.note:
-            _tell(f"{group.name}: {group.note}")
-    _tell(f"Page: {folder / PAGE}")
+            tell(f"{group.name}: {group.note}")
+    tell(f"Page: {folder / PAGE}")

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from gdfq.runs.console import is_live, print_line
 from gdfq.training import GDFQTrainer
 
 
@@ -33,7 +34,7 @@ def losses_text(losses: dict[str, Tensor] | dict[str, float]) -> str:
 
 
 def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    print_line(console, f"warning: {text}", "yellow")
 
 
 class Rate:
@@ -67,13 +68,13 @@ class LiveProgress:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
+            SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
+            TextColumn("{task.description}", markup=False),
             *([BarColumn(bar_width=20)] if console.width >= 120 else []),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TextColumn("{task.fields[losses]}", markup=False),
             console=console,
         )
         self.rate = Rate()
@@ -81,7 +82,7 @@ class LiveProgress:
 
     def start(self, trainer: GDFQTrainer) -> None:
         """Say how steps are run and show the bar."""
-        self.progress.console.print(trainer.describe(), style="dim", highlight=False, markup=False)
+        print_line(self.progress.console, trainer.describe(), "dim")
         steps = trainer.epochs * trainer.steps_per_epoch
         self.task = self.progress.add_task(
             "warm-up", total=steps, completed=trainer.steps_done, losses="", rate=""
@@ -91,7 +92,7 @@ class LiveProgress:
 
     def phase(self, name: str) -> None:
         """Name what is done between steps."""
-        self.progress.console.print(f"[dim]{name}[/dim]")
+        print_line(self.progress.console, name, "dim")
 
     def warning(self, text: str) -> None:
         """Say it above the bar."""
@@ -135,12 +136,12 @@ class PlainProgress:
 
     def start(self, trainer: GDFQTrainer) -> None:
         """Say how steps are run and start the clock."""
-        self.console.print(trainer.describe(), highlight=False, soft_wrap=True, markup=False)
+        print_line(self.console, trainer.describe())
         self.rate.restart()
 
     def phase(self, name: str) -> None:
         """Name what is done between steps."""
-        self.console.print(name, highlight=False, soft_wrap=True)
+        print_line(self.console, name)
 
     def warning(self, text: str) -> None:
         """Print it."""
@@ -154,11 +155,10 @@ class PlainProgress:
         """Print the line."""
         epoch = trainer.steps_done // trainer.steps_per_epoch
         left = (trainer.epochs - epoch) * trainer.steps_per_epoch * trainer.batch_size
-        self.console.print(
+        print_line(
+            self.console,
             f"epoch {epoch}/{trainer.epochs}  {phase_of(trainer)}  {losses_text(losses)}  "
             f"{self.images_per_second:.0f} images/s  {left / self.images_per_second:.0f} s left",
-            highlight=False,
-            soft_wrap=True,
         )
 
     def start_layers(self, count: int) -> None:
@@ -168,15 +168,15 @@ class PlainProgress:
     def layer(self, name: str) -> None:
         """Print the line."""
         self.layers_left -= 1
-        self.console.print(f"measured {name}  {self.layers_left} layers left", highlight=False)
+        print_line(self.console, f"measured {name}  {self.layers_left} layers left")
 
     def stop(self) -> None:
         """Nothing to clean up."""
 
 
 def console_progress(console: Console, live: bool = True) -> LiveProgress | PlainProgress:
-    """What shows a run on ``console``: live where that is a terminal, else in lines."""
-    return LiveProgress(console) if live and console.is_terminal else PlainProgress(console)
+    """What shows a run on ``console``: live where its lines can be written again, else in lines."""
+    return LiveProgress(console) if live and is_live(console) else PlainProgress(console)
 
 
 class SilentProgress:
