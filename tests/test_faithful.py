@@ -129,6 +129,10 @@ def test_a_forward_of_the_instance_is_the_one_that_is_traced():
     follows(model)
 
 
+def keep_last(module, args, output):
+    module.last = output
+
+
 # ---- tensors changed in place ----
 
 
@@ -377,6 +381,23 @@ def test_what_a_forward_keeps_does_not_reach_the_student():
     assert model.calls == 2
     assert all(isinstance(x, torch.Tensor) for x in model.all)
     assert model.count == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_network_that_has_run_and_whose_weights_are_computed_trains():
+    model = normed(Two.forward)
+    nn.utils.weight_norm(model[0].second)
+    model[0].register_forward_hook(keep_last)
+    model(X)
+    generator = gdfq.models.Generator(4, 8, channels=3, latent_dim=10, width=8)
+    options = {"epochs": 1, "steps_per_epoch": 1, "warmup_epochs": 0, "calibration_batches": 1}
+    trainer = gdfq.GDFQTrainer(
+        model, gdfq.quantize_model(model), generator, num_classes=4, batch_size=4, **options,
+        memory_format="contiguous",
+    )  # fmt: skip
+    before = trainer.student.get_submodule("0.second").weight.clone()
+    trainer.train()
+    assert not torch.equal(trainer.student.get_submodule("0.second").weight, before)
 
 
 def test_a_buffer_that_the_forward_changes_and_reads_is_refused():

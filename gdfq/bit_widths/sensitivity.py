@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from gdfq.bit_widths.allocation import Layer
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError
+from gdfq.nn.copying import copied
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import check_bits
 
@@ -116,7 +116,7 @@ class Divergence:
     ) -> None:
         if not batches:
             raise InputError("batches: must hold at least one batch of images, got none")
-        self.network = copy.deepcopy(teacher).eval()
+        self.network = copied(teacher).eval()
         self.batches = batches
         self.zero_in_range = zero_in_range
         self.kernel_ranges = kernel_ranges

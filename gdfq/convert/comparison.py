@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdfq.convert.copying import copied, float_copy
+from gdfq.convert.copying import float_copy
 from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tables import ACTIVATION_MODULES, LAYERS
 from gdfq.errors import InputError
 from gdfq.functional import activate
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.copying import copied
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 
 # By its path, what a module returned in each call, in a few numbers of each sample.

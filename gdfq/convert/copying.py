@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._pytree import tree_leaves
 
 from gdfq.errors import InputError
+from gdfq.nn.copying import copied
 
 # Attributes that a traced network's own class or its instances have, beyond any module's.
 _TAKEN = ({*dir(fx.GraphModule)} - {*dir(nn.Module)}) | {"meta", "coverage"}
@@ -36,21 +33,6 @@ def float_copy(model: nn.Module) -> nn.Module:
     for module in [*made.modules()]:
         _fold(module)
     return made
-
-
-def copied(model: nn.Module, share: bool = False) -> nn.Module:
-    """A copy of ``model``, which may have run; with ``share``, of the same parameters."""
-    # What a forward kept of its values is no leaf of autograd, and not copied otherwise.
-    kept = [
-        value
-        for module in model.modules()
-        for value in tree_leaves([v for k, v in module.__dict__.items() if k != "_modules"])
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept}
-    if share:
-        memo |= {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, memo)
 
 
 def _fold(module: nn.Module) -> None:

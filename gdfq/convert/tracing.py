@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gdfq.convert.copying import copied
 from gdfq.convert.flow import value_type
 from gdfq.convert.tables import LAYERS, SHAPE_METHODS, is_float_activation
 from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.copying import copied
 
 _NOT_USERS = tuple(f"{Path(path).parent / '_'}"[:-1] for path in (torch.__file__, __file__))
 _CONDITIONS = (

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from gdfq.distributed import global_moments, joined_world
 from gdfq.errors import InputError
+from gdfq.nn.copying import copied
 from gdfq.nn.hardtanh import LeanHardtanh
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 
@@ -141,7 +142,7 @@ class StatisticsTeacher(nn.Module):
             tensors = [*model.parameters(), *model.buffers()]
             self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
         else:
-            self.model = copy.deepcopy(model).eval().requires_grad_(False)
+            self.model = copied(model).eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
         self.called: dict[
             str, Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 import inspect
@@ -23,6 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from gdfq import models
 from gdfq.errors import InputError
+from gdfq.nn.copying import copied
 from gdfq.sources.preprocessing import DATA_SETS, IMAGENET_MEAN, IMAGENET_STD
 from gdfq.sources.state import load_state, only_weights, refusal
 
@@ -336,7 +336,7 @@ class InMemory(Source):
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
         """A copy in float32, on the CPU."""
         try:
-            return copy.deepcopy(self.network).cpu().float()
+            return copied(self.network).cpu().float()
         except Exception as error:
             raise InputError(f"model: {self.name} cannot be copied: {_told(error)}") from error
 

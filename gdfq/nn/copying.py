@@ -1,0 +1,24 @@
+"""Copies of networks that may have run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+def copied(model: nn.Module, share: bool = False) -> nn.Module:
+    """A copy of ``model``, which may have run; with ``share``, of the same parameters."""
+    # What a forward kept of its values is no leaf of autograd, and not copied otherwise.
+    kept = [
+        value
+        for module in model.modules()
+        for value in tree_leaves([v for k, v in module.__dict__.items() if k != "_modules"])
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept}
+    if share:
+        memo |= {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, memo)
