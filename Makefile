@@ -13,10 +13,10 @@ RECIPE := fashion-mnist-resnet20
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# $(call install,ARGUMENTS,WHAT): with pip, and a sentence where that fails.
+# $(call install,ARGUMENTS,WHAT): with pip, its errors alone, and a sentence where that fails.
 NO_PIP = pip could not install $(1): the lines above say why. Without a network, put an index or a \
   folder of wheels into PIP_INDEX_URL or PIP_FIND_LINKS.
-install = $(BIN)/python -m pip install --quiet $(1) || { echo "gdfq: $(call NO_PIP,$(2))"; exit 1; }
+install = $(BIN)/python -m pip install --quiet --quiet $(1) || { echo "gdfq: $(call NO_PIP,$(2))"; exit 1; }
 
 .PHONY: demo test wheel docs bench bench-step gpu-check lint format clean
 
@@ -34,7 +34,7 @@ wheel: export GDFQ_CUDA_ARCHITECTURES ?= all
 wheel: $(VENV)/.torch ## Build a wheel into dist/, for the torch that is in .venv
 	@rm -rf build/lib* build/bdist*
 	@$(BIN)/python setup.py -q build_ext --inplace
-	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@$(BIN)/python -m pip wheel --quiet --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@echo "gdfq: built" dist/*.whl
 
 # In quiet, mkdocs says what is wrong and nothing else; a link or reference that leads nowhere is an error.

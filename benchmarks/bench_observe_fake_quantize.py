@@ -1,6 +1,7 @@
 """observe_fake_quantize: 3 bytes of traffic per byte of input, one of them for the range."""
 
 import torch
+from torch import Tensor
 
 from gdfq.functional import observe_fake_quantize
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
@@ -8,8 +9,9 @@ from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
 compiled = torch.compile(observe_fake_quantize_reference, dynamic=False)
 
 
-def buffers():
-    return [*(torch.zeros(()) for _ in range(4)), torch.zeros((), dtype=torch.int64)]
+def buffers() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    count = torch.zeros((), dtype=torch.int64)
+    return torch.zeros(()), torch.zeros(()), torch.zeros(()), torch.zeros(()), count
 
 
 def test_observe_fake_quantize(interleave, shape):

@@ -104,7 +104,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(argument, cases.values(), ids=cases.keys())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """The first size of every operator, then the second: what a limit cuts off is sizes."""
     seen: collections.Counter = collections.Counter()
     turn = {}

@@ -139,6 +139,7 @@ def main() -> None:
         kills: list[Kill] = []
         always = ("--checkpoint-every", "0.1")
         while len(kills) < given.kills:
+            arguments: tuple[str, ...]
             if (killed / "recipe.toml").exists():
                 arguments = ("--resume", str(killed), *always)
             else:

@@ -57,7 +57,7 @@ def efficientnet_lite0() -> nn.Module:
 def _padded(conv: Conv2dSame) -> nn.Sequential:
     """TensorFlow's padding of a stride of 2 over an even size: the odd pixel is on the far side."""
     plain = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, 2, groups=conv.groups, bias=False
+        conv.in_channels, conv.out_channels, conv.kernel_size[0], 2, groups=conv.groups, bias=False
     )
     plain.weight = conv.weight
     total = conv.kernel_size[0] - 2

@@ -52,7 +52,7 @@ GROWTH: dict[str, tuple[list[int], str]] = {
     "bits": ([2, 3, 4, 5, 6, 7, 8], "bits"),
     "depth": ([20, 32, 56, 80, 110], "depth"),
 }
-GROWTH_BASE = {"batch_size": 64, "image_size": 32}
+GROWTH_BASE: dict[str, Any] = {"batch_size": 64, "image_size": 32}
 
 
 def measure_part(
@@ -60,9 +60,9 @@ def measure_part(
 ) -> dict[str, Any]:
     """A part's figures, beside its own rivals or those given."""
     network, options, rivals, memory = PARTS[name]
-    rivals = check_rivals(rivals if against is None else against, device)
+    chosen = check_rivals(rivals if against is None else against, device)
     settings = Settings(steps=steps, device=device, **options)
-    results, trainer = measure(WORKLOADS[network], settings, rivals, memory)
+    results, trainer = measure(WORKLOADS[network], settings, chosen, memory)
     return {
         "date": date.today().isoformat(),
         "machine": environment(),
@@ -90,7 +90,8 @@ def measure_growth(steps: int, device: str) -> dict[str, Any]:
             elif key == "image_size":
                 workload = replace(base, image_size=value, batch_size=16)
             else:
-                workload = replace(base, **{key: value})
+                change: dict[str, Any] = {key: value}
+                workload = replace(base, **change)
             (ours,), _ = measure(workload, settings, [], memory=False)
             growth[what][value] = ours.median
             print(f"{what} {value}: {ours.median:.3f} s", flush=True)

@@ -10,6 +10,7 @@ import argparse
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def quantized(teacher: nn.Module, bits: dict[str, int]) -> nn.Module:
     """A copy with these layers' weights quantized."""
     network = copy.deepcopy(teacher)
     for name, width in bits.items():
-        weight = network.get_submodule(name).weight
+        weight = network.get_parameter(f"{name}.weight")
         weight.copy_(fake_quantize_minmax(weight, width, axis=0))
     return network
 
@@ -61,7 +62,8 @@ def main() -> None:
     test_set = open_batches(recipe, loaded.preprocessing, workers=0)
     batches = list(itertools.islice(test_set, options.batches))
     pictures = sum(len(labels) for _, labels in batches)
-    layers = suggest_bits(recipe, 3.0, _Silent(), steps=options.steps).layers
+    silent: Any = _Silent()
+    layers = suggest_bits(recipe, 3.0, silent, steps=options.steps).layers
     lines = [
         "# Suggested bits beside equal ones, before fine-tuning",
         "",

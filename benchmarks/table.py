@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def where(device: str, machine: dict) -> str:
     return f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else machine["gpu"]
 
 
-def line(name: str, ratios: dict[str, float | None]) -> str:
+def line(name: str, ratios: Mapping[str, float | None]) -> str:
     """One line of a Markdown table."""
     cells = [f"{ratios[r]:.2f}" if ratios.get(r) is not None else "" for r in RIVALS]
     return "| " + " | ".join([name, *cells]) + " |"
