@@ -15,6 +15,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 
 from gdfq.convert import QuantizedModel
@@ -45,6 +46,8 @@ SOURCE = "gdfq.quantize"  # in messages about options
 Show = bool | Literal["auto"]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def quantize(
     model: nn.Module | str | None = None,
     num_classes: int | None = None,
@@ -129,6 +132,8 @@ def quantize(
     return result
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def resume(
     folder: str | Path,
     model: nn.Module | None = None,

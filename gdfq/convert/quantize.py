@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import nn
 
 from gdfq.convert.bits import BitWidths
 from gdfq.convert.canonical import use_modules
 from gdfq.convert.conversion import Converter
 from gdfq.convert.copying import float_copy
+from gdfq.convert.images import keep_images
 from gdfq.convert.in_place import settle_in_place
 from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tracing import check_leaves, trace
@@ -19,12 +21,14 @@ from gdfq.errors import InputError
 from gdfq.functional import Activation
 from gdfq.nn import QAct
 from gdfq.nn.dynamic_ranges import DynamicRanges, check_dynamic_ranges, has_dynamic
+from gdfq.nn.given import plain_network
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import Ste, check_bits, check_choice, check_ste
 
 LearnedRanges = Literal["none", "act", "weight", "both"]
 
 
+@torch.inference_mode(False)
 def quantize_model(
     model: nn.Module,
     weight_bits: int = 4,
@@ -86,7 +90,8 @@ def quantize_model(
             :mod:`gdfq.nn.dynamic_ranges`. No integer kernel computes with them.
 
     Returns:
-        The student, in evaluation mode, its activation ranges not yet set. ``student.coverage``
+        The student, in evaluation mode, its activation ranges not yet set. What the model keeps
+        frozen (``requires_grad=False``) stays so, unless that is all of it. ``student.coverage``
         says of each operation whether it is quantized, and why not.
 
     Raises:
@@ -104,9 +109,11 @@ def quantize_model(
     check_ste(ste)
     check_choice("learned_ranges", learned_ranges, get_args(LearnedRanges))
     check_range_kinds(learned_ranges, dynamic_ranges)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: must be an nn.Module, got {type(model).__name__}")
-    root = float_copy(model)
+    root = float_copy(plain_network(model, "model"))
+    if not any(parameter.requires_grad for parameter in root.parameters()):
+        # Frozen as a whole, as networks are for inference: the student is made to be trained.
+        for parameter in root.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
     check_leaves(root, leaf_modules)
     graph, tracer = trace(root, leaf_modules)
     use_modules(root, graph)
@@ -133,6 +140,7 @@ def quantize_model(
         elif node.op in ("call_function", "call_method"):
             converter.convert_call(node)
     coverage = CoverageReport(converter.finish(quantize_inputs))
+    keep_images(root, graph)
     widths.require_matches()
     if not coverage.counts()["quantized"]:
         raise InputError("model: has no Conv2d, Linear or activation that could be quantized")

@@ -8,9 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from gdfq.errors import InputError
+from gdfq.nn.given import one_line
 
-def copied(model: nn.Module, share: bool = False) -> nn.Module:
-    """A copy of ``model``, which may have run; with ``share``, of the same parameters."""
+
+def copied(model: nn.Module, share: bool = False, name: str = "model") -> nn.Module:
+    """A copy of ``model``, which may have run; with ``share``, of the same parameters.
+
+    Raises:
+        InputError: it cannot be copied; the message calls it ``name``.
+    """
     # What a forward kept of its values is no leaf of autograd, and not copied otherwise.
     kept = [
         value
@@ -21,4 +28,9 @@ def copied(model: nn.Module, share: bool = False) -> nn.Module:
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept}
     if share:
         memo |= {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(
+            f"{name}: {type(model).__name__} cannot be copied (copy.deepcopy): {one_line(error)}"
+        ) from error

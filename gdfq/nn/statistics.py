@@ -142,7 +142,7 @@ class StatisticsTeacher(nn.Module):
             tensors = [*model.parameters(), *model.buffers()]
             self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
         else:
-            self.model = copied(model).eval().requires_grad_(False)
+            self.model = copied(model, name="teacher").eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
         self.called: dict[
             str, Any

@@ -108,7 +108,7 @@ def build_generator(recipe: Recipe, images: Preprocessing) -> models.Generator:
             images.image_size,
             images.channels,
             **recipe.generator.model_dump(),
-        )
+        ).float()
 
 
 def build_trainer(

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from gdfq import models
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
+from gdfq.nn.given import plain_network
 from gdfq.sources.preprocessing import DATA_SETS, IMAGENET_MEAN, IMAGENET_STD
 from gdfq.sources.state import load_state, only_weights, refusal
 
@@ -320,7 +320,11 @@ class InMemory(Source):
                 "code: give the network again (gdfq.open_run, gdfq.resume and gdfq.load take "
                 "it); or name what makes it, gdfq.quantize(..., factory='package.module:function')"
             )
-        self.network = _plain(network)
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"model: must be an nn.Module or one of {FORMS}, got a {type(network).__name__}"
+            )
+        self.network = plain_network(network, "model")
         self.name = type(self.network).__name__
 
     def tags(self) -> list[str]:
@@ -335,29 +339,7 @@ class InMemory(Source):
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
         """A copy in float32, on the CPU."""
-        try:
-            return copied(self.network).cpu().float()
-        except Exception as error:
-            raise InputError(f"model: {self.name} cannot be copied: {_told(error)}") from error
-
-
-def _plain(network: nn.Module) -> nn.Module:
-    """``network`` without what data parallelism and torch.compile put around it, checked."""
-    if not isinstance(network, nn.Module):
-        raise InputError(
-            f"model: must be an nn.Module or one of {FORMS}, got a {type(network).__name__}"
-        )
-    while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        network = network.module
-    network = getattr(network, "_orig_mod", network)
-    for name, value in [*network.named_parameters(), *network.named_buffers()]:
-        if is_lazy(value):
-            raise InputError(f"model: {name} has no shape yet: call the network on an image first")
-        if value.is_meta:
-            raise InputError(
-                f"model: {name} is on the meta device, where it has no values: load the weights"
-            )
-    return network
+        return copied(self.network).cpu().float()
 
 
 REGISTRIES: dict[str, type[Source]] = {

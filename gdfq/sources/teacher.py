@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.errors import InputError
+from gdfq.nn.given import call_and_keep_images, require_logits
 from gdfq.sources import preprocessing
 from gdfq.sources.preprocessing import DATA_SETS, Preprocessing
 from gdfq.sources.registries import (
@@ -152,21 +153,17 @@ def _which_weights(source: Source, weights: str | None) -> tuple[str, str]:
 
 @torch.no_grad()
 def _try(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
-    """The number of classes, by a forward pass of noise."""
+    """The number of classes, by a forward pass of noise, which ``network`` leaves as it is."""
     size = "x".join(map(str, shape))
     try:
-        logits = network(torch.zeros(2, *shape))
+        images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        logits = call_and_keep_images(network, images)
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
             f"model: {model} does not take images of {size} (channels, height, width): {lines[0]}"
         ) from error
-    if not isinstance(logits, Tensor):
-        raise InputError(
-            f"model: {model} returns a {type(logits).__name__} in evaluation mode, not one tensor "
-            "of logits; switch its auxiliary outputs off or wrap it in a module that returns the "
-            "logits alone"
-        )
+    logits = require_logits(logits, f"model: {model}")
     if logits.dim() != 2:
         raise InputError(
             f"model: {model} returns a tensor of shape {tuple(logits.shape)} for two images, not "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.nn.copying import copied
 from gdfq.nn.dynamic_ranges import has_dynamic
+from gdfq.nn.given import call_and_keep_images, kind_of, one_line, require_logits
 from gdfq.nn.qact import observing_copy
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import check_choice
@@ -130,7 +131,37 @@ def check_finite(name: str, module: nn.Module) -> None:
             raise InputError(f"{name}: {key!r} holds NaN or infinite values")
 
 
-@torch.no_grad()
+def check_networks(**networks: nn.Module) -> None:
+    """Raise an InputError unless ``networks``, by argument, are on one device and can be used.
+
+    ``student`` and ``generator`` are trained in place, so that they must have something to train.
+    """
+    device = next(networks["teacher"].parameters(), torch.empty(0)).device
+    for name, network in networks.items():
+        tensors = [*network.parameters(), *network.buffers()]
+        for tensor in tensors:
+            if tensor.device != device:
+                raise InputError(
+                    f"{name}: is on {tensor.device}, at least in part, and the teacher on "
+                    f"{device}; move all to one device"
+                )
+        check_finite(name, network)
+        if name == "teacher":
+            if not tensors:
+                raise InputError("teacher: has no parameters")
+            continue
+        if any(tensor.is_inference() for tensor in tensors):
+            raise InputError(
+                f"{name}: was made in torch.inference_mode, where nothing can be trained; make it "
+                "outside"
+            )
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise InputError(
+                f"{name}: has no parameter to train (requires_grad=True); call "
+                f"{name}.requires_grad_(True)"
+            )
+
+
 def check_shapes(
     teacher: StatisticsTeacher,
     student: nn.Module,
@@ -139,7 +170,9 @@ def check_shapes(
     start: Start,
     mixed_labels: bool = False,
 ) -> Tensor:
-    """Two generated images, after trying all three on copies.
+    """Two generated images, after trying all three on copies, gradients included.
+
+    Where the teacher changes its images in place, it works on a copy of them from then on.
 
     Raises:
         InputError: they do not fit each other; the message says how.
@@ -152,37 +185,115 @@ def check_shapes(
         raise InputError(
             f"num_classes: {num_classes} given, but the generator was made for {classes}"
         )
-    device = next(teacher.parameters()).device
-    probe = copy.deepcopy(generator)  # a forward moves its running statistics
-    z = torch.zeros(2, latent_dim, device=device)
-    images = probe(z, torch.zeros(2, dtype=torch.int64, device=device))
+    # A forward moves its running statistics.
+    probe: Any = copied(generator, name="generator").train()
+    z = example_noise(probe, 2)
+    labels = torch.zeros(2, dtype=torch.int64, device=z.device)
+    images = _images(probe, z, labels)
     if mixed_labels:
         try:
-            probe(z, torch.full((2, num_classes), 1 / num_classes, device=device))
+            probe(z, torch.full((2, num_classes), 1 / num_classes, device=z.device))
         except (RuntimeError, IndexError, TypeError) as error:
             raise InputError(
                 f"mix_probability: the generator does not take labels (N, {num_classes}), shares "
-                f"of each class: {str(error).splitlines()[0]}"
+                f"of each class: {one_line(error)}"
             ) from error
-    try:
-        logits, _ = teacher(images)
-    except RuntimeError as error:
-        raise InputError(
-            f"teacher: does not take the generator's images of shape {tuple(images.shape)}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+    logits = _teacher_logits(teacher, images)
     if logits.dim() != 2 or logits.shape[1] != num_classes:
         raise InputError(
             f"num_classes: {num_classes} given, but the teacher's logits have shape "
             f"(N, {', '.join(map(str, logits.shape[1:]))})"
         )
-    answer = observing_copy(student)(images)
+    trial = observing_copy(student)
+    try:
+        answer = require_logits(trial(images), "student")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"student: does not take the generator's images of shape {tuple(images.shape)}: "
+            f"{one_line(error)}"
+        ) from error
     if answer.shape != logits.shape:
         raise InputError(
             f"student: its logits have shape {tuple(answer.shape)}, the teacher's "
             f"{tuple(logits.shape)}; make it with quantize_model(teacher)"
         )
+    if not answer.requires_grad:
+        raise InputError(
+            "student: its logits depend on no parameter that is trained (torch.no_grad or detach "
+            "in its forward, or the last layers alone are not frozen)"
+        )
     if start.corrects or start.bn_reestimate_end:
-        trial = Images(lambda images, labels: images, [(images, images)], World())
-        correct(observing_copy(student), teacher.model, trial, start.bn_reestimate)
+        given = Images(lambda images, labels: images.clone(), [(images, images)], World())
+        correct(observing_copy(student), teacher.model, given, start.bn_reestimate)
     return images
+
+
+def example_noise(generator: nn.Module, count: int) -> Tensor:
+    """Noise ``(count, latent_dim)`` as ``generator`` takes it, always the same."""
+    like = floating_parameter(generator)
+    shape = (count, int(generator.latent_dim))  # type: ignore[arg-type]
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return noise.to(like)
+
+
+def floating_parameter(network: nn.Module) -> Tensor:
+    """The first parameter with a floating-point dtype; that is the dtype of what it takes."""
+    return next(p for p in network.parameters() if p.is_floating_point())
+
+
+def _images(generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
+    """What ``generator`` makes, detached, if it is images."""
+    try:
+        images = generator(z, labels)
+    except Exception as error:
+        raise InputError(
+            f"generator: generator(z, labels) failed for z {tuple(z.shape)} and labels (N,): "
+            f"{one_line(error)}"
+        ) from error
+    if not isinstance(images, Tensor) or images.dim() != 4 or len(images) != len(z):
+        kind = tuple(images.shape) if isinstance(images, Tensor) else kind_of(images)
+        raise InputError(
+            f"generator: must return images (N, C, H, W) for z {tuple(z.shape)}, got {kind}"
+        )
+    if not images.requires_grad:
+        raise InputError("generator: its images depend on no parameter that is trained")
+    images = images.detach()
+    if not bool(images.isfinite().all()):
+        raise InputError("generator: makes images with NaN or infinite values")
+    return images
+
+
+def _teacher_logits(teacher: StatisticsTeacher, images: Tensor) -> Tensor:
+    """The teacher's logits of ``images``, if they and the statistics can teach a generator."""
+    name = f"teacher: does not take the generator's images of shape {tuple(images.shape)}"
+    try:
+        with torch.no_grad():
+            logits, statistics = call_and_keep_images(teacher, images)
+        require_logits(logits, "teacher")
+        given = images.clone().requires_grad_()
+        again, _ = teacher(given)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name}: {one_line(error)}") from error
+    sound = logits.isfinite().all()
+    for values in (*statistics.means, *statistics.vars):
+        sound &= values.isfinite().all()
+    if not bool(sound):
+        raise InputError(
+            "teacher: answers NaN or infinite values to the generator's images, in its logits or "
+            "its batch norms' inputs; check its weights and running statistics"
+        )
+    problem = "they do not depend on it (torch.no_grad or detach in its forward)"
+    if again.requires_grad:
+        try:
+            if torch.autograd.grad(again.float().sum(), given, allow_unused=True)[0] is not None:
+                return logits
+        except RuntimeError as error:
+            problem = one_line(error)
+    raise InputError(
+        "teacher: the generator learns from the gradient of its logits with respect to the images, "
+        f"and there is none: {problem}"
+    )

@@ -17,6 +17,7 @@ from gdfq.distributed import World
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.fusion import FusedModel, fuse
 from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.nn.given import plain_network
 from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
@@ -127,6 +128,8 @@ class GDFQTrainer:
     ranges are calibrated just before fine-tuning, on what the generator makes by then.
     """
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def __init__(
         self,
         teacher: nn.Module,
@@ -162,11 +165,17 @@ class GDFQTrainer:
             for key, value in locals().items()
             if key not in ("self", "teacher", "student", "generator", "start", "world")
         }
+        teacher = plain_network(teacher, "teacher")
+        networks = {"student": student, "generator": generator}
+        for name, network in networks.items():
+            if plain_network(network, name) is not network:
+                raise InputError(
+                    f"{name}: is trained in place; give the network in the {type(network).__name__}"
+                )
+        checks.check_networks(teacher=teacher, **networks)
         self.device = next(teacher.parameters()).device
         self.world = world or World()
         checks.check_settings(self.device, self.world.size, **settings)
-        checks.check_finite("teacher", teacher)
-        checks.check_finite("student", student)
         checks.check_start(start, student)
 
         self.teacher = StatisticsTeacher(teacher)
@@ -268,6 +277,8 @@ class GDFQTrainer:
 
     # ---- the algorithm ----
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def train(self, callback: TrainerCallback | None = None) -> nn.Module:
         """Run the whole schedule from where it stands and return its ``outcome``.
 
@@ -282,6 +293,8 @@ class GDFQTrainer:
             if self.steps_done == self.warmup_steps:
                 self._start_tuning(callback)
             losses = self.step()
+            if self.steps_done == 1:
+                self._require_sound_answers(losses)
             callback.on_step(self, losses)
             if self.steps_done % self.steps_per_epoch == 0:
                 means = self._epoch_means()
@@ -302,6 +315,7 @@ class GDFQTrainer:
 
         A copy where its parameters are averaged or, at the end, its batch norms corrected.
         """
+        self._set_modes()
         student = self.student if self.average is None else self.average.applied()
         if not self.start.bn_reestimate_end or not self.calibrated or not self._ended:
             return student
@@ -313,6 +327,7 @@ class GDFQTrainer:
     def _ended(self) -> bool:
         return self.steps_done >= self.epochs * self.steps_per_epoch
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _correct_copy(self, student: nn.Module) -> nn.Module:
         """A copy of ``student``, corrected on new images; the trainer's state stays as it is."""
@@ -337,6 +352,8 @@ class GDFQTrainer:
         self._keep_sound()
         callback.on_calibrated(self)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def step(self) -> dict[str, Tensor]:
         """One iteration: the generator learns, then, after the warm-up, the student.
 
@@ -350,11 +367,18 @@ class GDFQTrainer:
         if self.steps_done % self.steps_per_epoch == 0:
             for total in self._totals.values():
                 total.zero_()
+        self._set_modes()
         with multiplications(self.precision, self.device), self.world.joined():
             losses = self._compiled(self._tuning_step if tuning else self._warm_up_step)()
         self.steps_done += 1
         self._corrected = None
         return losses
+
+    def _set_modes(self) -> None:
+        """Statistics of teacher and student stand still, whatever a callback has set."""
+        self.teacher.eval()
+        self.student.eval()
+        self.generator.train()
 
     def _warm_up_step(self) -> dict[str, Tensor]:
         finish_generator, *_ = self._generator_step(tuning=False)
@@ -458,12 +482,14 @@ class GDFQTrainer:
         done = finish()
         return lambda: done
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def calibrate(self, batches: int) -> None:
         """Make the student ready to be fine-tuned, from ``batches`` batches of generated images.
 
         Sets its activation ranges, and does what ``start`` says.
         """
+        self._set_modes()
         samples = [tuple(map(self.world.share, self.sample())) for _ in range(batches)]
         images = Images(self.make_images, samples, self.world)
         with (
@@ -500,7 +526,8 @@ class GDFQTrainer:
         draws the whole batch, so that one random state is all there is.
         """
         shape = (self.batch_size, int(self.generator.latent_dim))  # type: ignore[arg-type]
-        z = torch.randn(shape, generator=self.random, device=self.device)
+        dtype = checks.floating_parameter(self.generator).dtype
+        z = torch.randn(shape, generator=self.random, device=self.device, dtype=dtype)
         labels = torch.randint(
             self.num_classes, (self.batch_size,), generator=self.random, device=self.device
         )
@@ -634,8 +661,18 @@ class GDFQTrainer:
             f"start: {self.start.describe()}",
             f"parts: {self.parts.describe()}",
             f"fusion: {'none' if self.fused is None else self.fused.summary()}",
+            *self._frozen(),
         )
         return "\n".join(lines)
+
+    def _frozen(self) -> list[str]:
+        """A line about the student's parameters that are not trained, if there are any."""
+        parameters = dict(self.student.named_parameters())
+        frozen = [name for name, value in parameters.items() if not value.requires_grad]
+        if not frozen:
+            return []
+        listed = ", ".join(frozen[:5]) + (", ..." if len(frozen) > 5 else "")
+        return [f"frozen: {len(frozen)} of {len(parameters)} parameters: {listed}"]
 
     def _compiled(self, step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
         """``step``, or the CUDA graph of it for what it depends on now."""
@@ -676,6 +713,16 @@ class GDFQTrainer:
         chosen, self.memory_format_seconds = fastest_memory_format(make_step, uncounted)
         names = get_args(MemoryFormat)
         return names[self.world.first_says(names.index(chosen))]
+
+    def _require_sound_answers(self, losses: dict[str, Tensor]) -> None:
+        """Raise an InputError where the teacher's answers are not finite before any update."""
+        for name in ("generator_ce", "bns"):
+            value = float(losses[name])
+            if not math.isfinite(value):
+                raise InputError(
+                    "teacher: answers NaN or infinite values to the first generated images "
+                    f"({name} is {value}); check its weights and running statistics"
+                )
 
     @torch.no_grad()
     def _require_finite(self, means: dict[str, float]) -> None:
