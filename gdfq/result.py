@@ -87,6 +87,7 @@ class QuantizationResult:
         weights: str = "int8",
         decompose: bool = False,
         images: int | None = None,
+        keep_unfaithful: bool = True,
     ) -> Exported:
         """Write the student for other runtimes, then run the file and compare it with the student.
 
@@ -99,10 +100,12 @@ class QuantizationResult:
             decompose: pt2 in PyTorch's own operators, which loads without this package.
             images: how many it is compared on; None is all of ``evaluate``'s batches, else all of
                 the recipe's data set, else 256 generated ones.
+            keep_unfaithful: False deletes a file that should answer as the student does and does
+                not.
 
         Returns:
             How the file answers. Where it should answer as the student does and does not, there is
-            a warning too.
+            a warning too, which says in which runtime and why.
 
         Raises:
             InputError: there is no such format, a package is missing, the network cannot be
@@ -116,7 +119,7 @@ class QuantizationResult:
         if self._evaluate is not None and not callable(self._evaluate):
             given = cast(Iterable[tuple[Tensor, Tensor]], self._evaluate)
         test = open_images(self.folder, self.recipe, images, given)
-        written = export_file(self._on_cpu(), path, options, test, self.recipe)
+        written = export_file(self._on_cpu(), path, options, test, self.recipe, keep_unfaithful)
         if not written.faithful:
             warnings.warn(f"gdfq: {written}", stacklevel=2)
         return written

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import os
 import re
@@ -8,13 +9,17 @@ import zipfile
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import gdfq
 from gdfq.cli._common import console
 from gdfq.export import export_onnx, export_pt2, runtimes
-from gdfq.export.parity import compare
-from gdfq.export.source import open_images, open_student
+from gdfq.export.files import Exported, FileOptions, export_file
+from gdfq.export.formulas import FORMULAS
+from gdfq.export.parity import _parity, compare
+from gdfq.export.pooling import POOLING, refuse_indices
+from gdfq.export.source import Images, open_images, open_student
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
 from gdfq.runs.folder import load_run, save_student
@@ -365,6 +370,340 @@ def test_a_student_in_channels_last_is_a_program_without_warnings(tmp_path, deco
         export_pt2(student, tmp_path / "s.pt2", images, decompose=decompose)
     network = torch.export.load(tmp_path / "s.pt2").module()
     assert torch.equal(network(images), logits_of(student, images))
+
+
+class Pooled(nn.Module):
+    """Quantized layers around a pooling."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.pool = pool
+        self.third = nn.Conv2d(8, 8, 1)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.pool(torch.relu(self.first(x)))
+        return self.last(torch.relu(self.third(x)).mean((2, 3)))
+
+
+def student_of(net, images, *bits):
+    """A calibrated student of ``net``, whose batch norms have seen ``images``."""
+    net.train()
+    with torch.no_grad():
+        for _ in range(10):
+            net(images)
+    return calibrated(gdfq.quantize_model(net.eval(), *bits), images)
+
+
+class Poolings(nn.Module):
+    """Many functions of one input, as so many outputs."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+
+    def forward(self, x):
+        return tuple(function(x) for function in self.functions)
+
+
+POOLINGS = [
+    *(
+        lambda x, a=a: F.avg_pool2d(x, *a)
+        for a in [
+            (3, 2, 1, True), (3, 2, 1, True, False), (2, 3, 1, True), ((3, 2), (2, 1), (1,), True),
+            (2, 2, 0, False, True, 3), (3, 2, 1, True, True, 5), (4, 3, 2, True), (3, 1, 1, False),
+        ]
+    ),
+    *(
+        lambda x, a=a: F.max_pool2d(x, *a)
+        for a in [(2, 3, 1, 1, True), (3, 2, 1, 2, True), ((3, 2), (2, 1), (1, 0), 1, True), (2,)]
+    ),
+    lambda x: F.max_pool2d(x, (2, 3), (3, 2), 1, 1, True, return_indices=True)[1].float(),
+    lambda x: F.max_pool2d(x, 2, return_indices=True)[1].float(),
+    *(lambda x, n=n: F.adaptive_avg_pool2d(x, n) for n in [4, (3, None), (12, 5), (5, 7), 1]),
+    *(lambda x, n=n: F.adaptive_max_pool2d(x, n) for n in [4, (3, None), (12, 5), (5, 7), 1]),
+    lambda x: F.lp_pool2d(x, 2.0, 3, 2, True),
+    lambda x: F.avg_pool1d(x.flatten(2), 3, 2, 1, True),
+    lambda x: F.max_pool1d(x.flatten(2), 2, 3, 1, 1, True),
+    lambda x: F.adaptive_avg_pool1d(x.flatten(2), 9),
+    lambda x: F.adaptive_max_pool1d(x.flatten(2), 9),
+    lambda x: F.avg_pool3d(x.unsqueeze(1), (2, 3, 3), 2, 1, True),
+    lambda x: F.max_pool3d(x.unsqueeze(1), (2, 3, 2), (2, 2, 3), 1, 1, True),
+    lambda x: F.adaptive_avg_pool3d(x.unsqueeze(1), (2, 4, 7)),
+    lambda x: F.adaptive_avg_pool3d(x.unsqueeze(1), (1, 5, 7)),
+    lambda x: F.adaptive_max_pool3d(x.unsqueeze(1), (2, 4, 7)),
+    lambda x: F.adaptive_max_pool3d(x.unsqueeze(1), (1, 5, 7)),
+]  # fmt: skip
+
+
+def test_every_pooling_is_what_pytorch_computes_in_each_runtime(tmp_path):
+    torch.manual_seed(0)
+    network, images = Poolings(POOLINGS), torch.randn(3, 3, 10, 14)
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, (images,), dynamic_shapes=batch)
+    program = program.run_decompositions(FORMULAS | POOLING)
+    refuse_indices(program)
+    path = tmp_path / "x.onnx"
+    torch.onnx.export(program, dynamo=True, opset_version=21, verbose=False).save(str(path))
+    images = torch.randn(5, 3, 10, 14)
+    expected = network(images)
+    session = runtimes._session(path, 1)
+    answers = {"onnxruntime": session.run(None, {session.get_inputs()[0].name: images.numpy()})}
+    if "openvino" in RUNTIMES:
+        answers["openvino"] = list(runtimes._compile(path, 1)(images.numpy()).values())
+    for runtime, found in answers.items():
+        for i, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+            assert got.shape == wanted.shape, (runtime, i)
+            torch.testing.assert_close(torch.from_numpy(got.copy()), wanted, msg=f"{runtime}, {i}")
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.AdaptiveAvgPool2d(4), nn.AdaptiveMaxPool2d(4)],
+)
+def test_a_student_with_a_pooling_answers_the_same_in_each_runtime(tmp_path, pool):
+    torch.manual_seed(0)
+    images = torch.randn(32, 2, 10, 10)
+    student = student_of(Pooled(pool), images)
+    export_onnx(student, tmp_path / "x.onnx", images)
+    assert [p.wrong for p in compare(student, tmp_path / "x.onnx", [(images, None)])] == [
+        "" for _ in RUNTIMES
+    ]
+
+
+class WithIndices(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        x, indices = self.pool(x)
+        return x + indices / 10
+
+
+def test_indices_of_a_pooling_are_right_or_refused(tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(32, 2, 10, 10)
+    student = student_of(Pooled(WithIndices(nn.MaxPool2d(3, 2, return_indices=True))), images)
+    export_onnx(student, tmp_path / "x.onnx", images)
+    assert not any(p.wrong for p in compare(student, tmp_path / "x.onnx", [(images, None)]))
+    student = student_of(Pooled(WithIndices(nn.AdaptiveMaxPool2d(4, return_indices=True))), images)
+    with pytest.raises(gdfq.InputError, match="reads the indices of an adaptive max pooling"):
+        export_onnx(student, tmp_path / "x.onnx", images)
+
+
+class Tokens(nn.Module):
+    """Linear layers over tokens; perhaps with batch norms over the tokens, not the channels."""
+
+    def __init__(self, norm=None):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 4, 4)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.hidden = nn.Linear(8, 8)
+        self.norm2 = norm or nn.Identity()
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm1(self.first(x))).flatten(2).transpose(1, 2)
+        return self.last(torch.relu(self.norm2(self.hidden(x))).mean(1))
+
+
+@pytest.mark.parametrize("size", [(16, 8), (12, 12)])  # 8 tokens, as many as channels, and 9
+def test_a_batch_norm_over_tokens_is_not_folded_into_a_linear_layer(tmp_path, size):
+    torch.manual_seed(0)
+    images = torch.randn(64, 2, *size)
+    norm = nn.BatchNorm1d(size[0] * size[1] // 16)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.2, 3, len(norm.weight)))
+    student = student_of(Tokens(norm), images)
+    export_onnx(student, tmp_path / "x.onnx", images)
+    assert logits_of(student, images).std(0).min() > 1e-3
+    assert not any(p.wrong for p in compare(student, tmp_path / "x.onnx", [(images, None)]))
+
+
+def test_openvino_averages_tokens_in_integer_mode(tmp_path):
+    """It read memory that was not the tokens' when it averaged their codes."""
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    images = torch.randn(64, 2, 16, 16)
+    student = student_of(Tokens(), images)
+    path = tmp_path / "x.onnx"
+    export_onnx(student, path, images, mode="integer", input_range=(-5.0, 5.0))
+    expected = logits_of(student, images)
+    runner = runtimes.open_model("openvino", path)
+    for count in (64, 7, 64, 1, 32):
+        found = torch.from_numpy(runner(images[:count].numpy()).copy())
+        assert (found - expected[:count]).abs().max() < 0.02
+    executed = runtimes.executed("openvino", path, images[:4])
+    assert executed["Convolution, u8"] == 1
+
+
+class OwnTensors(nn.Module):
+    """Tensors on the root, called what the file calls its input and output."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3)
+        self.last = nn.Linear(8, 5)
+        self.images = nn.Parameter(torch.rand(8, 1, 1))
+        self.register_buffer("logits", torch.rand(5))
+        self.register_buffer("logits_tensor", torch.rand(5))
+
+    def forward(self, x):
+        x = torch.relu(self.first(x)) * self.images
+        return self.last(x.mean((2, 3))) * self.logits + self.logits_tensor
+
+
+def test_tensors_that_are_called_as_input_and_output_get_other_names(tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(16, 2, 9, 9)
+    student = student_of(OwnTensors(), images)
+    export_onnx(student, tmp_path / "x.onnx", images)
+    onnx.checker.check_model(str(tmp_path / "x.onnx"), full_check=True)
+    assert not any(p.wrong for p in compare(student, tmp_path / "x.onnx", [(images, None)]))
+    assert "images" in student.state_dict()  # the student keeps its own
+
+
+def test_a_file_that_is_too_large_has_its_tensors_in_a_second_one(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    images = torch.randn(8, 2, 12, 12)
+    net = nn.Sequential(nn.Conv2d(2, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 40))  # fmt: skip
+    student = student_of(net, images)
+    small, path = tmp_path / "small.onnx", tmp_path / "large.onnx"
+    export_onnx(student, small, images)
+    monkeypatch.setattr(sys.modules["gdfq.export.onnx_file"], "LIMIT", 10_000)
+    export_onnx(student, path, images)
+    data = tmp_path / "large.onnx.data"
+    assert path.stat().st_size < 20_000 < 64 * 128 * 9 <= data.stat().st_size
+    whole, loaded = constants_of(onnx.load(str(small))), constants_of(onnx.load(str(path)))
+    assert all((loaded[name] == array).all() for name, array in whole.items())
+    assert not any(p.wrong for p in compare(student, path, [(images, None)]))
+
+
+# ---- integer kernels of processors without VNNI ----
+
+
+def saturated(activations, weights):
+    """Sums of products of codes as ``vpmaddubsw`` computes them: pairs of products in 16 bits."""
+    pairs = (activations.astype("int64") * weights.astype("int64")).reshape(-1, 2).sum(1)
+    return int(pairs.clip(-32768, 32767).sum()), int(pairs.sum())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_codes_of_integer_mode_do_not_saturate_without_vnni(tmp_path, bits):
+    torch.manual_seed(0)
+    images = torch.rand(32, 2, 8, 8)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    student = student_of(net, images, bits, 4)
+    form = export_onnx(student, tmp_path / "x.onnx", images, mode="integer", input_range=(0, 1))
+    assert not any("VNNI" in part.note for part in form.parts)
+    codes = constants_of(onnx.load(str(tmp_path / "x.onnx")))["0.weight"]
+    assert 32 <= abs(codes).max() <= 64
+    for kernel in codes:
+        brightest = (kernel.reshape(-1) > 0) * 255
+        found, exact = saturated(brightest, kernel.reshape(-1))
+        assert found == exact
+
+
+def test_what_may_saturate_without_vnni_is_said(tmp_path):
+    torch.manual_seed(0)
+    images = torch.rand(32, 2, 8, 8)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                        nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    student = student_of(net, images, 7, 8)
+    form = export_onnx(student, tmp_path / "x.onnx", images, mode="integer", input_range=(0, 1))
+    notes = {part.name: part.note for part in form.parts}
+    assert "times activations up to 255: integer kernels of processors without VNNI" in notes["3"]
+    # Activations of 4 bits leave the whole of int8 to weights.
+    student = student_of(net, images, 7, 4)
+    form = export_onnx(student, tmp_path / "x.onnx", images, mode="integer", input_range=(0, 1))
+    assert "VNNI" not in {part.name: part.note for part in form.parts}["3"]
+
+
+# ---- whether a file is its student ----
+
+
+def test_a_file_with_other_logits_and_the_same_answers_fails(tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(40, 2, 8, 8)
+    student = student_of(tiny_teacher(), images)
+    other = copy.deepcopy(student)
+    with torch.no_grad():
+        next(m for m in other.modules() if isinstance(m, gdfq.nn.QLinear)).bias += 0.05
+    path = tmp_path / "x.onnx"
+    options = FileOptions()
+    export_onnx(other, path, images)
+    for parity in compare(student, path, [(images, None)]):
+        assert parity.agreement == 100
+        assert parity.noticeable == 100
+        assert "logits differ by more than 0.001 on 100.0% of the images" in parity.wrong
+        written = Exported(path, 0, options, "images", [parity])
+        assert not written.faithful
+        assert "FAILED its check" in str(written)
+
+
+def test_logits_of_another_shape_and_files_that_are_refused_fail(tmp_path):
+    images = torch.randn(6, 2, 8, 8)
+    student = calibrated(gdfq.quantize_model(tiny_teacher(), 3, 4), images)
+    other = calibrated(gdfq.quantize_model(tiny_teacher(num_classes=7), 3, 4), images)
+    path = tmp_path / "x.onnx"
+    export_onnx(other, path, images)
+    for parity in compare(student, path, [(images, torch.zeros(6))]):
+        assert "shape (6, 7), the student's have (6, 4)" in parity.wrong
+        for mode in ("exact", "integer"):
+            written = Exported(path, 0, FileOptions(mode=mode), "images", [parity])
+            assert not written.faithful
+    path.write_bytes(b"no model")
+    for parity in compare(student, path, [(images, None)]):
+        assert "refuses" in parity.wrong
+
+
+def test_one_image_in_twenty_may_differ_by_rounding(tmp_path):
+    expected = torch.zeros(1000, 4)
+    expected[:, 1] = 1
+    for wrong, fails in ((60, False), (80, True)):
+        found = expected.clone()
+        found[:wrong, 2] = 0.01
+        parity = _parity("onnxruntime", found, expected, None)
+        assert parity.agreement == 100
+        assert bool(parity.wrong) == fails
+    found = expected.clone()
+    found[:80, 2] = 0.01
+    # Of a student that rounding itself moves as far, it is rounding; a hundred times as far is not.
+    rounding = torch.full((1000,), 0.01)
+    assert not _parity("onnxruntime", found, expected, None, rounding).wrong
+    found[:80, 2] = 0.5
+    assert _parity("onnxruntime", found, expected, None, rounding).wrong
+    found[:80, 2] = torch.nan
+    assert _parity("onnxruntime", found, expected, None, rounding).wrong
+
+
+def test_a_file_that_fails_its_check_is_deleted_on_request(tmp_path, monkeypatch):
+    images = torch.randn(8, 2, 8, 8)
+    student = calibrated(gdfq.quantize_model(tiny_teacher(), 3, 4), images)
+    test = Images([(images, None)], "8 images", (2, 8, 8), (-4.0, 4.0))
+    files = sys.modules["gdfq.export.files"]
+
+    def damaged(student, path, example, **options):
+        form = export_onnx(student, path, example, **options)
+        (path.parent / f"{path.name}.data").write_bytes(b"")
+        path.write_bytes(b"no model")
+        return form
+
+    for keep in (True, False):
+        path = tmp_path / f"{keep}.onnx"
+        monkeypatch.setattr(files, "export_onnx", damaged)
+        written = export_file(student, path, FileOptions(), test, None, keep)
+        assert "FAILED its check" in str(written)
+        assert ("was deleted" in str(written)) is not keep
+        assert len(list(tmp_path.glob(f"{keep}*"))) == (2 if keep else 0)
+        monkeypatch.undo()
+        export_file(student, path, FileOptions(), test, None, False)
+        assert path.exists()
 
 
 # ---- the command line ----

@@ -12,7 +12,7 @@ from gdfq.cli._common import EXIT_FAILED, percent, print_error, print_table, tel
 from gdfq.errors import InputError
 from gdfq.export.files import FORMATS, Exported, export_file, options_for
 from gdfq.export.form import Form
-from gdfq.export.parity import REQUIRED_AGREEMENT
+from gdfq.export.onnx_file import data_path
 from gdfq.export.source import open_images, open_student
 
 
@@ -45,27 +45,34 @@ def export(
         typer.Option(min=1, help="compare on so many test images; by default on all",
                      show_default=False),
     ] = None,
+    keep_unfaithful: Annotated[
+        bool,
+        typer.Option(
+            "--keep-unfaithful/--delete-unfaithful",
+            help="a file that should answer as the student does and does not: leave it, or not",
+        ),
+    ] = True,
 ) -> None:  # fmt: skip
     """Write a student for other runtimes, then run the file and compare it with the student."""
     options = options_for(out, format, mode, weights, decompose)
     path = out or (run if run.is_dir() else run.parent) / options.file_name
-    if path.exists():
-        raise InputError(f"out: {path} exists; nothing is overwritten")
+    for taken in (path, data_path(path)):
+        if taken.exists():
+            raise InputError(f"out: {taken} exists; nothing is overwritten")
     recipe, student = open_student(run)
-    written = export_file(student, path, options, open_images(run, recipe, images), recipe)
+    test = open_images(run, recipe, images)
+    written = export_file(student, path, options, test, recipe, keep_unfaithful)
     tell(f"{path}: {written.size:,} bytes")
     if written.form is not None:
         _print_form(written.form)
         _print_parities(written)
-    else:
+    elif written.difference is not None:
         same = "bit for bit" if written.difference == 0 else f"to {written.difference:.2g}"
         tell(f"Loaded again, it gives the student's logits on {written.images}, {same}.")
     if not written.faithful:
-        if written.parities:
-            print_error(
-                f"gdfq: {path} does not answer as the student does: agreement is below "
-                f"{REQUIRED_AGREEMENT}%"
-            )
+        fate = "it is still there" if path.exists() else "it was deleted"
+        reasons = "; ".join(written.wrong)
+        print_error(f"gdfq: {path} does not answer as the student does, {fate}: {reasons}")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -75,7 +82,9 @@ def _print_parities(written: Exported) -> None:
     table = Table("against the student", *(p.runtime for p in parities), title=title)
     table.add_row("same answer", *(percent(p.agreement) for p in parities))
     table.add_row("median difference", *(f"{p.median_difference:.2g}" for p in parities))
-    table.add_row("images with one beyond 1e-3", *(percent(p.noticeable) for p in parities))
+    limit = max(p.limit for p in parities)
+    beyond = f"images with one beyond {limit:.2g}"
+    table.add_row(beyond, *(percent(p.noticeable) for p in parities))
     if parities[0].student_top1 is not None:
         student_top1 = percent(parities[0].student_top1)
         table.add_row(f"top-1 (student {student_top1})", *(percent(p.file_top1) for p in parities))

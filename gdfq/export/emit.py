@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gdfq.export.stored import Grid, StoredWeight
 
+INPUT, OUTPUT = "images", "logits"  # of the file
 OPSET = 21  # the first with int4; ONNX Runtime has no Q/DQ kernels for some later ones
 
 

@@ -12,10 +12,11 @@ from gdfq import packed
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.export.form import Form
-from gdfq.export.onnx_file import check_options, export_onnx, require
-from gdfq.export.parity import REQUIRED_AGREEMENT, Parity, compare, difference
+from gdfq.export.onnx_file import check_options, data_path, export_onnx, require
+from gdfq.export.parity import NOTICEABLE, Parity, compare, difference
 from gdfq.export.pt2 import export_pt2
 from gdfq.export.source import Images
+from gdfq.files import remove
 from gdfq.recipes import Recipe
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -113,40 +114,85 @@ class Exported:
     @property
     def faithful(self) -> bool:
         """Whether it answers as the student does, where it is meant to."""
-        if self.options.format == "safetensors":
-            return self.difference == 0
-        return self.options.mode != "exact" or all(
-            parity.agreement >= REQUIRED_AGREEMENT for parity in self.parities
-        )
+        return not self.wrong
+
+    @property
+    def wrong(self) -> list[str]:
+        """Why it is not faithful, a line for each runtime that says so."""
+        if self.difference is not None:
+            allowed = 0.0 if self.options.format == "safetensors" else NOTICEABLE
+            if self.difference <= allowed:
+                return []
+            return [f"loaded again, it gives the student's logits to {self.difference:.2g} only"]
+        exact = self.options.mode == "exact"
+        verdicts = [(p.runtime, p.wrong if exact else p.problem) for p in self.parities]
+        return [f"{runtime}: {wrong}" for runtime, wrong in verdicts if wrong]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All that was written: ``path``, and the file of its tensors if it has one."""
+        return _written(self.path)
 
     def __str__(self) -> str:
         answers = [
             f"{parity.runtime} answers as the student does on {parity.agreement:.2f}% of them"
             for parity in self.parities
+            if not parity.problem
         ]
         if self.difference is not None:
             same = "bit for bit" if self.difference == 0 else f"to {self.difference:.2g}"
             answers = [f"loaded again, it gives the student's logits, {same}"]
-        return f"{self.path}: {self.size:,} bytes; compared on {self.images}: {'; '.join(answers)}"
+        text = f"{self.path}: {self.size:,} bytes; compared on {self.images}: {'; '.join(answers)}"
+        if self.faithful:
+            return text
+        fate = "" if self.path.exists() else ", and was deleted"
+        return f"{text}; it FAILED its check{fate}: {'; '.join(self.wrong)}"
 
     __repr__ = __str__
 
 
+def _written(path: Path) -> list[Path]:
+    return [file for file in (path, data_path(path)) if file.exists()]
+
+
 def export_file(
-    student: QuantizedModel, path: Path, options: FileOptions, test: Images, recipe: Recipe | None
+    student: QuantizedModel,
+    path: Path,
+    options: FileOptions,
+    test: Images,
+    recipe: Recipe | None,
+    keep_unfaithful: bool = True,
 ) -> Exported:
     """Write ``student`` to ``path``, load the file and compare it on the images of ``test``.
+
+    Args:
+        student: its ranges set.
+        path: of the file; it is replaced if it exists.
+        options: what is written.
+        test: what it is compared on.
+        recipe: of the run that made the student, for packed files.
+        keep_unfaithful: leave a file that fails the comparison where it is; else delete it.
 
     Raises:
         InputError: see :func:`export_onnx`, :func:`export_pt2` and :func:`gdfq.save`.
     """
+    exported = _export_file(student, path, options, test, recipe)
+    if not exported.faithful and not keep_unfaithful:
+        remove(exported.paths)
+    return exported
+
+
+def _export_file(
+    student: QuantizedModel, path: Path, options: FileOptions, test: Images, recipe: Recipe | None
+) -> Exported:
     if options.format == "onnx":
         mode, weights = check_options(options.mode, options.weights)
         form = export_onnx(
             student, path, test.example, mode=mode, weights=weights, input_range=test.range
         )
+        size = sum(file.stat().st_size for file in _written(path))
         parities = compare(student, path, test.batches)
-        return Exported(path, path.stat().st_size, options, test.name, parities, form=form)
+        return Exported(path, size, options, test.name, parities, form=form)
     if options.format == "pt2":
         export_pt2(student, path, test.example, decompose=options.decompose)
         network: Any = torch.export.load(path).module()

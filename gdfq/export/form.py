@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.convert import SUMS, QuantizedModel
 from gdfq.convert.calls import ModuleCalls
-from gdfq.export.emit import Convolution, Hold, Linear, Quantize
+from gdfq.errors import InputError
+from gdfq.export.emit import INPUT, OUTPUT, Convolution, Hold, Linear, Quantize
 from gdfq.export.stored import (
     Grid,
     StoredWeight,
@@ -20,6 +22,7 @@ from gdfq.export.stored import (
     act_grid,
     fold,
     range_grid,
+    saturation,
     store,
     store_symmetric,
 )
@@ -82,6 +85,7 @@ class _Known:
 
 def export_form(
     student: QuantizedModel,
+    images: Tensor,
     mode: Mode = "exact",
     weights: Weights = "int8",
     input_range: tuple[float, float] | None = None,
@@ -95,17 +99,19 @@ def export_form(
 
     Args:
         student: its ranges set; not modified.
+        images: a batch that it takes; only the shape matters.
         mode: ``"exact"`` or ``"integer"``.
         weights: type of the codes in the file.
         input_range: of the images, for integer mode; None leaves the first convolution in float.
     """
-    return _Forming(student, mode, weights, input_range).run()
+    return _Forming(student, images, mode, weights, input_range).run()
 
 
 class _Forming(ModuleCalls):
     def __init__(
         self,
         student: QuantizedModel,
+        images: Tensor,
         mode: Mode,
         weights: Weights,
         input_range: tuple[float, float] | None,
@@ -113,6 +119,8 @@ class _Forming(ModuleCalls):
         model = copy.deepcopy(student).cpu().eval()
         self.root = model._tree()
         self.graph = model.graph
+        self.dims = _dims_of_values(model, images)
+        self.rename_tensors()
         self.mode: Mode = mode
         self.weights: Weights = weights
         self.input_range = input_range
@@ -147,6 +155,21 @@ class _Forming(ModuleCalls):
         return Form(fx.GraphModule(self.root, self.graph).eval(), self.parts)
 
     # ---- the graph ----
+
+    def rename_tensors(self) -> None:
+        """Give the network's own tensors other names than the file's input and output."""
+        for name in (INPUT, OUTPUT):
+            owned: tuple[dict[str, Any], ...] = self.root._parameters, self.root._buffers
+            for tensors in owned:
+                if name not in tensors:
+                    continue
+                path = name
+                while hasattr(self.root, path):
+                    path += "_tensor"
+                tensors[path] = tensors.pop(name)
+                for node in self.graph.nodes:
+                    if node.op == "get_attr" and node.target == name:
+                        node.target = path
 
     def replace(self, node: fx.Node, module: nn.Module, last: fx.Node, name: str) -> fx.Node:
         """Call ``module`` on the input of ``node`` in place of all from ``node`` to ``last``."""
@@ -189,6 +212,9 @@ class _Forming(ModuleCalls):
         (user,) = node.users
         if not self.calls(user, _BatchNorm):
             return None
+        # It scales the second dimension, which must be that of the outputs.
+        if self.dims.get(node) != (4 if self.calls(node, QConv2d) else 2):
+            return None
         norm = self.module(user)
         plain = type(norm) in BATCH_NORMS and not (norm._forward_hooks or norm._forward_pre_hooks)
         return user if plain and norm.running_mean is not None else None
@@ -197,23 +223,32 @@ class _Forming(ModuleCalls):
         layer, name = self.module(node), str(node.target)
         norm = self.norm_behind(node)
         folded = fold(layer, None if norm is None else self.module(norm))
-        step, problem = None, ""
+        grid, problem = None, ""
         if self.mode == "integer":
-            step, problem = self.integer_input(node)
-        if step is None:
+            grid, problem = self.integer_input(node)
+        if grid is None:
             stored = store(folded, layer.weight_bits, self.weights)
         else:
-            stored = store_symmetric(folded)
-        module = Convolution(layer, stored, folded.bias, step)
+            stored = store_symmetric(folded, grid.last_code)
+        saturates = self.saturation(node, stored)
+        module = Convolution(layer, stored, folded.bias, None if grid is None else grid.step)
         call = self.replace(node, module, norm or node, name)
         if folded.mean is not None and folded.spread is not None:
             self.known[call] = _from_moments(folded.mean, folded.spread)
-        if step is not None and not self.is_quantized_behind(call):
+        if grid is not None and not self.is_quantized_behind(call):
             if call in self.known:
                 self.quantize(call)
             else:
                 problem = "output in float: no batch norm tells its range"
-        self.note(call, "Conv", layer.weight_bits, _describe(stored), stored.note, problem)
+        notes = stored.note, problem, saturates
+        self.note(call, "Conv", layer.weight_bits, _describe(stored), *notes)
+
+    def saturation(self, node: fx.Node, stored: StoredWeight) -> str:
+        """A note where integer kernels of some processors compute ``node`` otherwise."""
+        known = self.known.get(_input(node))
+        if known is None or known.grid is None or known.grid.zero_point is None:
+            return ""
+        return saturation(stored, known.grid.last_code)
 
     def linear(self, node: fx.Node) -> None:
         layer, name = self.module(node), str(node.target)
@@ -224,8 +259,9 @@ class _Forming(ModuleCalls):
         # Of a product of floats and integers around 0, OpenVINO rounds the floats to 8 bits; with
         # zero points it does not.
         stored = store(folded, layer.weight_bits, self.weights, zero_points=not on_grid)
+        saturates = self.saturation(node, stored)
         call = self.replace(node, Linear(stored, folded.bias), norm or node, name)
-        self.note(call, "Linear", layer.weight_bits, _describe(stored), stored.note)
+        self.note(call, "Linear", layer.weight_bits, _describe(stored), stored.note, saturates)
 
     def activation(self, node: fx.Node) -> None:
         act, name = self.module(node), str(node.target)
@@ -247,9 +283,12 @@ class _Forming(ModuleCalls):
         kind: Any = node.target
         if node.op == "call_module":
             kind = type(self.module(node))
-        if self.mode == "exact" and kind is not nn.ZeroPad2d and kind not in _KEEP_GRID:
+        moves = kind is nn.ZeroPad2d or kind in _KEEP_GRID
+        if not moves and (self.mode == "exact" or kind not in _KEEP_RANGE):
             self.hold_inputs(node)
         known = self.known.get(_input(node)) if node.args else None
+        if node not in self.dims:
+            return  # several values, as of a pooling with its indices
         if known is not None and kind in _KEEP_RANGE:
             grid = known.grid if kind in _KEEP_GRID else None
             self.known[node] = _Known(known.low, known.high, grid)
@@ -305,8 +344,8 @@ class _Forming(ModuleCalls):
         """Whether all that reads ``node`` quantizes it first."""
         return all(self.calls(user, (QAct, Quantize)) for user in node.users)
 
-    def integer_input(self, node: fx.Node) -> tuple[float | None, str]:
-        """Have ``node`` read a quantized input: that one's step, or why there is none."""
+    def integer_input(self, node: fx.Node) -> tuple[Grid | None, str]:
+        """Have ``node`` read a quantized input: that one's grid, or why there is none."""
         source = _input(node)
         if source not in self.known:
             return None, "float: the range of its input is not known"
@@ -314,7 +353,7 @@ class _Forming(ModuleCalls):
         node.args, node.kwargs = (quantized,), {}
         grid = self.known[quantized].grid
         assert grid is not None
-        return grid.step, ""
+        return grid, ""
 
     def quantize(self, node: fx.Node) -> fx.Node:
         """``node``'s value behind Q/DQ: of the grid it is on, or of 8 bits over what is known."""
@@ -334,6 +373,20 @@ class _Forming(ModuleCalls):
         self.quantized[node] = self.quantized[call] = call
         self.known[call] = _Known(known.low, known.high, grid, known.mean, known.spread)
         return call
+
+
+@torch.no_grad()
+def _dims_of_values(model: QuantizedModel, images: Tensor) -> dict[fx.Node, int]:
+    """How many dimensions each value that is a tensor has."""
+    try:
+        ShapeProp(model).propagate(images.detach().cpu().float())
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"images: the student does not take {tuple(images.shape)}: {first}"
+        ) from error
+    found = {node: node.meta.get("tensor_meta") for node in model.graph.nodes}
+    return {node: len(m.shape) for node, m in found.items() if isinstance(m, TensorMetadata)}
 
 
 def _from_moments(mean: Tensor, spread: Tensor) -> _Known:

@@ -19,9 +19,10 @@ from torch._dynamo.exc import UserError
 from gdfq.convert import QuantizedModel
 from gdfq.convert.flow import shapes_only
 from gdfq.errors import InputError
-from gdfq.export.emit import OPSET
+from gdfq.export.emit import INPUT, OPSET, OUTPUT
 from gdfq.export.form import Form, Mode, export_form
 from gdfq.export.formulas import FORMULAS
+from gdfq.export.pooling import POOLING, refuse_indices
 from gdfq.export.stored import Weights
 from gdfq.files import write_file
 from gdfq.nn import QAct
@@ -30,6 +31,8 @@ from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.packed import check_student, read_weights
 
 METADATA_KEY = "gdfq"
+LIMIT = 2_000_000_000  # bytes of tensors in one file: protobuf takes 2 GiB, and the graph is in it
+PAGE = 4096
 
 
 def require(*packages: str) -> ModuleType:
@@ -129,7 +132,7 @@ def export_onnx(
     _check_readers(student)
     check_ranges(student)
     require("onnx", "onnxscript")
-    form = export_form(student, mode, weights, input_range)
+    form = export_form(student, images, mode, weights, input_range)
     model = _to_proto(form, images)
     _tidy(model)
     if weights == "int4":
@@ -137,7 +140,7 @@ def export_onnx(
     facts = {"mode": mode, "parts": [asdict(part) for part in form.parts]}
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
     try:
-        write_file(Path(path), model.SerializeToString())
+        _write(model, Path(path))
     except OSError as error:
         raise InputError(f"path: cannot write {path}: {error.strerror}") from error
     return form
@@ -157,14 +160,15 @@ def _to_proto(form: Form, images: Tensor) -> Any:
                 form.network.float(),
                 (example,),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-            ).run_decompositions(FORMULAS)
+            ).run_decompositions(FORMULAS | POOLING)
+            refuse_indices(traced)
             program = torch.onnx.export(
                 traced,
                 dynamo=True,
                 opset_version=OPSET,
                 external_data=False,
-                input_names=["images"],
-                output_names=["logits"],
+                input_names=[INPUT],
+                output_names=[OUTPUT],
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, UserError) as error:
@@ -176,6 +180,29 @@ def _to_proto(form: Form, images: Tensor) -> Any:
         registration.removeFilter(_is_error)
     assert program is not None
     return program.model_proto
+
+
+def data_path(path: Path) -> Path:
+    """The file of the tensors of an ONNX file at ``path`` that is too large to hold them."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _write(model: Any, path: Path) -> None:
+    """The file; of more than protobuf takes, with its large tensors in a second one."""
+    large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= PAGE]
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LIMIT:
+        from onnx.external_data_helper import set_external_data
+
+        parts: list[bytes] = []
+        end = 0
+        for tensor in large:
+            raw = tensor.raw_data
+            set_external_data(tensor, data_path(path).name, end, len(raw))
+            tensor.ClearField("raw_data")
+            parts += [raw, bytes(-len(raw) % PAGE)]  # on pages, to be mapped
+            end += len(raw) + -len(raw) % PAGE
+        write_file(data_path(path), *parts)
+    write_file(path, model.SerializeToString())
 
 
 def _is_error(record: logging.LogRecord) -> bool:

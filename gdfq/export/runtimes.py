@@ -59,7 +59,7 @@ def _session(path: str | Path, threads: int, profile: Path | None = None) -> Any
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the classes of its errors are not public
         if type(error).__module__.startswith("onnxruntime"):
-            raise InputError(f"file: ONNX Runtime refuses {path}: {_line(error)}") from error
+            raise InputError(f"file: ONNX Runtime refuses {path}: {line(error)}") from error
         raise
 
 
@@ -72,10 +72,11 @@ def _compile(path: str | Path, threads: int, **options: Any) -> Any:
             {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, **options},
         )
     except RuntimeError as error:
-        raise InputError(f"file: OpenVINO refuses {path}: {_line(error)}") from error
+        raise InputError(f"file: OpenVINO refuses {path}: {line(error)}") from error
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """The message of ``error``, in one line."""
     return " ".join(str(error).split())[:300]
 
 

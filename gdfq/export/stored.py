@@ -133,16 +133,39 @@ def _why(bits: int, width: int, offset: Tensor) -> str:
     return f"the range of {outside} outputs does not contain 0"
 
 
-def store_symmetric(weight: Folded) -> StoredWeight:
-    """``weight`` as int8 with zero point 0, as finely scaled as int8 allows, for integer kernels.
+def largest_exact(activation: int) -> int:
+    """The largest weight that a processor without VNNI multiplies by codes up to ``activation``.
 
-    Codes are multiplied by a whole number, which makes the scale, and with it that of an int32
-    bias, finer. A weight that does not fit is rounded to int8, which changes it.
+    Such a processor adds two products in 16 bits before it adds on in 32 (``vpmaddubsw``), and
+    saturates: ``2 * activation * weight`` must not exceed 32767.
+    """
+    return min(127, 32767 // (2 * max(activation, 1)))
+
+
+def saturation(stored: StoredWeight, activation: int) -> str:
+    """A note where ``stored``, times codes up to ``activation``, saturates without VNNI."""
+    if stored.kind != "int8" or stored.zero_points is not None:
+        return ""
+    largest = int(stored.codes.to(torch.int16).abs().max())
+    if largest <= largest_exact(activation):
+        return ""
+    return (
+        f"weights up to {largest} times activations up to {activation}: integer kernels of "
+        "processors without VNNI saturate, and answer otherwise"
+    )
+
+
+def store_symmetric(weight: Folded, activation: int) -> StoredWeight:
+    """``weight`` as int8 with zero point 0, for integer kernels whose input's codes end there.
+
+    Codes are multiplied by a whole number, as large as :func:`largest_exact` allows, which makes
+    the scale, and with it that of an int32 bias, finer. A weight that does not fit is rounded to
+    int8, which changes it.
     """
     whole = weight.whole
     largest = whole.abs().amax().clamp(min=1)
     if largest <= 127:
-        factor = torch.floor(127 / largest)
+        factor = torch.floor(largest_exact(activation) / largest).clamp(min=1)
         codes, scale = whole * factor, weight.scale / factor
         return StoredWeight("int8", codes.to(torch.int8), None, scale.float())
     top = whole.abs().flatten(1).amax(1).clamp(min=1)
@@ -168,6 +191,12 @@ class Grid:
     zero_point: int | None
     bits: int
     note: str = ""
+
+    @property
+    def last_code(self) -> int:
+        """The largest number that a file stores."""
+        assert self.zero_point is not None
+        return self.high + self.zero_point
 
     @property
     def step(self) -> float:

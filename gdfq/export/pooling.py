@@ -1,0 +1,294 @@
+"""Pooling in the ONNX operators that runtimes compute as PyTorch does.
+
+The plain forms go through ``torch.onnx`` as they are. Written differently are the others: windows
+that reach over the padding (``ceil_mode``), of which OpenVINO counts and places the last otherwise;
+divisors of one's own, which ``torch.onnx`` drops; and output sizes that do not divide the input's,
+which ``torch.onnx`` writes as gathers that OpenVINO gives another shape, or not at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gdfq.errors import InputError
+from gdfq.export.emit import OPSET
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Those of a pooling along one dimension of ``size``, as PyTorch places them."""
+
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    ceil_mode: bool
+
+    @property
+    def extent(self) -> int:
+        """From a window's first value to behind its last."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def count(self) -> int:
+        """How many there are. With ``ceil_mode`` the last may reach over, but starts inside."""
+        room = self.size + 2 * self.padding - self.extent
+        if not self.ceil_mode:
+            return room // self.stride + 1
+        count = -(-room // self.stride) + 1
+        return count - ((count - 1) * self.stride >= self.size + self.padding)
+
+    @property
+    def behind(self) -> int:
+        """The padding behind the values in which ``count`` windows end."""
+        end = (self.count - 1) * self.stride + self.extent
+        return max(0, end - self.size - self.padding)
+
+    @property
+    def reaches_over(self) -> bool:
+        return self.behind > self.padding
+
+    def counted(self) -> list[int]:
+        """How many values and padded zeros each window has, without what it reaches over."""
+        end = self.size + self.padding
+        starts = (i * self.stride - self.padding for i in range(self.count))
+        return [min(start + self.kernel, end) - start for start in starts]
+
+
+def _windows(
+    x: Tensor,
+    dims: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[_Windows] | None:
+    """Of each dimension that is pooled; None where a size changes with the batch."""
+    sizes = x.shape[-dims:]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    columns = (_each(values, dims) for values in (kernel, stride or kernel, padding, dilation))
+    return [
+        _Windows(size, length, step, pad, apart, ceil_mode)
+        for size, length, step, pad, apart in zip(sizes, *columns, strict=True)
+    ]
+
+
+def _each(values: Sequence[int], dims: int) -> list[int]:
+    return list(values) * dims if len(values) == 1 else list(values)
+
+
+def _constant(values: list[float] | list[int]) -> Tensor:
+    kind, dtype = ("ints", torch.int64) if isinstance(values[0], int) else ("floats", torch.float32)
+    return torch.onnx.ops.symbolic(
+        "Constant", [], {f"value_{kind}": values}, dtype=dtype, shape=[len(values)], version=OPSET
+    )
+
+
+def _pool(
+    operation: str,
+    x: Tensor,
+    windows: list[_Windows],
+    attributes: dict[str, Any],
+    indices: bool = False,
+) -> list[Tensor]:
+    """``operation`` over ``windows``, all padding written out; with ``indices``, these too."""
+    shape = (*x.shape[: -len(windows)], *(w.count for w in windows))
+    outputs = 1 + indices
+    return list(
+        torch.onnx.ops.symbolic_multi_out(
+            operation,
+            [x],
+            attrs={
+                **attributes,
+                "kernel_shape": [w.kernel for w in windows],
+                "strides": [w.stride for w in windows],
+                "pads": [*(w.padding for w in windows), *(w.behind for w in windows)],
+                "dilations": [w.dilation for w in windows],
+            },
+            dtypes=[x.dtype, torch.int64][:outputs],
+            shapes=[shape] * outputs,
+            version=OPSET,
+        )
+    )
+
+
+def _avg(dims: int) -> Callable[..., Any]:
+    def formula(
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any:
+        windows = _windows(x, dims, kernel_size, stride, padding, (1,), ceil_mode)
+        if windows is None or not (ceil_mode or divisor_override):
+            return NotImplemented
+        whole = count_include_pad or bool(divisor_override)
+        # Of a window's mean over the kernel's size, where PyTorch divides by another number.
+        size = math.prod(w.kernel for w in windows)
+        factor: Tensor | float | None = None
+        if divisor_override:
+            factor = size / divisor_override
+        elif count_include_pad and any(w.reaches_over for w in windows):
+            counted = itertools.product(*(w.counted() for w in windows))
+            shape = [w.count for w in windows]
+            factor = _constant([size / math.prod(n) for n in counted]).view(shape)
+        # ONNX has no pooling without channels.
+        batched = x if x.dim() == dims + 2 else x.unsqueeze(0)
+        (y,) = _pool("AveragePool", batched, windows, {"count_include_pad": int(whole)})
+        y = y if x.dim() == dims + 2 else y.squeeze(0)
+        return y if factor is None else y * factor
+
+    return formula
+
+
+def _max(dims: int, indices: bool) -> Callable[..., Any]:
+    def formula(
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        ceil_mode: bool = False,
+    ) -> Any:
+        windows = _windows(x, dims, kernel_size, stride, padding, dilation, ceil_mode)
+        if windows is None or not ceil_mode:
+            return NotImplemented
+        batched = x if x.dim() == dims + 2 else x.unsqueeze(0)
+        found = _pool("MaxPool", batched, windows, {}, indices)
+        if indices:
+            # ONNX counts through the whole tensor, PyTorch through a channel.
+            found[1] = found[1] % math.prod(w.size for w in windows)
+        found = [y if x.dim() == dims + 2 else y.squeeze(0) for y in found]
+        return tuple(found) if indices else found[0]
+
+    return formula
+
+
+def _adaptive(
+    x: Tensor, output_size: Sequence[int], along: Callable[[Tensor, int, list[range]], Tensor]
+) -> Tensor:
+    """``along`` of every dimension whose size changes."""
+    dims = len(output_size)
+    for dim, size, count in zip(range(-dims, 0), x.shape[-dims:], output_size, strict=True):
+        if count != size:
+            edges = ((i * size // count, -(-(i + 1) * size // count)) for i in range(count))
+            x = along(x, dim, [range(*ends) for ends in edges])
+    return x
+
+
+def _kernel(x: Tensor, output_size: Sequence[int]) -> list[int] | None:
+    """That of the plain pooling that is the same; empty where sizes do not divide."""
+    sizes = x.shape[-len(output_size) :]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    if any(size % count for size, count in zip(sizes, output_size, strict=True)):
+        return []
+    return [size // count for size, count in zip(sizes, output_size, strict=True)]
+
+
+def _adaptive_avg(dims: int) -> Callable[..., Any]:
+    """As a product where sizes do not divide: the windows' sizes differ."""
+
+    def along(x: Tensor, dim: int, windows: list[range]) -> Tensor:
+        size = x.shape[dim]
+        shares = [(i in window) / len(window) for i in range(size) for window in windows]
+        product = torch.matmul(x.transpose(dim, -1), _constant(shares).view(size, -1))
+        return product.transpose(dim, -1)
+
+    def formula(x: Tensor, output_size: Sequence[int]) -> Any:
+        kernel = _kernel(x, output_size)
+        if kernel is None or (kernel and dims == 2):
+            return NotImplemented
+        return F.avg_pool3d(x, kernel) if kernel else _adaptive(x, output_size, along)
+
+    return formula
+
+
+def _adaptive_max(dims: int) -> Callable[..., Any]:
+    """The largest of each window's values, of which shorter windows have the last again."""
+
+    def along(x: Tensor, dim: int, windows: list[range]) -> Tensor:
+        longest = max(map(len, windows))
+        index = [window[min(j, len(window) - 1)] for window in windows for j in range(longest)]
+        picked = x.index_select(dim, _constant(index))
+        return picked.unflatten(dim, (len(windows), longest)).amax(dim)
+
+    def formula(x: Tensor, output_size: Sequence[int]) -> Any:
+        kernel = _kernel(x, output_size)
+        if kernel is None:
+            return NotImplemented
+        if kernel:
+            return getattr(_aten, f"max_pool{dims}d_with_indices")(x, kernel, kernel)
+        y = _adaptive(x, output_size, along)
+        return y, torch.onnx.ops.symbolic(
+            _NO_INDICES, [y], dtype=torch.int64, shape=y.shape, version=OPSET
+        )
+
+    return formula
+
+
+_NO_INDICES = "gdfq::NoIndices"  # of an adaptive pooling; no file has it
+
+
+def refuse_indices(program: torch.export.ExportedProgram) -> None:
+    """Raise an InputError if something in ``program`` reads indices that no formula gives."""
+    for node in program.graph.nodes:
+        if _NO_INDICES in node.args:
+            raise InputError(
+                "student: it reads the indices of an adaptive max pooling whose output size does "
+                "not divide its input's; ONNX has none, the formats pt2 and safetensors do"
+            )
+
+
+def _as_2d(name: str) -> Callable[..., Any]:
+    """The pooling of one dimension as that of two, the first of size 1."""
+    pool = getattr(_aten, name)
+    neutral = [1] if name.startswith("adaptive") else [1, 1, 0, 1]  # kernel, stride, padding, ...
+
+    def formula(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        values = [list(value) if isinstance(value, Sequence) else value for value in arguments]
+        if not name.startswith("adaptive") and len(values) > 1 and not values[1]:
+            values[1] = values[0]
+        lists = [
+            [neutral[i], *value] if isinstance(value, list) else value
+            for i, value in enumerate(values)
+        ]
+        y = pool(x.unsqueeze(-2), *lists, **options)
+        return tuple(v.squeeze(-2) for v in y) if isinstance(y, tuple) else y.squeeze(-2)
+
+    return formula
+
+
+POOLING: dict[Any, Any] = {
+    **{
+        getattr(_aten, f"{name}1d{rest}").default: _as_2d(f"{name}2d{rest}")
+        for name, rest in (
+            ("avg_pool", ""),
+            ("max_pool", ""),
+            ("max_pool", "_with_indices"),
+            ("adaptive_avg_pool", ""),
+            ("adaptive_max_pool", ""),
+        )
+    },
+    **{getattr(_aten, f"avg_pool{n}d").default: _avg(n) for n in (2, 3)},
+    **{getattr(_aten, f"max_pool{n}d").default: _max(n, False) for n in (2, 3)},
+    **{getattr(_aten, f"max_pool{n}d_with_indices").default: _max(n, True) for n in (2, 3)},
+    **{getattr(_aten, f"adaptive_avg_pool{n}d").default: _adaptive_avg(n) for n in (2, 3)},
+    **{getattr(_aten, f"adaptive_max_pool{n}d").default: _adaptive_max(n) for n in (2, 3)},
+}
