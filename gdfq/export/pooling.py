@@ -237,19 +237,19 @@ def _adaptive_max(dims: int) -> Callable[..., Any]:
             return getattr(_aten, f"max_pool{dims}d_with_indices")(x, kernel, kernel)
         y = _adaptive(x, output_size, along)
         return y, torch.onnx.ops.symbolic(
-            _NO_INDICES, [y], dtype=torch.int64, shape=y.shape, version=OPSET
+            f"gdfq::{_NO_INDICES}", [y], dtype=torch.int64, shape=y.shape, version=OPSET
         )
 
     return formula
 
 
-_NO_INDICES = "gdfq::NoIndices"  # of an adaptive pooling; no file has it
+_NO_INDICES = "NoIndices"  # of an adaptive pooling; no file has it
 
 
 def refuse_indices(program: torch.export.ExportedProgram) -> None:
     """Raise an InputError if something in ``program`` reads indices that no formula gives."""
     for node in program.graph.nodes:
-        if _NO_INDICES in node.args:
+        if _NO_INDICES in (*node.args, *node.kwargs.values()):
             raise InputError(
                 "student: it reads the indices of an adaptive max pooling whose output size does "
                 "not divide its input's; ONNX has none, the formats pt2 and safetensors do"
