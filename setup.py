@@ -13,11 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 11)
+MINIMUM_SETUPTOOLS = 77
 OTHER_REQUIREMENTS = (
     "jinja2>=3",
     "numpy",
@@ -275,6 +277,21 @@ def requirements() -> list[str]:
     return ["torch==" + ".".join(map(str, torch.release)) + ".*", *OTHER_REQUIREMENTS]
 
 
+def check_ground() -> None:
+    """Refuse what setuptools itself would end with a trace on."""
+    if int(setuptools.__version__.split(".")[0]) < MINIMUM_SETUPTOOLS:
+        fail(
+            f"setuptools {setuptools.__version__} is too old: run "
+            f"`pip install 'setuptools>={MINIMUM_SETUPTOOLS}'`."
+        )
+    if not os.access(ROOT, os.W_OK):
+        fail(
+            f"{ROOT} cannot be written to, and a build leaves its files there: build from a copy, "
+            f"`cp -r {ROOT} COPY`."
+        )
+
+
+check_ground()
 setup(
     ext_modules=[Extension("gdfq._C", sources=[])],
     cmdclass={"build_ext": BuildKernels},

@@ -207,6 +207,18 @@ def test_what_is_built_needs_the_torch_it_was_built_for(script):
     assert "pydantic>=2.7" in needed
 
 
+def test_an_old_setuptools(script, monkeypatch):
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"setuptools 65\.5\.0 is too old: run `pip install 'set"):
+        script()
+
+
+def test_a_source_folder_that_cannot_be_written_to(script, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match=re.escape(f"gdfq: {ROOT} cannot be written to")):
+        script()
+
+
 # ---- one version ----
 
 
