@@ -269,6 +269,8 @@ def test_a_file_keeps_awkward_tensors_and_all_else(tmp_path):
             "layout": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
             "view": shared[1:, 1],
             "shared": shared,
+            "the same": shared,
+            "its last rows": shared[1:],
             "negative zero and more": torch.tensor([-0.0, math.inf, -math.inf]),
         },
         "none": None,

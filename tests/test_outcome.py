@@ -1,5 +1,7 @@
 """A run saves, measures and reports one and the same student: the trainer's outcome."""
 
+import errno
+import json
 import os
 import signal
 
@@ -11,6 +13,7 @@ import gdfq
 from gdfq.recipes import recipe_for_model
 from gdfq.runs import networks, session
 from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.metrics import Metrics
 from gdfq.runs.session import Options
 from gdfq.runs.state import open_run
 from gdfq.sources.registries import InMemory
@@ -126,6 +129,22 @@ def test_metrics_hold_each_rate_under_its_name(tmp_path):
     # After an epoch, the rates of the next.
     assert [r["generator_lr"] for r in history] == pytest.approx([2e-3, 2e-4, 2e-4])
     assert [r["student_lr"] for r in history] == pytest.approx([1e-3, 1e-4, 1e-4])
+
+
+def test_a_record_that_could_not_be_written_comes_with_the_next(tmp_path, monkeypatch):
+    def full(path, *arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    told = []
+    metrics = Metrics(tmp_path / "metrics.jsonl", told.append)
+    metrics.append({"epoch": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", full)
+        metrics.append({"epoch": 2})
+    assert len(told) == 1
+    metrics.append({"epoch": 3})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 # No field at its default.
