@@ -145,6 +145,23 @@ def test_zero_in_range_of_functions_comes_back(tmp_path):
     assert torch.equal(stored["linear_weight.zero"], torch.full((5,), float(half)))
 
 
+def test_zero_in_range_of_computed_weights_comes_back(tmp_path):
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 72).view(4, 2, 3, 3))
+
+        def forward(self, x):
+            return F.relu(F.conv2d(x, self.weight.abs() + 1)).mean((2, 3))
+
+    images = torch.randn(8, 2, 8, 8)
+    student = student_of(Computed().eval(), images, zero_in_range=True)
+    gdfq.save(student, tmp_path / "s")
+    loaded = gdfq.load(tmp_path / "s", Computed())
+    assert torch.equal(loaded(images), student(images))
+    assert not torch.equal(student(images), student_of(Computed().eval(), images)(images))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_come_back(tmp_path, dtype):
     images = torch.randn(8, 2, 8, 8, dtype=dtype)
