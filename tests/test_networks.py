@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gdfq
-from gdfq.functional import activate
+from gdfq.functional import activate, batch_norm_stats
 from gdfq.fusion import fuse
 from gdfq.nn import QAct
 from gdfq.nn.weight import QuantizedWeight
@@ -173,8 +174,15 @@ def by_name(name):
     return network
 
 
+def normalize_by_kernel(norm, x):
+    """The frozen batch norm ``norm``, in the arithmetic of the fused operators."""
+    statistics = norm.running_mean, norm.running_var
+    y, _, _ = batch_norm_stats(x, *statistics, norm.weight, norm.bias, norm.eps)
+    return y
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_lite0", "repvgg_a0", "googlenet"])
-def test_fused_networks_compute_the_same_and_learn_the_same(name):
+def test_fused_networks_compute_the_same_and_learn_the_same(name, monkeypatch):
     network = by_name(name)
     student = gdfq.quantize_model(network.make(), 8, 8)
     generator = generator_of(network)
@@ -183,6 +191,11 @@ def test_fused_networks_compute_the_same_and_learn_the_same(name):
     calibrated(student, images)
     fused = fuse(student, images)
     assert {p.what for p in fused.not_fused} <= {"batch norm without a quantizer behind"}
+    # PyTorch's batch norm rounds differently from the fused operators, and with another number of
+    # threads differently again; a value beside a tie then gets the next code, which a deep network
+    # of random weights amplifies. With one arithmetic for both, all codes are equal, and gradients
+    # differ by the order of their sums only.
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", normalize_by_kernel)
     found = []
     for model in (student, fused):
         student.zero_grad()
@@ -193,14 +206,12 @@ def test_fused_networks_compute_the_same_and_learn_the_same(name):
         found.append((y, {name: p.grad for name, p in parameters if p.grad is not None}))
     (y, gradients), (expected, expected_gradients) = found
     assert gradients.keys() == expected_gradients.keys()
-    # A value beside a tie may round to the next code, which so deep a network of random weights
-    # enlarges to some percent; each fused place alone is compared bit for bit in test_fusion.py.
-    assert (y - expected).norm() <= 0.05 * expected.norm()
+    assert torch.equal(y, expected)
     gradient, expected_gradient = (
         torch.cat([value.flatten() for value in values.values()])
         for values in (gradients, expected_gradients)
     )
-    assert (gradient - expected_gradient).norm() <= 0.3 * expected_gradient.norm()
+    assert (gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
 
 
 def test_fused_steps_are_plain_ones():
