@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gdfq.bit_widths.allocation import allocate
-from gdfq.bit_widths.sensitivity import divergence
+from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
 from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import load_recipe
@@ -159,18 +159,45 @@ def test_ctrl_c_ends_it_with_one_line_and_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_real_images():
-    """On test images, which neither saw, and before any fine-tuning."""
-    recipe = load_recipe(RECIPE)
-    suggestion = suggest_bits(recipe, 3.0, Silent(), steps=40, batches=1)
+@pytest.fixture(scope="module")
+def teacher_and_images():
+    """The embedded network and eight batches of test images."""
+    recipe, loaded = build_teacher(load_recipe(RECIPE))
+    test_set = open_batches(recipe, loaded.preprocessing, workers=0)
+    return loaded.network, [images for images, _ in itertools.islice(test_set, 8)]
+
+
+def ratio_to_equal_bits(teacher, batches, layers, width):
+    """The divergence of bits chosen by sensitivity, by that of ``width`` bits in each layer."""
+    chosen = allocate(layers, width)
+    equal = dict.fromkeys(chosen, width)
+    return divergence(teacher, batches, chosen) / divergence(teacher, batches, equal)
+
+
+def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_other_images(teacher_and_images):
+    """Nothing here is trained, so that the number of threads changes the ratio by rounding alone.
+
+    With the batches 4, 6, 8 and 10 of the test set as the measured one, the ratios are 0.80, 0.86,
+    0.67 and 0.72 at 3 bits, and 0.20, 0.12, 0.25 and 0.15 at 4.
+    """
+    teacher, batches = teacher_and_images
+    layers = measure_sensitivities(teacher, [batches[4][:200]], widths=range(2, 6))
+    assert ratio_to_equal_bits(teacher, batches[:4], layers, 3) < 0.9
+    assert ratio_to_equal_bits(teacher, batches[:4], layers, 4) < 0.3
+
+
+def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_real_images(teacher_and_images):
+    """On test images, which neither saw, and before any fine-tuning.
+
+    A generator of 40 steps differs with the number of threads and the processor, as training
+    amplifies rounding, and with it which of a few allocations is found. Of six, the ratios were
+    0.77, 0.79, 0.79, 0.82, 0.97 and 0.97 at 3 bits, where all that holds is that the chosen bits
+    are better, and 0.10 to 0.17 at 4.
+    """
+    teacher, batches = teacher_and_images
+    suggestion = suggest_bits(load_recipe(RECIPE), 3.0, Silent(), steps=40, batches=1)
     assert suggestion.average_weight_bits <= 3
     assert suggestion.divergence < suggestion.uniform[3]
     assert list(suggestion.uniform) == [3]
-    recipe, loaded = build_teacher(recipe)
-    test_set = open_batches(recipe, loaded.preprocessing, workers=0)
-    teacher, batches = loaded.network, [images for images, _ in itertools.islice(test_set, 4)]
-    # With one batch of so young a generator: 0.78 of the equal bits' divergence at 3 bits.
-    for width, share in ((3, 0.95), (4, 0.6)):
-        suggested = divergence(teacher, batches, allocate(suggestion.layers, width))
-        equal = divergence(teacher, batches, dict.fromkeys(suggestion.bits, width))
-        assert suggested < share * equal
+    assert ratio_to_equal_bits(teacher, batches[:4], suggestion.layers, 3) < 1
+    assert ratio_to_equal_bits(teacher, batches[:4], suggestion.layers, 4) < 0.6
