@@ -2,7 +2,7 @@
 
 ``FILE`` is one that ``gdfq sweep`` takes. The generator never sees the student, so its images are
 recorded once for all runs that train the same generator, and each student is trained on them as
-its run would train it: the same student bit for bit (``tests/test_benchmarks.py``). With
+its run would train it: the same student bit for bit (``tests/project/test_benchmarks.py``). With
 ``bns_of = "both"`` it does see it, and the run is done as a whole. ``FOLDER`` keeps what is
 finished. ``results/accuracy-FILE.json`` and the table of that name in ``docs/accuracy.md``, whose
 markers must be there, are written anew with all that ``FOLDER`` has of ``FILE``; ``parts.toml``

@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 # Seconds for each part; the build's limit is beside them. Their sum stays below 25 minutes.
 BUILD = 200
 PARTS = {"operators": 320, "step": 100, "fp32": 260, "tf32": 260, "bf16": 260}
-STEP_TESTS = ("tests/test_step_on_gpu.py",)
+STEP_TESTS = ("tests/training/test_step_on_gpu.py",)
 # Every operator forward and backward, off alignment, and vectors where they fit.
 SHORT = "float32 and (test_alignment and offset or equals_the_reference and 4x16x7x7)"
 

@@ -36,7 +36,7 @@ SUITES = {
     "reference": (["tests/ops"], {"GDFQ_BACKEND": "reference"}),
     "CPU": (["tests/ops"], {}),
     "CUDA on the stand-in": (["-p", "tests.standin.operators", "tests/ops"], {}),
-    "CUDA compiled": (["tests/test_cuda_build.py"], {}),
+    "CUDA compiled": (["tests/project/test_cuda_build.py"], {}),
     "Triton interpreted": (
         ["--every=19", "tests/ops"],
         {"GDFQ_BACKEND": "triton", "TRITON_INTERPRET": "1"},

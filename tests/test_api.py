@@ -20,8 +20,8 @@ from gdfq.recipes.options import RecipeOptions
 from gdfq.recipes.schema import fields, load_recipe
 from gdfq.runs import session
 from gdfq.training.checkpoint import checkpoints
-from tests.test_cli import gdfq_command
-from tests.tiny import tiny_teacher
+from tests.cli.test_cli import gdfq_command
+from tests.helpers.tiny import tiny_teacher
 
 SHORT = {
     "width": 8, "latent_dim": 10, "batch_size": 8, "epochs": 3, "steps_per_epoch": 2,
@@ -209,7 +209,7 @@ def test_save_and_load(result, tmp_path):
 
 FACTORY = """
 from torch import nn
-from tests.tiny import tiny_teacher
+from tests.helpers.tiny import tiny_teacher
 
 def make():
     network = tiny_teacher()

@@ -25,8 +25,8 @@ from gdfq.nn import QAct, global_batch_norm, qact, statistics
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu, globalize_batch_norms
 from gdfq.sources import Preprocessing
 from gdfq.training import Parts, Start
-from tests.processes import free_port, run_processes
-from tests.tiny import tiny_teacher, tiny_trainer
+from tests.helpers.processes import free_port, run_processes
+from tests.helpers.tiny import tiny_teacher, tiny_trainer
 
 STEPS, WARM_UP = 10, 4
 LOSSES = ("generator", "generator_ce", "bns", "student")

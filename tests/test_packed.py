@@ -16,7 +16,7 @@ from gdfq.nn.packed import PackedConv2d, PackedLinear
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
 from gdfq.runs.networks import build_student, build_teacher
-from tests.tiny import tiny_teacher
+from tests.helpers.tiny import tiny_teacher
 
 
 def student_of(model, images, weight_bits=4, act_bits=4, channels_last=False, **options):

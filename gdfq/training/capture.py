@@ -30,7 +30,7 @@ class CapturedStep:
 
     Not run on a GPU so far: what can be checked without one (host reads, tensors of the host,
     random numbers, what a step leaves behind, when it is captured, the fallback) is, in
-    ``tests/test_capture.py`` and ``tests/test_step_on_device.py``.
+    ``tests/training/test_capture.py`` and ``tests/training/test_step_on_device.py``.
     """
 
     def __init__(self, step: Step, random: torch.Generator) -> None:
