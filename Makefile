@@ -72,7 +72,7 @@ $(VENV)/.torch:
 	  || { echo "gdfq: no C++ compiler found: install g++"; exit 1; }
 	@echo "gdfq: installing torch into $(VENV); one to two minutes, and the download ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(call install,'torch>=2.11' 'setuptools>=77' 'cmake>=3.22' ninja,torch)
+	@$(call install,'torch>=2.11' 'setuptools>=77' 'cmake>=3.22' ninja 'pybind11>=2.13',torch)
 	@touch $@
 
 # In the package's folder, where an editable installation looks for it.

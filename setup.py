@@ -221,6 +221,10 @@ class BuildKernels(build_ext):
         torch = find_torch()
         find_compiler()
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
+        try:
+            import pybind11
+        except ImportError:
+            fail("building needs pybind11: run `pip install pybind11` first.")
         clones = setting("GDFQ_CPU_CLONES", ("all", "avx2", "default"), "all")
         architectures, parts = cuda_part(torch)
         parallel = jobs()
@@ -247,6 +251,8 @@ class BuildKernels(build_ext):
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build / 'lib'}",
             f"-DPython3_EXECUTABLE={sys.executable}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DTORCH_ROOT={torch.folder}",
             f"-DGDFQ_CUDA={'ON' if architectures else 'OFF'}",
             f"-DGDFQ_CUDA_ARCHITECTURES={architectures or ''}",

@@ -1,10 +1,8 @@
 // The operators' schemas, the table of contents of the native side, and the Python module.
 
-#include <Python.h>
+#include <pybind11/pybind11.h>
 #include <torch/library.h>
 #include <torch/version.h>
-
-#include <utility>
 
 TORCH_LIBRARY(gdfq, m) {
   // ste: "identity", "clip" or, in fake_quantize only, "learned"; it only decides the gradient.
@@ -97,33 +95,16 @@ TORCH_LIBRARY(gdfq, m) {
 extern "C" __attribute__((visibility("default"), used)) const char gdfq_built_for_torch[] =
     "gdfq is built for torch " TORCH_VERSION;
 
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition{};
-  definition.m_base = PyModuleDef_HEAD_INIT;
-  definition.m_name = "_C";
-  definition.m_doc = "Native kernels of gdfq; importing it registers torch.ops.gdfq.";
-  definition.m_size = -1;
-  PyObject* const module = PyModule_Create(&definition);
-  if (module == nullptr) return nullptr;
-  const std::pair<const char*, const char*> constants[] = {
-      {"torch_version", TORCH_VERSION},
-      {"compiler", __VERSION__},
-      {"parts", GDFQ_PARTS},
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of gdfq; importing it registers torch.ops.gdfq.";
+  m.attr("torch_version") = TORCH_VERSION;
+  m.attr("compiler") = __VERSION__;
+  m.attr("parts") = GDFQ_PARTS;
 #ifdef GDFQ_WITH_CUDA
-      {"cuda_version", GDFQ_WITH_CUDA},
-      {"cuda_architectures", GDFQ_CUDA_ARCHITECTURES},
+  m.attr("cuda_version") = GDFQ_WITH_CUDA;
+  m.attr("cuda_architectures") = GDFQ_CUDA_ARCHITECTURES;
 #else
-      {"cuda_version", nullptr},        {"cuda_architectures", nullptr},
+  m.attr("cuda_version") = pybind11::none();
+  m.attr("cuda_architectures") = pybind11::none();
 #endif
-  };
-  for (const auto& [name, text] : constants) {
-    PyObject* const value = Py_BuildValue("z", text);
-    const int failed = value == nullptr ? -1 : PyObject_SetAttrString(module, name, value);
-    Py_XDECREF(value);
-    if (failed) {
-      Py_DECREF(module);
-      return nullptr;
-    }
-  }
-  return module;
 }

@@ -28,12 +28,12 @@ HEAD = """# Networks
 
 Every network here is converted, trained for five steps of 4 bits, exported by `torch.export`, saved
 and loaded by `tests/convert/test_networks.py`, with random weights and statistics of generated
-images. Counted are the operations of the traced network: those with a quantized weight or a quantized
-output; those that stay in float because they compute nothing or because the method leaves them so
-(batch norms, pooling, sums, products); and those that a quantized network would want quantized and
-that are not. A layer reads float values where no activation is before it: the first one, and those
-behind a linear bottleneck, a sum, or squeeze and excitation; `quantize_inputs=True` quantizes these
-too.
+images. Counted are the operations of the traced network: those with a quantized weight or a
+quantized output; those that stay in float because they compute nothing or because the method leaves
+them so (batch norms, pooling, sums, products); and those that a quantized network would want
+quantized and that are not. A layer reads float values where no activation is before it: the first
+one, and those behind a linear bottleneck, a sum, or squeeze and excitation; `quantize_inputs=True`
+quantizes these too.
 
 `python -m pytest tests/convert/test_networks.py --write-table` writes this page; times are of one
 run.
