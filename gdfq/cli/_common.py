@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from gdfq.distributed import World
 from gdfq.environment import resolve_device as resolve_device
 from gdfq.errors import InputError, ProcessLostError
-from gdfq.runs.console import in_terminal, make_console, print_line
+from gdfq.runs.console import make_console, print_line
 
 console = make_console()
 errors = make_console(stderr=True)
@@ -79,7 +79,7 @@ def natural_width(table: Table) -> int:
 
 def print_table(table: Table) -> None:
     """Wrapped to a terminal, but as wide as it is in a file, a pipe or a very narrow terminal."""
-    if not in_terminal(console) or console.width < NARROW:
+    if not console.is_terminal or console.width < NARROW:
         table.width = natural_width(table)
     console.print(table, crop=False)
 

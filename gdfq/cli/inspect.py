@@ -13,7 +13,6 @@ from rich.text import Text
 from gdfq.cli._common import console, natural_width, print_table, tell
 from gdfq.export.inspection import Row
 from gdfq.export.inspection import inspect as inspect_path
-from gdfq.runs.console import in_terminal
 
 
 def inspect(
@@ -30,7 +29,7 @@ def inspect(
         table.add_column("stored as")
     for row in inspection.rows:
         table.add_row(row.name, *_cells(row))
-    if in_terminal(console) and natural_width(table) > console.width:
+    if console.is_terminal and natural_width(table) > console.width:
         for row in inspection.rows:
             _print_below(row)
     else:

@@ -99,14 +99,13 @@ def make_console(file: Output | None = None, stderr: bool = False) -> Console:
     return _Console(file=file, stderr=stderr, markup=False, emoji=False, highlight=False)  # type: ignore[arg-type]
 
 
-def in_terminal(console: Console) -> bool:
-    """Whether ``console`` prints to a terminal, whatever the environment says of colors."""
-    return console.is_terminal and console.file.isatty()
-
-
 def is_live(console: Console) -> bool:
-    """Whether ``console`` prints to a terminal on which a line can be written again."""
-    return in_terminal(console) and console.is_interactive and not console.is_dumb_terminal
+    """Whether ``console`` prints to a terminal on which a line can be written again.
+
+    A file is none, although FORCE_COLOR has Rich take it for a terminal.
+    """
+    interactive = console.is_terminal and console.is_interactive and not console.is_dumb_terminal
+    return interactive and console.file.isatty()
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
