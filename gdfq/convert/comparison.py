@@ -18,6 +18,7 @@ from gdfq.errors import InputError
 from gdfq.functional import activate
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.copying import copied
+from gdfq.nn.given import one_line
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 
 # By its path, what a module returned in each call, in a few numbers of each sample.
@@ -98,9 +99,9 @@ def _compare(network: nn.Module, twin: nn.Module, images: Tensor) -> Any:
     try:
         found, calls = _run(twin, images, [*expected_calls])
     except Exception as error:
-        what = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"model: takes images of shape {tuple(images.shape)}, and its student does not: {what}"
+            f"model: takes images of shape {tuple(images.shape)}, and its student does not: "
+            f"{one_line(error)}"
         ) from error
     for path, outputs in expected_calls.items():
         if any(map(_differs, outputs, calls.get(path, []))):

@@ -21,6 +21,7 @@ from gdfq.convert.tables import LAYERS, SHAPE_METHODS, is_float_activation
 from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.copying import copied
+from gdfq.nn.given import one_line
 
 _NOT_USERS = tuple(f"{Path(path).parent / '_'}"[:-1] for path in (torch.__file__, __file__))
 _CONDITIONS = (
@@ -174,13 +175,17 @@ def check_leaves(root: nn.Module, leaf_modules: Sequence[str | type]) -> None:
 def trace(root: nn.Module, leaf_modules: Sequence[str | type]) -> tuple[fx.Graph, StudentTracer]:
     """The graph of ``root``, without its checks; an InputError names a line that prevents it.
 
+    The error also names every module that must be left out for the rest to be traced.
+
     A function with control flow on tensors or their shapes, called by a module's ``forward``,
     becomes one operation of the graph. Arguments with defaults keep these. Forward hooks are part
     of the graph, and taken from ``root``; tensors that are constants become its buffers.
     """
     functions: list[Callable[..., Any]] = []
+    failed: list[Exception] = []
+    holders: list[str] = []  # of lines that cannot be traced
     while True:
-        tracer = StudentTracer(leaf_modules, functions, whole=True)
+        tracer = StudentTracer([*leaf_modules, *holders], functions, whole=True)
         # What a forward keeps of its input stays in a copy, which is thrown away.
         traced = copied(root, share=True)
         for module in traced.modules():
@@ -193,11 +198,18 @@ def trace(root: nn.Module, leaf_modules: Sequence[str | type]) -> tuple[fx.Graph
                 frame for frame, _ in traceback.walk_tb(error.__traceback__) if _is_users(frame)
             ]
             function = _untraceable_function(frames)
-            if function is None or function in functions:
-                raise InputError(_explanation(error, traced)) from error
-            functions.append(function)
+            if function is not None and function not in functions:
+                functions.append(function)
+                continue
+            holder = _holder(error, traced)
+            if not holder or holder in holders:
+                raise InputError(_explanation(error, [])) from error
+            failed.append(error)
+            holders.append(holder)
         else:
             break
+    if failed:
+        raise InputError(_explanation(failed[0], holders)) from failed[0]
     _drop_checks(graph)
     for path in tracer.called:
         module = root.get_submodule(path)
@@ -342,9 +354,21 @@ def _untraceable_function(frames: list[FrameType]) -> FunctionType | None:
     return None
 
 
-def _explanation(error: Exception, root: nn.Module) -> str:
+def _holder(error: Exception, root: nn.Module) -> str:
+    """The path of the module in whose forward tracing failed; "" where that is the network."""
+    paths = {module: path for path, module in root.named_modules()}
+    # A hook of a module has no ``self``; its call, in PyTorch's code, has.
+    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    holders = [
+        paths[caller] for caller in callers if isinstance(caller, nn.Module) and caller in paths
+    ]
+    return holders[-1] if holders else ""
+
+
+def _explanation(error: Exception, holders: list[str]) -> str:
+    """What prevents tracing, and what to do; ``holders``: the modules that can be left out."""
     found = [
-        (frame, entry)
+        entry
         for (frame, _), entry in zip(
             traceback.walk_tb(error.__traceback__),
             traceback.extract_tb(error.__traceback__),
@@ -354,18 +378,17 @@ def _explanation(error: Exception, root: nn.Module) -> str:
     ]
     where = "in its forward"
     if found:
-        entry = found[-1][1]
-        where = f"at {entry.filename}:{entry.lineno} (`{entry.line}`)"
-    paths = {module: path for path, module in root.named_modules()}
-    # A hook of a module has no ``self``; its call, in PyTorch's code, has.
-    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
-    holders = [
-        paths[caller] for caller in callers if isinstance(caller, nn.Module) and caller in paths
-    ]
+        where = f"at {found[-1].filename}:{found[-1].lineno} (`{found[-1].line}`)"
     rewrite = "rewrite the line without control flow on tensors"
-    if holders and holders[-1]:
+    if len(holders) > 1:
         advice = (
-            f"name the module that holds this line in leaf_modules=[{holders[-1]!r}] (its class or "
+            f"name the modules that hold such lines in leaf_modules={holders} (their classes or "
+            f"their paths; on the command line --leaf-modules PATH for each) to leave them "
+            f"unquantized, or {rewrite}"
+        )
+    elif holders:
+        advice = (
+            f"name the module that holds this line in leaf_modules={holders} (its class or "
             f"its path; on the command line --leaf-modules PATH) to leave it unquantized, "
             f"or {rewrite}"
         )
@@ -374,8 +397,7 @@ def _explanation(error: Exception, root: nn.Module) -> str:
             f"{rewrite}, or move it into a module of its own, which leaf_modules=[...] (on the "
             "command line --leaf-modules PATH) can leave unquantized"
         )
-    what = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"model: torch.fx cannot trace it {where}: {what}; {advice}"
+    return f"model: torch.fx cannot trace it {where}: {one_line(error)}; {advice}"
 
 
 def _drop_checks(graph: fx.Graph) -> None:

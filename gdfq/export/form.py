@@ -27,6 +27,7 @@ from gdfq.export.stored import (
     store_symmetric,
 )
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.given import one_line
 from gdfq.nn.packed import ConstantWeight, PackedCall
 from gdfq.nn.statistics import BATCH_NORMS
 
@@ -381,9 +382,8 @@ def _dims_of_values(model: QuantizedModel, images: Tensor) -> dict[fx.Node, int]
     try:
         ShapeProp(model).propagate(images.detach().cpu().float())
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
         raise InputError(
-            f"images: the student does not take {tuple(images.shape)}: {first}"
+            f"images: the student does not take {tuple(images.shape)}: {one_line(error)}"
         ) from error
     found = {node: node.meta.get("tensor_meta") for node in model.graph.nodes}
     return {node: len(m.shape) for node, m in found.items() if isinstance(m, TensorMetadata)}

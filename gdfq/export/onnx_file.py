@@ -26,6 +26,7 @@ from gdfq.export.pooling import POOLING, refuse_indices
 from gdfq.export.stored import Weights
 from gdfq.files import write_file
 from gdfq.nn import QAct
+from gdfq.nn.given import one_line
 from gdfq.nn.packed import PackedWeight
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.packed import check_student, read_weights
@@ -173,9 +174,7 @@ def _to_proto(form: Form, images: Tensor) -> Any:
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, UserError) as error:
         cause = error.__cause__ or error
-        raise InputError(
-            f"student: torch.onnx cannot export it: {str(cause).splitlines()[0]}"
-        ) from error
+        raise InputError(f"student: torch.onnx cannot export it: {one_line(cause)}") from error
     finally:
         registration.removeFilter(_is_error)
     assert program is not None

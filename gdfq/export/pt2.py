@@ -16,6 +16,7 @@ from gdfq.errors import InputError
 from gdfq.export.formulas import FORMULAS
 from gdfq.files import write_file
 from gdfq.nn import QConv2d, QLinear
+from gdfq.nn.given import one_line
 from gdfq.nn.packed import ConstantWeight, PackedCall
 from gdfq.packed import check_student, packed_copy
 
@@ -54,8 +55,7 @@ def export_pt2(
                     torch.export.default_decompositions() | FORMULAS
                 )
     except (RuntimeError, UserError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"student: torch.export cannot export it: {first}") from error
+        raise InputError(f"student: torch.export cannot export it: {one_line(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of the machine that wrote the file
     try:

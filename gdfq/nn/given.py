@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -49,8 +51,15 @@ def plain_network(network: Any, name: str) -> nn.Module:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class where that is empty."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of an error's message; where that is empty, its class and what raised it."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    raised = [
+        f" ({Path(frame.filename).name}:{frame.lineno}: `{frame.line}`)"
+        for frame in extract_tb(error.__traceback__)
+    ]
+    return type(error).__name__ + (raised[-1] if raised else "")
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.errors import InputError
-from gdfq.nn.given import call_and_keep_images, require_logits
+from gdfq.nn.given import call_and_keep_images, one_line, require_logits
 from gdfq.sources import preprocessing
 from gdfq.sources.preprocessing import DATA_SETS, Preprocessing
 from gdfq.sources.registries import (
@@ -24,6 +24,7 @@ from gdfq.sources.registries import (
 )
 from gdfq.sources.state import load_state
 
+Shape = tuple[int, int, int]  # of an image: channels, height, width
 FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
@@ -93,9 +94,9 @@ def load_teacher(
             notes = load_state(loaded, Path(weights), model)
         shape = (asked.get("channels", facts.get("channels", 3)), size, size)
         if kind == "random":
-            _settle_batch_norms(loaded, shape, model)
+            _settle_batch_norms(loaded, shape, model, facts.get("image_size"))
     loaded.eval()
-    classes = _try(loaded, shape, model)
+    classes = _try(loaded, shape, model, facts.get("image_size"))
     if given.get("num_classes", classes) != classes:
         raise InputError(
             f"num_classes: {given['num_classes']} given, but {model} with these weights has "
@@ -151,18 +152,23 @@ def _which_weights(source: Source, weights: str | None) -> tuple[str, str]:
     raise InputError(f"weights: for {source.model} must be {allowed}; got {weights!r}")
 
 
+def _refused(error: Exception, shape: Shape, model: str, usual: int | None) -> InputError:
+    """The error that ``model`` does not take such images; ``usual``: the size its source says."""
+    made_for = f"; it is made for {usual}x{usual}" if usual not in (None, shape[1]) else ""
+    return InputError(
+        f"model: {model} does not take images of {'x'.join(map(str, shape))} (channels, height, "
+        f"width){made_for}: {one_line(error)}"
+    )
+
+
 @torch.no_grad()
-def _try(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
+def _try(network: nn.Module, shape: Shape, model: str, usual: int | None) -> int:
     """The number of classes, by a forward pass of noise, which ``network`` leaves as it is."""
-    size = "x".join(map(str, shape))
     try:
         images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         logits = call_and_keep_images(network, images)
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            f"model: {model} does not take images of {size} (channels, height, width): {lines[0]}"
-        ) from error
+        raise _refused(error, shape, model, usual) from error
     logits = require_logits(logits, f"model: {model}")
     if logits.dim() != 2:
         raise InputError(
@@ -175,7 +181,7 @@ def _try(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
 
 
 @torch.no_grad()
-def _settle_batch_norms(network: nn.Module, shape: tuple[int, int, int], model: str) -> None:
+def _settle_batch_norms(network: nn.Module, shape: Shape, model: str, usual: int | None) -> None:
     """Give fresh batch norms the statistics of noise, without which deep networks overflow."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [norm.momentum for norm in norms]
@@ -184,11 +190,7 @@ def _settle_batch_norms(network: nn.Module, shape: tuple[int, int, int], model: 
     try:
         network.train()(torch.randn(8, *shape))
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        size = "x".join(map(str, shape))
-        raise InputError(
-            f"model: {model} does not take images of {size} (channels, height, width): {lines[0]}"
-        ) from error
+        raise _refused(error, shape, model, usual) from error
     finally:
         for norm, momentum in zip(norms, kept, strict=True):
             norm.momentum = momentum

@@ -702,11 +702,11 @@ class GDFQTrainer:
         }
 
     def _choose_memory_format(self, teacher: nn.Module, settings: dict[str, Any]) -> MemoryFormat:
-        student, generator = copy.deepcopy((self.student, self.generator))
         trial = {**settings, "warmup_epochs": 0, "calibration_batches": 1}
 
         def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
             options = {**trial, "memory_format": name}
+            student, generator = copy.deepcopy((self.student, self.generator))
             return GDFQTrainer(teacher, student, generator, **options, world=self.world).step
 
         uncounted = WARM_UP_STEPS + 1 if self.cuda_graph else 1  # what is timed is the graph

@@ -226,6 +226,18 @@ def test_untraceable_names_the_line_and_the_way_out():
         gdfq.quantize_model(nn.Sequential(Branching(), nn.ReLU()))
 
 
+def test_every_module_that_cannot_be_traced_is_named_at_once():
+    inner = nn.Sequential(Branching(), nn.ReLU())
+    model = nn.Sequential(inner, nn.Conv2d(4, 3, 1), Branching(), nn.Conv2d(4, 4, 1))
+    named = r"x\.sum\(\) > 0.*the modules that hold such lines in leaf_modules=\['0\.0', '2'\] "
+    with pytest.raises(gdfq.InputError, match=named):
+        gdfq.quantize_model(model)
+    with pytest.raises(gdfq.InputError, match=r"the module that holds .* leaf_modules=\['0\.0'\]"):
+        gdfq.quantize_model(model, leaf_modules=["2"])
+    student = gdfq.quantize_model(model, leaf_modules=["0.0", "2"])
+    assert [op.name for op in student.coverage.uncovered] == ["0.0", "2"]
+
+
 @pytest.mark.parametrize("leaf", [Branching, "0"])
 def test_leaf_modules_stay_in_float(leaf):
     model = nn.Sequential(Branching(), nn.ReLU(), nn.Conv2d(4, 4, 1))

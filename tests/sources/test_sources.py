@@ -42,6 +42,13 @@ class Maps(nn.Conv2d):
     def __init__(self):
         super().__init__(3, 4, 1)
 
+class Windows(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 4, 1)
+    def forward(self, x):
+        assert x.shape[-1] % 16 == 0
+        return super().forward(x).mean((2, 3))
+
 def broken():
     raise KeyError("depth")
 
@@ -506,6 +513,14 @@ WRONG = {
     "auxiliary": ("their_nets.models:Auxiliary", {}, "returns a tuple in evaluation mode"),
     "maps": ("their_nets.models:Maps", {}, r"shape \(2, 4, 8, 8\) for two images, not logits"),
     "gray": ("their_nets.models:make_net", {"channels": 1}, "does not take images of 1x8x8"),
+    "assertion": (
+        "their_nets.models:Windows", {},
+        r"of 3x8x8 .*: AssertionError \(models.py:\d+: `assert x.shape\[-1\] % 16 == 0`\)",
+    ),
+    "size": (
+        "torchvision:squeezenet1_1", {"weights": "random", "image_size": 8},
+        r"of 3x8x8 \(channels, height, width\); it is made for 224x224: ",
+    ),
     "classes": (
         "their_nets.models:made", {"num_classes": 5}, "num_classes: 5 given, but .* has 4 classes",
     ),

@@ -393,6 +393,14 @@ def test_the_memory_format_is_measured_and_used(monkeypatch):
     assert trainer.memory_format in trainer.describe()
 
 
+def test_a_format_s_trial_that_diverges_reaches_no_other_trial():
+    trainer = tiny_trainer(memory_format="auto", student_lr=1e30)
+    assert set(trainer.memory_format_seconds) == {"channels_last", "contiguous"}
+    assert all(value.isfinite().all() for value in trainer.student.state_dict().values())
+    with pytest.raises(gdfq.NonFiniteLossError, match="Lower student_lr"):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [((1.0, 2.0), "channels_last"), ((1.0, 0.95), "channels_last"), ((1.0, 0.5), "contiguous")],
