@@ -18,7 +18,7 @@ NO_PIP = pip could not install $(1): the lines above say why. Without a network,
   folder of wheels into PIP_INDEX_URL or PIP_FIND_LINKS.
 install = $(BIN)/python -m pip install --quiet --quiet $(1) || { echo "gdfq: $(call NO_PIP,$(2))"; exit 1; }
 
-.PHONY: demo test wheel docs bench bench-step gpu-check lint format clean
+.PHONY: demo test test-all test-thorough wheel docs bench bench-step gpu-check lint format clean
 
 demo: $(VENV)/.built $(VENV)/.installed ## Quantize the embedded network to 4 and to 3 bits
 	$(BIN)/gdfq quantize --recipe $(RECIPE) --weight-bits 4 --act-bits 4 --out $(RUNS)/w4a4
@@ -26,8 +26,19 @@ demo: $(VENV)/.built $(VENV)/.installed ## Quantize the embedded network to 4 an
 	$(BIN)/gdfq report $(RUNS)/w4a4 $(RUNS)/w3a3 --out $(RUNS)/report.html
 	@echo "What came out, side by side: $(RUNS)/report.html"
 
-test: $(VENV)/.built $(VENV)/.test-tools ## Run the tests, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two processes; the one that is done takes over tests of the other.
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test: $(VENV)/.built $(VENV)/.test-tools ## Run the tests that say whether everything works here
+	@echo "gdfq: running the tests; about ten minutes on two cores ..."
+	@$(PYTEST) -m 'not thorough'
+
+test-all: $(VENV)/.built $(VENV)/.test-tools ## Run all tests
+	@echo "gdfq: running all tests; about half an hour on two cores ..."
+	@$(PYTEST)
+
+test-thorough: $(VENV)/.built $(VENV)/.test-tools ## Run what test-all has beyond test
+	@$(PYTEST) -m thorough
 
 # The environment variables of a build hold here too; docs/install.md lists them.
 wheel: export GDFQ_CUDA_ARCHITECTURES ?= all
