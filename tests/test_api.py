@@ -239,7 +239,9 @@ def factory(tmp_path, monkeypatch):
 
 def test_with_a_factory_the_folder_needs_nothing_else(capsys, factory, tmp_path):
     network = tiny_teacher()
-    result = quantize(network, factory=factory, out="run", leaf_modules=("3",))
+    options = {**SHORT, "progress": False, "factory": factory, "leaf_modules": ("3",)}
+    with pytest.warns(UserWarning, match=r"81\.82% of the weights stay in float, the largest 3\."):
+        result = gdfq.quantize(network, 4, 8, out="run", **options)
     result.save("small.safetensors")
     images = torch.randn(4, 2, 8, 8)
     expected = result.student(images)
