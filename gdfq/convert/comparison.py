@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -37,19 +38,29 @@ def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> N
     Args:
         model: the float network; it is copied, never modified.
         student: what :func:`gdfq.quantize_model` made of it, whose weights may have been trained
-            since. Nothing is compared if it has not every parameter of ``model``.
+            since. If it has not every parameter of ``model``, nothing is compared, and a warning
+            says so.
         images: ``(N, C, H, W)``; their values are not read.
 
     Raises:
         InputError: they differ, or ``model`` returns something else in a second call.
     """
-    state = float_copy(model).state_dict()
-    own = student.state_dict()
-    if any(name not in own or own[name].shape != value.shape for name, value in state.items()):
-        return
-    network = copied(model, share=True).eval()
+    plain = float_copy(model)
     twin = copy.deepcopy(student, {id(p): p for p in student.parameters()})
-    twin.load_state_dict({**own, **state}, assign=True)
+    own = _tensors(twin)
+    for name, value in plain.named_parameters(remove_duplicate=False):
+        if name not in own or own[name].shape != value.shape:
+            warnings.warn(
+                f"gdfq: student: has no parameter {name} of shape {tuple(value.shape)}, as the "
+                "teacher has: it was made of another network, and is not compared with the teacher",
+                stacklevel=3,
+            )
+            return
+    network = copied(model, share=True).eval()
+    for name, value in _tensors(plain).items():
+        path, _, last = name.rpartition(".")
+        if name in own:
+            setattr(twin.get_submodule(path), last, value)
     for module in chain(network.modules(), twin.modules()):
         _leave_quantizer_out(module)
     count, channels, height, width = images.shape
@@ -69,6 +80,14 @@ def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> N
             except _NotTakenError:
                 continue
             break
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers by their names, whatever ``state_dict`` makes of them."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 class _NotTakenError(Exception):
@@ -130,7 +149,7 @@ def _watched(network: nn.Module, twin: nn.Module) -> list[str]:
         act = kind in ACTIVATION_MODULES and other is QAct
         alike = kind is other and not module._modules
         # The student has hooks and forwards of instances in its graph, behind the module.
-        own = module._forward_hooks or module._forward_pre_hooks
+        own = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         if (layer or act or alike) and not own:
             found.append(path)
     return found

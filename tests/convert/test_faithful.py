@@ -3,6 +3,7 @@
 import copy
 import io
 import threading
+import types
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import gdfq
 from gdfq.convert import require_same
 from gdfq.fusion import fuse
 from tests.convert.test_convert import calibrated
+from tests.helpers.tiny import tiny_teacher
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -127,6 +129,22 @@ def test_a_forward_of_the_instance_is_the_one_that_is_traced():
         model.second
     )
     follows(model)
+
+
+def in_place_of(module, forward):
+    module.forward = types.MethodType(forward, module)
+
+
+def test_layers_with_a_forward_of_their_own_are_the_same_network():
+    model = tiny_teacher(channels=3)
+    in_place_of(model[1], lambda self, x: nn.BatchNorm2d.forward(self, x) * 2)
+    in_place_of(model[2], lambda self, x: F.relu(x) * 2)
+    in_place_of(model[3], lambda self, x: F.conv2d(x, self.weight, None, 2, 1) * 2)
+    in_place_of(model[8], lambda self, x: F.linear(x, self.weight, self.bias) * 2)
+    student = calibrated(gdfq.quantize_model(model, 8, 8), X)
+    require_same(model, student, X)
+    with torch.no_grad():
+        assert (student(X) - model(X)).abs().max() < 0.03 * model(X).abs().max()
 
 
 def keep_last(module, args, output):
@@ -555,6 +573,49 @@ def test_a_student_of_another_network_is_refused_before_training(forward, why):
     generator = gdfq.models.Generator(4, 8, channels=3, latent_dim=10, width=8)
     with pytest.raises(gdfq.InputError, match="model: "):
         gdfq.GDFQTrainer(model, student, generator, num_classes=4, batch_size=4)
+
+
+class Stating(nn.Identity):
+    """A module with a state that is no tensor."""
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def with_extra_state(model):
+    model.append(Stating())
+
+
+def with_a_key_more(model):
+    model._register_state_dict_hook(lambda m, state, *_: state.update(extra=torch.ones(1)))
+
+
+def with_another_state(model):
+    model.__class__ = type("Net", (nn.Sequential,), {"state_dict": lambda self, *_, **__: {}})
+
+
+@pytest.mark.parametrize("change", [with_extra_state, with_a_key_more, with_another_state])
+def test_networks_are_compared_whatever_their_state_dict_is(change):
+    for forward in (Two.forward, kind_as_text):
+        model = normed(forward)
+        change(model)
+        student = gdfq.quantize_model(model)
+        if forward is kind_as_text:
+            with pytest.raises(
+                gdfq.InputError, match=r"differs from it at the output of '0\.second'"
+            ):
+                require_same(model, student, X)
+        else:
+            require_same(model, student, X)
+
+
+def test_a_student_of_another_network_s_parameters_is_said_not_to_be_compared():
+    student = gdfq.quantize_model(normed(Two.forward))
+    with pytest.warns(UserWarning, match=r"gdfq: student: has no parameter 0\.weight of shape"):
+        require_same(tiny_teacher(channels=3), student, X)
 
 
 def test_a_trained_student_is_compared_by_its_network_s_weights():
