@@ -48,10 +48,10 @@ def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> N
     plain = float_copy(model)
     twin = copy.deepcopy(student, {id(p): p for p in student.parameters()})
     own = _tensors(twin)
-    for name, value in plain.named_parameters(remove_duplicate=False):
-        if name not in own or own[name].shape != value.shape:
+    for name, parameter in plain.named_parameters(remove_duplicate=False):
+        if name not in own or own[name].shape != parameter.shape:
             warnings.warn(
-                f"gdfq: student: has no parameter {name} of shape {tuple(value.shape)}, as the "
+                f"gdfq: student: has no parameter {name} of shape {tuple(parameter.shape)}, as the "
                 "teacher has: it was made of another network, and is not compared with the teacher",
                 stacklevel=3,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -55,7 +56,8 @@ class Converter:
         self.zero_in_range = zero_in_range
         self.dynamic_ranges = dynamic_ranges
         self.modules = dict(root.named_modules(remove_duplicate=False))
-        self.taken = set(self.modules) | root.state_dict().keys()
+        tensors = chain(root.named_parameters(), root.named_buffers())
+        self.taken = {*self.modules, *(name for name, _ in tensors)}
         self.replaced: dict[nn.Module, nn.Module] = {}
         self.shapes = shapes_only(graph)
         self.operations: list[Operation] = []
