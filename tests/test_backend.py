@@ -37,11 +37,13 @@ def run(*command, **environment):
     )
 
 
+@pytest.mark.thorough
 def test_operators_pass_their_tests_on_the_reference():
     tests = run("-m", "pytest", *QUIET, "tests/ops", GDFQ_BACKEND="reference")
     assert tests.returncode == 0, tests.stdout[-5000:] + tests.stderr[-2000:]
 
 
+@pytest.mark.thorough
 @needs_triton
 def test_operators_pass_their_tests_on_triton():
     # 19 divides no number of dtypes, layouts or shapes, so that each of them is met.

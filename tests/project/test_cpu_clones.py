@@ -1,6 +1,6 @@
 """The clones of the CPU kernels that this machine's processor would pass over, each in a build.
 
-Each build takes a minute or two: ``-m "not cpu_clones"`` leaves them out.
+Each build takes a minute or two.
 """
 
 import os
@@ -19,7 +19,7 @@ from tests.standin.library import missing_tools
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
-    pytest.mark.cpu_clones,
+    pytest.mark.thorough,
     pytest.mark.skipif(bool(missing_tools()), reason=f"missing: {missing_tools()}"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="there are no clones"),
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.standin.library import cuda_operators
 
@@ -66,7 +67,10 @@ def missing() -> str | None:
     return None
 
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(bool(missing()), reason=missing() or ""),
+]
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -84,6 +88,14 @@ def run(*command: str | Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def extension() -> Path:
     """The extension, built in a folder of its own; an unchanged tree compiles nothing."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / ".lock"):  # another worker of pytest-xdist waits for the first
+        build()
+    (library,) = (BUILD / "lib" / "gdfq").glob("_C*.so")
+    return library
+
+
+def build() -> None:
     run(
         *(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", BUILD / "lib"),
         GDFQ_CUDA="on",
@@ -91,8 +103,6 @@ def extension() -> Path:
         GDFQ_CPU_CLONES="default",  # which compile fastest; nothing here runs them
         GDFQ_BUILD=str(BUILD / "cmake"),
     )
-    (library,) = (BUILD / "lib" / "gdfq").glob("_C*.so")
-    return library
 
 
 class Instruction:

@@ -21,7 +21,7 @@ from tests.standin.library import missing_tools
 pytestmark = [
     pytest.mark.skipif(bool(missing_tools()), reason=f"missing: {missing_tools()}"),
     pytest.mark.skipif(not can_build(), reason="not a git clone"),
-    pytest.mark.cpu_clones,
+    pytest.mark.thorough,
 ]
 DOCUMENTS = {
     "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md",

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -12,3 +13,9 @@ def standin():
         pytest.skip(f"the stand-in needs {missing}")
     library.build()
     return library.Standin(os.environ.get("GDFQ_STANDIN", "shuffled"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.thorough)  # building the stand-in takes minutes

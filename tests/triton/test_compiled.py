@@ -58,7 +58,12 @@ def test_every_operator_has_an_example():
 @pytest.mark.parametrize("operator", EXAMPLES)
 @pytest.mark.parametrize(
     ("dtype", "capability"),
-    [*((torch.float32, c) for c in CAPABILITIES), (torch.float16, 90), (torch.bfloat16, 90)],
+    [
+        (torch.float32, 90),
+        *(pytest.param(torch.float32, c, marks=pytest.mark.thorough) for c in (80, 100, 120)),
+        pytest.param(torch.float16, 90, marks=pytest.mark.thorough),
+        pytest.param(torch.bfloat16, 90, marks=pytest.mark.thorough),
+    ],
     ids=lambda v: f"sm_{v}" if isinstance(v, int) else str(v).removeprefix("torch."),
 )
 def test_arithmetic_and_memory_accesses(operator, dtype, capability):
