@@ -14,7 +14,10 @@ from gdfq.errors import InputError
 
 _SUFFIX = ".partial"
 # The answer of file systems without a call: SMB, FUSE, shared folders of virtual machines.
-_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+_UNSUPPORTED = {
+    errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR,
+    errno.ENOTTY,
+}  # fmt: skip
 
 
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
@@ -40,7 +43,7 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     # The new name is on the disk only once its folder is, which some may write to but not read.
-    with suppress(PermissionError):
+    with suppress(PermissionError), _if_supported():
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             _synchronize(folder)

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import itertools
 import math
 import os
 import pickle
@@ -394,8 +395,18 @@ def test_a_full_disk_leaves_the_previous_checkpoints(written, monkeypatch, faili
     assert {p: p.read_bytes() for p in written.iterdir()} == before
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-@pytest.mark.parametrize("missing", ["fsync of a folder", "fsync", "rename", "all", "reading"])
+LACKS = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY]
+
+
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [
+        *itertools.product(["fsync of a folder", "fsync", "rename", "opening", "all"], LACKS),
+        *itertools.product(["fsync of a folder", "opening"], [errno.EISDIR]),
+        ("opening", errno.EACCES),
+        ("opening", errno.EPERM),
+    ],
+)
 def test_a_file_system_without_a_call_gets_the_file(tmp_path, monkeypatch, missing, code):
     fsync, replace, opened = os.fsync, Path.replace, os.open
 
@@ -413,8 +424,8 @@ def test_a_file_system_without_a_call_gets_the_file(tmp_path, monkeypatch, missi
         return replace(path, target)
 
     def open_folder(path, *arguments):
-        if missing == "reading" and Path(path) == tmp_path:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if Path(path) == tmp_path:
+            lacking("opening")
         return opened(path, *arguments)
 
     monkeypatch.setattr("gdfq.files.os.fsync", synchronize)
