@@ -24,13 +24,30 @@ FILES = {
     "cifar100": ("cifar-100-python", "test", "fine_labels", "cifar-100-python.tar.gz"),
 }
 
-# The files are pickles, which could name any callable. These make an array, and do nothing else.
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Return the bytes that Python 3 writes as ``text`` into pickles of protocol 2 and below."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"its bytes are in {encoding!r}, not in 'latin1'")
+    return text.encode(encoding)
+
+
+# The files are pickles, which could name any callable. These make arrays, numbers and bytes, and do
+# nothing else. Which of them a file names depends on the protocol and on the version of numpy.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_FROM_BUFFER = np.zeros(0).__reduce_ex__(5)[0]
+_SCALAR = np.int64(0).__reduce__()[0]
 ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy.core.multiarray", "scalar"): _SCALAR,
+    ("numpy._core.multiarray", "scalar"): _SCALAR,
+    ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): bytes,  # of none
 }
 
 

@@ -25,7 +25,10 @@ TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 # Folders that systems put beside a user's own; all others of theirs begin with a dot.
-SYSTEM = {"@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin"}
+SYSTEM = {
+    "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot", "__macosx",
+    "lost+found", "$recycle.bin", "system volume information",
+}  # fmt: skip
 # Names of a data set's parts, so never those of its classes.
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -245,7 +248,7 @@ def _labelled(folder: Folder, near: list[Path], root: Path) -> PictureFiles:
         wanted = (
             "no picture" if root.is_file() else (f"neither class folders with pictures nor {TAR}")
         )
-        raise InputError(f"data: {where} has {wanted}")
+        raise InputError(f"data: {where} has {wanted}; pictures end in {', '.join(ENDINGS)}")
     order, note = class_order(by_class)
     if empty:
         note += f"{'; ' if note else ''}folders without a picture are no classes: {_some(empty)}"
@@ -274,21 +277,30 @@ def class_order(names: Iterable[str]) -> tuple[list[str], str]:
     """Names of class folders in the order of their classes, and what is to be said of that order.
 
     That of the names as text, as of torchvision's ``ImageFolder``, but where names say numbers
-    these count: ``0`` to ``11``, ``class0`` to ``class11``, ``1_cat`` to ``12_dog`` (one text
-    before the numbers, and no number twice) are in the order of the numbers. Where only some
-    names are numbers, these are their classes' indices, and the others are what is left.
+    these count: ``0`` to ``11``, ``v2_class0`` to ``v2_class11``, ``1_cat`` to ``12_dog`` (one text
+    before the numbers, in upper or lower case, and no number twice; before letters, as in ``0cat``,
+    none left out) are in the order of the numbers. Where only some names are numbers, these are
+    their classes' indices, and the others are what is left.
     """
     text = sorted(names)
-    found = [re.fullmatch(r"([^0-9]*)([0-9]+)([^0-9a-zA-Z].*)?", name, re.DOTALL) for name in text]
-    numbers = {int(m[2]): name for name, m in zip(text, found, strict=True) if m is not None}
-    if len(numbers) == len(text) and len({m[1] for m in found if m is not None}) == 1:
+    folded = [name.casefold() for name in text]
+    prefix = re.sub(r"\d+$", "", os.path.commonprefix(folded))  # noqa: RUF071 (characters)
+    found = [re.match(r"(\d+)([a-z]?)", name[len(prefix) :]) for name in folded]
+    numbers = {int(m[1]): name for name, m in zip(text, found, strict=True) if m is not None}
+    dense = len(numbers) == max(numbers, default=0) - min(numbers, default=0) + 1
+    fractions = re.search(r"\d[.,]$", prefix)  # 0.25 is before 0.5
+    if (
+        len(numbers) == len(text)
+        and not fractions
+        and (dense or not any(m[2] for m in found if m is not None))
+    ):
         order = [numbers[number] for number in sorted(numbers)]
         note = _difference(order, text, "in the order of their numbers", "takes")
         gaps = set(range(min(numbers), max(numbers))) - set(numbers)
         if gaps and max(numbers) < 2 * len(numbers):  # else they are no indices, as in n01440764
             note += f"{'; ' if note else ''}none has the number {min(gaps)}, those after it move up"
         return order, note
-    indices = {name: int(name) for name in text if re.fullmatch("[0-9]+", name)}
+    indices = {name: int(name) for name in text if re.fullmatch(r"\d+", name)}
     taken = set(indices.values())
     if indices and len(taken) == len(indices) and max(taken) < len(text):
         others = iter([name for name in text if name not in indices])
@@ -314,7 +326,7 @@ def _difference(order: list[str], other: list[str], how: str, imagefolder: str =
 
 def _natural(name: str) -> list[tuple[str, int]]:
     """To sort by as people do: numbers by their value, letters whether upper or lower case."""
-    pieces = re.findall(r"([^0-9]*)([0-9]*)", name.casefold())
+    pieces = re.findall(r"(\D*)(\d*)", name.casefold())
     return [(text, int(number or 0)) for text, number in pieces]
 
 

@@ -1,5 +1,6 @@
 """Test sets in every form people have them in, made up and small."""
 
+import codecs
 import io
 import os
 import pickle
@@ -50,9 +51,9 @@ class Python2(pickle._Pickler):
     dispatch[bytes] = dispatch[str] = save_string
 
 
-def pickled(content, python=2):
+def pickled(content, python=2, protocol=4):
     if python == 3:
-        return pickle.dumps(content, protocol=4)
+        return pickle.dumps(content, protocol)
     file = io.BytesIO()
     Python2(file, protocol=2).dump(content)
     # The module's name at the time.
@@ -124,6 +125,28 @@ def test_cifar(tmp_path, monkeypatch, name, form):
     assert torch.cat([y for _, y in batches]).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("keys", [str, str.encode])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_cifar_rewritten_by_any_protocol(tmp_path, protocol, keys):
+    images = pixels(2, (3, 3072))
+    images[0, :256] = range(256)
+    labels = list(np.arange(3))
+    for data in (images, np.asfortranarray(images)):
+        content = {"data": data, "labels": labels, "filenames": [b"a\xff.png", b""]}
+        raw = pickled({keys(key): value for key, value in content.items()}, 3, protocol)
+        (tmp_path / "test_batch").write_bytes(raw)
+        found = open_test_set("cifar10", str(tmp_path), 10)
+        assert [found[i][1] for i in range(3)] == [0, 1, 2]
+        for picture, expected in zip((found[i][0] for i in range(3)), images, strict=True):
+            chw = np.array(picture).transpose(2, 0, 1)
+            assert np.array_equal(chw.reshape(-1), expected)
+
+
+class Encoding:
+    def __reduce__(self):
+        return codecs.encode, ("a", "rot13")
+
+
 class Evil:
     def __init__(self, marker):
         self.marker = str(marker)
@@ -137,6 +160,7 @@ CIFAR_BAD = {
     "labels beyond": lambda p: pickled({"data": pixels(1, (2, 3072)), "labels": [1, 10]}),
     "labels below": lambda p: pickled({"data": pixels(1, (2, 3072)), "labels": [-1, 1]}),
     "hostile": lambda p: pickle.dumps({b"data": Evil(p / "marker")}, 2),
+    "another encoding": lambda p: pickle.dumps({b"data": Encoding()}, 2),
     "truncated": lambda p: cifar_file()[0][:-100],
     "empty": lambda p: b"",
     "garbage": lambda p: bytes(range(256)),
@@ -258,7 +282,7 @@ def make_imagenet(form, root):
     elif form == "with what systems leave":
         class_folders(root)
         for place in (root, root / CLASSES[0]):
-            for name in ("@eaDir", ".thumbnails", "__MACOSX"):
+            for name in ("@eaDir", ".thumbnails", "__MACOSX", "#snapshot", "~snapshot"):
                 (place / name).mkdir()
                 (place / name / "0.jpg").write_bytes(b"none")
             for name in ("._0.JPEG", ".DS_Store", "Thumbs.db"):
@@ -416,6 +440,12 @@ def other_numbers(root):
     (root / DEVKIT.removesuffix(".tar.gz") / "data" / TRUTH).write_text("1\n2\n3\n17\n1\n1\n")
 
 
+def other_endings(root):
+    class_folders(root)
+    for path in root.glob("*/*"):
+        path.rename(path.with_suffix(".avif"))
+
+
 IMAGENET_BAD = {
     "train and test": (train_and_test, "has test and train; give the one to measure on"),
     "one class": (one_class, "has 1 classes, the network 3"),
@@ -425,6 +455,7 @@ IMAGENET_BAD = {
     "other numbers": (other_numbers, "ground_truth.txt has class 17, and meta.mat does not"),
     "empty class": (two_classes, r"\(folders without a picture are no classes: n01443537\)"),
     "nothing": (lambda root: None, "has neither class folders with pictures nor ILSVRC2012_img"),
+    "endings": (other_endings, r"nor ILSVRC2012_img_val.tar; pictures end in \.jpeg, \.jpg, "),
     "no devkit": (flat_without_devkit, f"have no labels: {DEVKIT} is not beside them"),
     "few labels": (too_few_labels, "has 6 pictures, the devkit's ground truth 2"),
     "broken devkit": (broken_devkit, f"cannot read .*{DEVKIT}"),
@@ -470,6 +501,16 @@ ORDERS = {
     "numbers first": ([f"{i}_x{-i}" for i in TWELVE], BY_NUMBER.format("1_x-1", "10_x-10")),
     "one missing": (["0", "1", "3"], "none has the number 2, those after it move up$"),
     "WordNet": (["n01440764", "n01443537", "n02102040"], "$"),
+    "a number before": (
+        [f"v2_class{i}" for i in TWELVE],
+        BY_NUMBER.format("v2_class2", "v2_class10"),
+    ),
+    "a number in all": (["20_2", "20_10"], BY_NUMBER.format("20_2", "20_10")),
+    "before letters": ([f"{i}cat" for i in TWELVE], BY_NUMBER.format("1cat", "10cat")),
+    "before letters, some": (["10x", "2x"], "of their names as text, 10x before 2x$"),
+    "either case": (["class0", "Class1"], BY_NUMBER.format("class0", "Class1")),
+    "full width": (["\uff12", "\uff11\uff10"], BY_NUMBER.format("\uff12", "\uff11\uff10")),
+    "fractions": (["0.25", "0.5"], "of their names as text, 0.25 before 0.5$"),
     "words": (["cat", "dog", "ibis"], "$"),
     "numbers and a word": (
         [*map(str, TWELVE), "other"],
