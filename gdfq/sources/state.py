@@ -22,11 +22,14 @@ from gdfq.errors import InputError
 # Of several entries that fit, the one under the first of these keys is a training script's network.
 NESTED = ("state_dict", "model", "model_state_dict")
 # Weights averaged over the training, which scripts keep beside the trained ones.
-AVERAGES = re.compile(r"(^|[._-])(ema|swa|averaged?|shadow)([._-]|$)", re.IGNORECASE)
+AVERAGES = re.compile(
+    r"(^|[._-]|(?<=[a-z])(?=[A-Z]))(?i:ema|swa|avg|averaged?|shadow|mean_?teacher)([._-]|$)"
+)
 # What torch.compile, FSDP and activation checkpointing put into names, anywhere.
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Files of old versions of PyTorch have no such counters, and nothing here reads them.
 COUNTER = "num_batches_tracked"
+NO_PREFIX = "names without a prefix"
 
 
 @contextmanager
@@ -98,6 +101,13 @@ class _State:
         return bool(AVERAGES.search(f"{self.key}.{self.prefix}"))
 
     @property
+    def described(self) -> str:
+        """How messages call it beside the one that is taken."""
+        kinds = ["averages"] * self.averaged
+        kinds += [] if self.fits else [f"without {self.missing[0]!r}"]
+        return (self.name or NO_PREFIX) + (f" ({', '.join(kinds)})" if kinds else "")
+
+    @property
     def rank(self) -> tuple[bool, int]:
         """Smaller for what is taken first."""
         first = self.key.partition(".")[0]
@@ -148,8 +158,9 @@ def _states(content: Any, own: dict[str, Tensor]) -> list[_State]:
             tensors = {WRAPPERS.sub("", name): value for name, value in tensors.items()}
         count: Counter[str] = Counter()
         for name in tensors:
-            starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
-            count.update(name[:start] for start in starts if name[start:] in needed)
+            starts = [0, *(match.end() for match in re.finditer(r"[._-]", name))]
+            prefixes = [name[:start] for start in starts if name[start:] in needed]
+            count.update(p for p in prefixes if p[-1:] in ("", ".") or AVERAGES.search(p))
         averages = {p: n for p, n in count.items() if AVERAGES.search(p)}
         for prefix in dict.fromkeys([*_most(count), *_most(averages)] or [""]):
             missing = [name for name in own if name in needed and prefix + name not in tensors]
@@ -204,14 +215,17 @@ def load_state(network: nn.Module, path: Path, model: str) -> list[str]:
     taken, *others = states
     alike = [state for state in others if state.fits and state.rank == taken.rank]
     if taken.fits and alike:
-        names = " and ".join(state.name for state in (taken, *alike))
+        names = " and ".join(state.name or NO_PREFIX for state in (taken, *alike))
         raise InputError(
             f"weights: {path} holds several states that fit {model}: {names}; {taken.alone(path)}"
         )
+    # Averages may be under names that only begin in another way.
+    averages = tuple(s.prefix for s in others if s.key == taken.key and s.prefix and s.averaged)
     state, left = {}, []
     for name, value in taken.tensors.items():
-        if name.startswith(taken.prefix):
-            state[name.removeprefix(taken.prefix)] = value
+        short = name.removeprefix(taken.prefix)
+        if name.startswith(taken.prefix) and (short in own or not name.startswith(averages)):
+            state[short] = value
         else:
             left.append(name)
     problem = _load(network, own, state)
@@ -222,12 +236,9 @@ def load_state(network: nn.Module, path: Path, model: str) -> list[str]:
     notes = []
     rivals = [other for other in others if other.fits or other.averaged]
     if rivals:
-        names = " and ".join(
-            other.name + ("" if other.fits else f" (without {other.missing[0]!r})")
-            for other in rivals
-        )
+        names = " and ".join(other.described for other in rivals)
         notes.append(
-            f"weights: {taken.name or 'names without a prefix'} of {path} taken; it also has "
+            f"weights: {taken.name or NO_PREFIX} of {path} taken; it also has "
             f"{names}; {rivals[0].alone(path)}"
         )
     elif left:

@@ -299,23 +299,53 @@ MIXED = {
     "beside": (lambda s: {**s, "epoch": 3}, None),
     "ema": (
         lambda s: {"state_dict_ema": zeros(), "state_dict": s},
-        "'state_dict' of FILE taken; it also has 'state_dict_ema'; to take it, "
+        "'state_dict' of FILE taken; it also has 'state_dict_ema' (averages); to take it, "
         "torch.save(torch.load('FILE')['state_dict_ema'], 'other.pt')",
     ),
     "ema inside": (
         lambda s: {"ema": {"module": zeros(), "decay": 0.9}, "model": s},
-        "'model' of FILE taken; it also has 'ema.module'; to take it, "
+        "'model' of FILE taken; it also has 'ema.module' (averages); to take it, "
         "torch.save(torch.load('FILE')['ema']['module'], 'other.pt')",
     ),
     "ema of parameters": (
         lambda s: {"net": s, "ema": {"shadow": parameters()}},
-        "'net' of FILE taken; it also has 'ema.shadow' (without 'bn1.running_mean'); to take it, "
+        "'net' of FILE taken; it also has 'ema.shadow' (averages, without "
+        "'bn1.running_mean'); to take it, "
         "torch.save(torch.load('FILE')['ema']['shadow'], 'other.pt')",
     ),
     "ema by prefix": (
         lambda s: {**prefixed("ema_model.", zeros()), **prefixed("model.", s)},
-        "'model.*' of FILE taken; it also has 'ema_model.*'; to take 'ema_model.*', leave the "
-        "other entries out of the file",
+        "'model.*' of FILE taken; it also has 'ema_model.*' (averages); to take 'ema_model.*', "
+        "leave the other entries out of the file",
+    ),
+    "ema beside, by dots": (
+        lambda s: {**s, **prefixed("ema.", zeros()), "ema.decay": torch.tensor(0.9)},
+        "names without a prefix of FILE taken; it also has 'ema.*' (averages); to take 'ema.*', "
+        "leave the other entries out of the file",
+    ),
+    "ema beside, by underscores": (
+        lambda s: {**prefixed("ema_", zeros()), **s},
+        "names without a prefix of FILE taken; it also has 'ema_*' (averages); to take 'ema_*', "
+        "leave the other entries out of the file",
+    ),
+    "ema of parameters by underscores": (
+        lambda s: {"net": {**prefixed("module.", s), **prefixed("module_avg_", parameters())}},
+        "'net', 'module.*' of FILE taken; it also has 'net', 'module_avg_*' (averages, without "
+        "'bn1.running_mean'); to take 'net', 'module_avg_*', leave the other entries out of the "
+        "file",
+    ),
+    "ema alone, by underscores": (
+        lambda s: prefixed("ema_", s), "'ema_*' of FILE taken, averaged over the training",
+    ),
+    "averages by other names": (
+        lambda s: {"netEMA": zeros(), "avg_model": zeros(), "mean_teacher": zeros(), "net": s},
+        "'net' of FILE taken; it also has 'netEMA' (averages) and 'avg_model' (averages) and "
+        "'mean_teacher' (averages); to take it, "
+        "torch.save(torch.load('FILE')['netEMA'], 'other.pt')",
+    ),
+    "other underscores": (
+        lambda s: {**prefixed("module.", s), **prefixed("teacher_", zeros())},
+        "'module.*' of FILE taken, and not 'teacher_conv1.weight' and 127 more",
     ),
     "ema alone": (lambda s: {"ema": s}, "'ema' of FILE taken, averaged over the training"),
     "best": (
