@@ -70,7 +70,13 @@ def _load() -> ModuleType:
         ) from None
 
 
-_C = _load()
+try:
+    _C = _load()
+except ImportError as reason:
+    # `python -m gdfq` imports the package before gdfq/__main__.py could say it in one line.
+    if sys.argv[:1] == ["-m"]:
+        raise SystemExit(str(reason)) from None
+    raise
 
 torch_version: str = _C.torch_version
 compiler: str = _C.compiler

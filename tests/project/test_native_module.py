@@ -66,6 +66,30 @@ def test_a_source_folder_that_hides_the_installed_package(monkeypatch, tmp_path)
     assert f"the installed one is {installed}" in message
 
 
+def test_python_m_says_it_in_one_line(tmp_path):
+    source = tmp_path / "source" / "gdfq"
+    (source / "ops").mkdir(parents=True)
+    shutil.copy(_native.__file__, source / "ops")
+    (source / "__init__.py").write_text("import gdfq.ops._native")
+    (tmp_path / "site" / "gdfq").mkdir(parents=True)
+    (tmp_path / "site" / "gdfq" / _native._FILE).write_bytes(b"")
+    (tmp_path / "site" / "torch.py").touch()  # which would take seconds
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=source.parent,
+            env={"PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+        )
+
+    done = run("-m", "gdfq", "info")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"gdfq: {source} is not the installed package but its source")
+    assert run("-c", "import gdfq").stderr.endswith("\nImport" + f"Error: {done.stderr}")
+
+
 def test_a_module_of_another_python(monkeypatch, tmp_path):
     without_packages(monkeypatch)
     (tmp_path / "gdfq").mkdir()
