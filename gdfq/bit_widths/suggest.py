@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from gdfq.runs import session
 from gdfq.runs.networks import build_generator, build_teacher, build_trainer
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
+from gdfq.training.memory_format import MemoryFormat, MemoryFormatError
 
 STEPS_PER_LINE = 20
 
@@ -143,11 +144,18 @@ def _generate(
         # The student is not trained, and at widths yet to be found kernels may be large enough.
         "dynamic_ranges": "none",
     }
-    # Timing decides about "auto", and rounding depends on the format.
-    if recipe.training.memory_format == "auto":
-        settings["memory_format"] = "channels_last"
     generator = build_generator(recipe, teacher.preprocessing).to(device)
-    trainer = build_trainer(recipe.with_options(settings), teacher, generator)
+    # Timing decides about "auto", and rounding depends on the format.
+    named = recipe.training.memory_format
+    first, *others = get_args(MemoryFormat) if named == "auto" else [named]
+    try:
+        recipe = recipe.with_options({**settings, "memory_format": first})
+        trainer = build_trainer(recipe, teacher, generator)
+    except MemoryFormatError:
+        if not others:
+            raise
+        recipe = recipe.with_options({"memory_format": others[0]})
+        trainer = build_trainer(recipe, teacher, generator)
 
     class _Steps(TrainerCallback):
         def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:

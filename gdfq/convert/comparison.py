@@ -6,7 +6,6 @@ import copy
 import warnings
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -61,8 +60,8 @@ def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> N
         path, _, last = name.rpartition(".")
         if name in own:
             setattr(twin.get_submodule(path), last, value)
-    for module in chain(network.modules(), twin.modules()):
-        _leave_quantizer_out(module)
+    leave_quantizers_out(network)
+    leave_quantizers_out(twin)
     count, channels, height, width = images.shape
     other = count - 1 or 2
     devices = [images.device] if images.device.type == "cuda" else []
@@ -98,6 +97,12 @@ def _noise(shape: Any, like: Tensor) -> Tensor:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     noise[1:2] *= 10  # far out, where one activation function differs from another
     return noise.to(like)
+
+
+def leave_quantizers_out(network: nn.Module) -> None:
+    """Make ``network`` compute with its weights and activations as they are."""
+    for module in network.modules():
+        _leave_quantizer_out(module)
 
 
 def _leave_quantizer_out(module: Any) -> None:

@@ -187,8 +187,7 @@ def check_shapes(
         )
     # A forward moves its running statistics.
     probe: Any = copied(generator, name="generator").train()
-    z = example_noise(probe, 2)
-    labels = torch.zeros(2, dtype=torch.int64, device=z.device)
+    z, labels = example_batch(probe, 2)
     images = _images(probe, z, labels)
     if mixed_labels:
         try:
@@ -230,12 +229,12 @@ def check_shapes(
     return images
 
 
-def example_noise(generator: nn.Module, count: int) -> Tensor:
-    """Noise ``(count, latent_dim)`` as ``generator`` takes it, always the same."""
+def example_batch(generator: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+    """Noise ``(count, latent_dim)`` and labels ``(count,)`` for ``generator``, always the same."""
     like = floating_parameter(generator)
     shape = (count, int(generator.latent_dim))  # type: ignore[arg-type]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    return noise.to(like)
+    return noise.to(like), torch.zeros(count, dtype=torch.int64, device=like.device)
 
 
 def floating_parameter(network: nn.Module) -> Tensor:

@@ -22,7 +22,12 @@ from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.training import checks
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
 from gdfq.training.learned_ranges import LearnedRanges
-from gdfq.training.memory_format import TORCH_FORMATS, MemoryFormat, fastest_memory_format
+from gdfq.training.memory_format import (
+    TORCH_FORMATS,
+    MemoryFormat,
+    fastest_memory_format,
+    require_channels_last,
+)
 from gdfq.training.parts import Parts
 from gdfq.training.parts.average import Average
 from gdfq.training.parts.clipping import clip_gradients
@@ -100,7 +105,8 @@ class GDFQTrainer:
             ``"bf16"``. Ranges, statistics and quantizers compute in float32 always.
         memory_format: ``"channels_last"``, ``"contiguous"``, or ``"auto"``: a few steps of each
             are timed on copies, once, here, one format after the other; on a GPU the captured
-            step. Student and generator are converted in place.
+            step. It is ``"contiguous"`` for networks that compute something else or nothing in
+            ``"channels_last"``. Student and generator are converted in place.
         fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
             passes over memory.
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
@@ -120,8 +126,9 @@ class GDFQTrainer:
     Raises:
         InputError: an argument is out of range, the teacher has no batch norm or has parameters
             that are not finite, teacher, student and ``num_classes`` do not fit, the student
-            without its quantizers is not the teacher, or the generator
-            has a kind of batch norm that one process alone can train.
+            without its quantizers is not the teacher, one of them cannot be used in
+            ``"channels_last"`` where that is given, or the generator has a kind of batch norm that
+            one process alone can train.
         ProcessLostError: of any method, where another rank is gone.
 
     Source: Xu et al., ECCV 2020, algorithm 1. The defaults are the paper's for CIFAR-10. The
@@ -208,6 +215,10 @@ class GDFQTrainer:
         )
         if isinstance(student, QuantizedModel):
             require_same(teacher, student, images)
+        if memory_format == "channels_last":
+            require_channels_last(
+                self.teacher.model, student, generator, images, *checks.example_batch(generator, 2)
+            )
         if self.world.parallel:
             globalize_batch_norms(self.generator, "generator")
             state = self.random.get_state()
