@@ -7,11 +7,14 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from gdfq.convert.model import QuantizedModel
+from gdfq.coverage import CoverageReport
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
 
-# Attributes that a traced network's own class or its instances have, beyond any module's.
-_TAKEN = ({*dir(fx.GraphModule)} - {*dir(nn.Module)}) | {"meta", "coverage"}
+_EMPTY = QuantizedModel(nn.Module(), fx.Graph(), CoverageReport([]))
+# Attributes that a student has for itself, beyond any module's.
+TAKEN = {*dir(_EMPTY)} - {*dir(nn.Module())}
 
 
 def float_copy(model: nn.Module) -> nn.Module:
@@ -24,7 +27,7 @@ def float_copy(model: nn.Module) -> nn.Module:
         InputError: a part of ``model`` has a name that no student can have.
     """
     for name in (*model._modules, *model._parameters, *model._buffers):
-        if name in _TAKEN:
+        if name in TAKEN:
             raise InputError(
                 f"model: {name!r} is also the name of an attribute of torch.fx.GraphModule, which "
                 "the student is; rename it in the network or put the network into another module"

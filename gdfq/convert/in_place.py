@@ -99,6 +99,7 @@ class _InPlace(ModuleCalls):
                 name = target if isinstance(target, str) else getattr(target, "__name__", "")
                 changes = (
                     target in _OPERATORS
+                    or target is operator.setitem
                     or (name.endswith("_") and not name.startswith("_"))
                     or bool(node.kwargs.get("inplace"))
                     or (self._activates(node) and any(value is True for value in node.args[1:]))

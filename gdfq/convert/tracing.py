@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gdfq.convert.code import Code
+from gdfq.convert.copying import TAKEN
 from gdfq.convert.flow import value_type
 from gdfq.convert.tables import LAYERS, SHAPE_METHODS, is_float_activation
 from gdfq.errors import InputError
@@ -59,6 +61,9 @@ class _Value(fx.Proxy):
 
     tracer: StudentTracer
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
     @property
     def kind(self) -> type | None:
         """The class of the value, where that is known."""
@@ -98,6 +103,12 @@ class StudentTracer(fx.Tracer):
         self.called: set[str] = set()
         self.kinds: dict[fx.Node, type | None] = {}
 
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """The graph of ``root``, whose code may read modules and tensors of any name."""
+        graph = super().trace(root, concrete_args)
+        graph.set_codegen(Code())
+        return graph
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` is called as one operation."""
         if self.is_named(m, module_qualified_name):
@@ -128,13 +139,18 @@ class StudentTracer(fx.Tracer):
         names = [p.name for p in by_place if p.default is p.empty] or [p.name for p in by_place[:1]]
         values = [self.create_proxy("placeholder", name, (), {}) for name in names or ["x"]]
         self.called.add("")
-        return root._call_impl, values
+        own_call = type(root).__call__ is not nn.Module.__call__
+        return root.__call__ if own_call else root._call_impl, values
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Call ``m``, or record its call, between its hooks, which are traced as its forward is."""
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
-        path = self.path_of_module(m)
+        try:
+            path = self.path_of_module(m)
+        except NameError:
+            # It is made in the call, such as a slice of an nn.Sequential.
+            return forward(*args, **kwargs)
         self.called.add(path)
         hooked = m._forward_hooks or m._forward_pre_hooks
         own = hooked and self.whole and not self.is_named(m, path)
@@ -250,7 +266,7 @@ def _keep_constants(root: nn.Module, traced: nn.Module, graph: fx.Graph) -> None
                 )
             continue
         owner.__dict__.pop(name, None)
-        while hasattr(owner, name):
+        while hasattr(owner, name) or (not path and name in TAKEN):
             name += "_"
         owner.register_buffer(name, value.detach().clone())
         node.target = f"{path}.{name}" if path else name
@@ -379,7 +395,9 @@ def _explanation(error: Exception, holders: list[str]) -> str:
     where = "in its forward"
     if found:
         where = f"at {found[-1].filename}:{found[-1].lineno} (`{found[-1].line}`)"
-    rewrite = "rewrite the line without control flow on tensors"
+    rewrite = "rewrite the line"
+    if isinstance(error, fx.proxy.TraceError):
+        rewrite += " without control flow on tensors"
     if len(holders) > 1:
         advice = (
             f"name the modules that hold such lines in leaf_modules={holders} (their classes or "
@@ -397,7 +415,10 @@ def _explanation(error: Exception, holders: list[str]) -> str:
             f"{rewrite}, or move it into a module of its own, which leaf_modules=[...] (on the "
             "command line --leaf-modules PATH) can leave unquantized"
         )
-    return f"model: torch.fx cannot trace it {where}: {one_line(error)}; {advice}"
+    problem = one_line(error)
+    for kind in (_Value, _Attribute):
+        problem = problem.replace(f"'{kind.__name__}' object", "'Tensor' object")
+    return f"model: torch.fx cannot trace it {where}: {problem}; {advice}"
 
 
 def _drop_checks(graph: fx.Graph) -> None:

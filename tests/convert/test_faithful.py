@@ -13,6 +13,7 @@ from torch import nn
 
 import gdfq
 from gdfq.convert import require_same
+from gdfq.convert.copying import TAKEN
 from gdfq.fusion import fuse
 from tests.convert.test_convert import calibrated
 from tests.helpers.tiny import tiny_teacher
@@ -212,6 +213,23 @@ def counted(x):
     return x * (same / channels)
 
 
+def assigned(x):
+    x[:, 0] = 0.5
+    return x
+
+
+def assigned_behind_activation(x):
+    y = F.relu(x)
+    y[:, 1:3] = x[:, :2] * 2
+    return y
+
+
+def grown_part(x):
+    y = x.view(4, -1)
+    y[:, :9] += 1
+    return x
+
+
 IN_PLACE = {
     "slice": sliced,
     "flatten": flattened,
@@ -226,6 +244,9 @@ IN_PLACE = {
     "+= of data": grown_data,
     "add_ of a view": added_to_view,
     "+= of a number": counted,
+    "assignment of a part": assigned,
+    "assignment of an activation's part": assigned_behind_activation,
+    "+= of a part": grown_part,
 }
 
 
@@ -331,6 +352,38 @@ def test_lines_of_libraries_are_named_whatever_their_path_is(tmp_path, monkeypat
 
     with pytest.raises(gdfq.InputError, match=r"torch/branching\.py:4 .*x\.sum\(\) > 0"):
         gdfq.quantize_model(nn.Sequential(nn.Conv2d(3, 4, 1), Branching()))
+
+
+def test_parts_of_a_sequential_are_called():
+    model = two(lambda self, x: self.second(self.parts[1:](self.parts[:1](self.first(x)))) + 0)
+    model.parts = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    student = follows(model)
+    assert type(student.parts[0]) is gdfq.nn.QConv2d
+    require_same(model, student, X)
+
+
+@pytest.mark.parametrize("path", ["", "second"])
+def test_a_call_of_the_class_is_traced(path):
+    model = two()
+    module = model.get_submodule(path)
+    call = {"__call__": lambda self, x: nn.Module.__call__(self, x) * 3 + 1}
+    module.__class__ = type("Called", (type(module),), call)
+    module.register_forward_hook(tripled)
+    require_same(model, follows(model), X)
+
+
+def with_value(self, x):
+    with self.first(x) as y:
+        return self.second(y)
+
+
+def test_what_cannot_be_traced_is_said_in_terms_of_the_network():
+    model = two(lambda self, x: self.second(self.layers[0](x)))
+    model.layers = (nn.Conv2d(3, 4, 1),)
+    with pytest.raises(gdfq.InputError, match=r"not a member of this module; rewrite the line, or"):
+        gdfq.quantize_model(model)
+    with pytest.raises(gdfq.InputError, match=r"'Tensor' object does not support the context"):
+        gdfq.quantize_model(two(with_value))
 
 
 # ---- constants, what a forward keeps ----
@@ -481,7 +534,7 @@ def test_a_weight_that_a_hook_computes_is_quantized_where_it_is_read():
     assert "second.conv2d_weight" in dict(student.named_modules())
 
 
-@pytest.mark.parametrize("name", ["graph", "code", "meta", "coverage", "recompile"])
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "_code", "_tree"])
 @pytest.mark.parametrize("kind", ["module", "buffer"])
 def test_names_that_a_student_needs_for_itself_are_refused(name, kind):
     model = two()
@@ -491,6 +544,48 @@ def test_names_that_a_student_needs_for_itself_are_refused(name, kind):
         model.register_buffer(name, torch.zeros(1))
     with pytest.raises(gdfq.InputError, match=f"model: '{name}' is also the name of an attribute"):
         gdfq.quantize_model(model)
+
+
+def test_every_attribute_of_a_student_is_a_name_that_is_refused():
+    student = follows(two())
+    own = {*vars(student), *dir(type(student))} - {*dir(nn.Module())}
+    assert {"coverage", "_graph", "_tracer_cls", "_wrapped_call"} <= own <= TAKEN
+
+
+@pytest.mark.parametrize("name", ["code", "_graph", "coverage", "self"])
+def test_constants_have_any_name(name):
+    model = two(lambda self, x: self.second(self.first(x) * getattr(self, name)))
+    setattr(model, name, torch.tensor(2.0))
+    follows(model)
+
+
+NAMES = ["class", "None", "in", "a b", 'a"b', "a\\b", "it's", "0", "\ufb01", "\u00e9"]
+
+
+def named(names):
+    def forward(self, x):
+        x = self.second(self.self(self.first(x)) * getattr(self, "def"))
+        return sum(self.heads[n](x) * self.scales[n] for n in names) + self.get_submodule("is")(x)
+
+    model = two(forward)
+    model.heads = nn.ModuleDict({name: nn.Conv2d(4, 4, 1) for name in names})
+    model.scales = nn.ParameterDict({name: torch.rand(1) + 0.5 for name in names})
+    model.register_buffer("def", torch.full((1,), 2.0))
+    model.add_module("is", nn.Conv2d(4, 4, 1))
+    model.self = nn.Conv2d(4, 4, 1)
+    return model
+
+
+def test_modules_and_parameters_have_any_name(tmp_path):
+    student = follows(named(NAMES))
+    assert {type(head) for head in student.heads.children()} == {gdfq.nn.QConv2d}
+    stored = io.BytesIO()
+    torch.save([student, fuse(student, X)], stored)
+    stored.seek(0)
+    for other in torch.load(stored, weights_only=False):
+        torch.testing.assert_close(other(X), student(X), rtol=0, atol=1e-5)
+    gdfq.save(student, tmp_path / "student.safetensors")
+    assert torch.equal(gdfq.load(tmp_path / "student.safetensors", named(NAMES))(X), student(X))
 
 
 @pytest.mark.parametrize("name", ["summary", "places", "features"])
