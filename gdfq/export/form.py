@@ -35,17 +35,15 @@ Mode = Literal["exact", "integer"]
 
 # Of a batch norm's output: what lies further from its mean is clipped in integer mode.
 DEVIATIONS = 4
-# Values pass through these as they are, or as the larger or the mean of several.
-_KEEP_RANGE = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity,
-    nn.Dropout, nn.Dropout2d, nn.ChannelShuffle, nn.Flatten, torch.flatten, "flatten", "view",
-    "reshape", nn.functional.max_pool2d, nn.functional.avg_pool2d,
-    nn.functional.adaptive_avg_pool2d, nn.functional.dropout, nn.functional.dropout2d,
-)  # fmt: skip
+# Values pass through these as they are, or as the largest of several.
 _KEEP_GRID = (
     nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ChannelShuffle,
     nn.Flatten, torch.flatten, "flatten", "view", "reshape",
     nn.functional.max_pool2d, nn.functional.dropout, nn.functional.dropout2d,
+)  # fmt: skip
+_AVERAGES = (
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.functional.avg_pool2d, nn.functional.adaptive_avg_pool2d,
 )  # fmt: skip
 
 
@@ -128,6 +126,7 @@ class _Forming(ModuleCalls):
         self.parts: list[Part] = []
         self.known: dict[fx.Node, _Known] = {}
         self.quantized: dict[fx.Node, fx.Node] = {}
+        self.averages: list[fx.Node] = []
 
     def run(self) -> Form:
         # Checks of shapes, as timm's layers have, would count as readers of what they check.
@@ -153,6 +152,10 @@ class _Forming(ModuleCalls):
                 self.activation(node)
             else:
                 self.other(node)
+        for node in self.averages:
+            # Between two quantizers it is computed with codes; else the result is no code.
+            if not all(self.quantized.get(user) is user for user in node.users):
+                self.hold_inputs(node)
         return Form(fx.GraphModule(self.root, self.graph).eval(), self.parts)
 
     # ---- the graph ----
@@ -284,15 +287,16 @@ class _Forming(ModuleCalls):
         kind: Any = node.target
         if node.op == "call_module":
             kind = type(self.module(node))
-        moves = kind is nn.ZeroPad2d or kind in _KEEP_GRID
-        if not moves and (self.mode == "exact" or kind not in _KEEP_RANGE):
+        averages = kind in _AVERAGES and not self.divisor(node)
+        if self.mode == "integer" and averages:
+            self.averages.append(node)
+        elif kind is not nn.ZeroPad2d and kind not in _KEEP_GRID:
             self.hold_inputs(node)
         known = self.known.get(_input(node)) if node.args else None
         if node not in self.dims:
             return  # several values, as of a pooling with its indices
-        if known is not None and kind in _KEEP_RANGE:
-            grid = known.grid if kind in _KEEP_GRID else None
-            self.known[node] = _Known(known.low, known.high, grid)
+        if known is not None and (averages or kind in _KEEP_GRID):
+            self.known[node] = _Known(known.low, known.high, None if averages else known.grid)
         elif known is not None and kind is nn.ZeroPad2d:
             grid = known.grid
             if grid is not None and not grid.low <= 0 <= grid.high:
@@ -314,9 +318,19 @@ class _Forming(ModuleCalls):
 
     def is_global(self, node: fx.Node) -> bool:
         """Whether it averages whole channels, which OpenVINO does in float by itself."""
-        if not self.calls(node, nn.AdaptiveAvgPool2d):
+        if node.target is nn.functional.adaptive_avg_pool2d:
+            size = _argument(node, 1, "output_size")
+        elif self.calls(node, nn.AdaptiveAvgPool2d):
+            size = self.module(node).output_size
+        else:
             return False
-        return self.module(node).output_size in (1, (1, 1))
+        return size in (1, (1, 1), [1, 1])
+
+    def divisor(self, node: fx.Node) -> Any:
+        """What it divides a window's sum by instead of its size, if anything."""
+        if node.target is nn.functional.avg_pool2d:
+            return _argument(node, 6, "divisor_override")
+        return self.calls(node, nn.AvgPool2d) and self.module(node).divisor_override
 
     def sum(self, node: fx.Node) -> None:
         if self.mode == "exact":
@@ -397,6 +411,10 @@ def _from_moments(mean: Tensor, spread: Tensor) -> _Known:
 
 def _input(node: fx.Node) -> Any:
     return node.args[0] if node.args else next(iter(node.kwargs.values()))
+
+
+def _argument(node: fx.Node, index: int, name: str) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name)
 
 
 def _describe(stored: StoredWeight) -> str:

@@ -8,10 +8,9 @@ which ``torch.onnx`` writes as gathers that OpenVINO gives another shape, or not
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,12 +57,6 @@ class _Windows:
     @property
     def reaches_over(self) -> bool:
         return self.behind > self.padding
-
-    def counted(self) -> list[int]:
-        """How many values and padded zeros each window has, without what it reaches over."""
-        end = self.size + self.padding
-        starts = (i * self.stride - self.padding for i in range(self.count))
-        return [min(start + self.kernel, end) - start for start in starts]
 
 
 def _windows(
@@ -116,7 +109,6 @@ def _pool(
                 "kernel_shape": [w.kernel for w in windows],
                 "strides": [w.stride for w in windows],
                 "pads": [*(w.padding for w in windows), *(w.behind for w in windows)],
-                "dilations": [w.dilation for w in windows],
             },
             dtypes=[x.dtype, torch.int64][:outputs],
             shapes=[shape] * outputs,
@@ -138,21 +130,22 @@ def _avg(dims: int) -> Callable[..., Any]:
         windows = _windows(x, dims, kernel_size, stride, padding, (1,), ceil_mode)
         if windows is None or not (ceil_mode or divisor_override):
             return NotImplemented
-        whole = count_include_pad or bool(divisor_override)
-        # Of a window's mean over the kernel's size, where PyTorch divides by another number.
-        size = math.prod(w.kernel for w in windows)
-        factor: Tensor | float | None = None
-        if divisor_override:
-            factor = size / divisor_override
-        elif count_include_pad and any(w.reaches_over for w in windows):
-            counted = itertools.product(*(w.counted() for w in windows))
-            shape = [w.count for w in windows]
-            factor = _constant([size / math.prod(n) for n in counted]).view(shape)
         # ONNX has no pooling without channels.
         batched = x if x.dim() == dims + 2 else x.unsqueeze(0)
+        whole = bool(count_include_pad or divisor_override)
+        if count_include_pad and not divisor_override and any(w.reaches_over for w in windows):
+            # PyTorch counts the padding, but not what the last windows reach over behind it.
+            pads = [(w.padding, min(w.padding, w.behind)) for w in windows]
+            batched = F.pad(batched, [n for pad in reversed(pads) for n in pad])
+            windows = [
+                replace(w, size=w.size + sum(pad), padding=0)
+                for w, pad in zip(windows, pads, strict=True)
+            ]
+            whole = False
         (y,) = _pool("AveragePool", batched, windows, {"count_include_pad": int(whole)})
         y = y if x.dim() == dims + 2 else y.squeeze(0)
-        return y if factor is None else y * factor
+        size = math.prod(w.kernel for w in windows)
+        return y * (size / divisor_override) if divisor_override else y
 
     return formula
 
@@ -170,7 +163,8 @@ def _max(dims: int, indices: bool) -> Callable[..., Any]:
         if windows is None or not ceil_mode:
             return NotImplemented
         batched = x if x.dim() == dims + 2 else x.unsqueeze(0)
-        found = _pool("MaxPool", batched, windows, {}, indices)
+        dilations = {"dilations": [w.dilation for w in windows]}
+        found = _pool("MaxPool", batched, windows, dilations, indices)
         if indices:
             # ONNX counts through the whole tensor, PyTorch through a channel.
             found[1] = found[1] % math.prod(w.size for w in windows)

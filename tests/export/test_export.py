@@ -472,6 +472,49 @@ def test_a_student_with_a_pooling_answers_the_same_in_each_runtime(tmp_path, poo
     ]
 
 
+class AverageHead(nn.Module):
+    """Averages that a linear layer reads as values, none of them a code of the activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.pools = nn.ModuleList([
+            nn.AvgPool2d(10), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d(3),
+            nn.AvgPool2d(3, 4, 1, ceil_mode=True), nn.AvgPool2d(5, divisor_override=20),
+        ])  # fmt: skip
+        self.last = nn.Linear(8 * (1 + 4 + 9 + 9 + 4 + 1), 5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        pooled = [*(pool(x) for pool in self.pools), F.adaptive_avg_pool2d(x, 1)]
+        return self.last(torch.cat([y.flatten(1) for y in pooled], 1))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        None,
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d((2, 4), (3, 3), (1, 2), ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(2, divisor_override=1),  # sums, outside of what is averaged
+    ],
+)
+def test_integer_mode_averages_as_the_student_in_each_runtime(tmp_path, pool):
+    torch.manual_seed(0)
+    images = torch.randn(24, 2, 10, 10)
+    student = student_of(Pooled(pool) if pool else AverageHead(), images, 4, 2)
+    path = tmp_path / "x.onnx"
+    export_onnx(student, path, images, mode="integer", input_range=(-5.0, 5.0))
+    expected = logits_of(student, images)
+    found = [torch.from_numpy(runtimes.open_model(r, path)(images.numpy())) for r in RUNTIMES]
+    assert (found[0] - expected).abs().max() < 0.05
+    for other in found[1:]:
+        assert (other - found[0]).abs().max() < 1e-5
+
+
 class WithIndices(nn.Module):
     def __init__(self, pool):
         super().__init__()
