@@ -94,7 +94,7 @@ class _NotTakenError(Exception):
 
 
 def _noise(shape: Any, like: Tensor) -> Tensor:
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     noise[1:2] *= 10  # far out, where one activation function differs from another
     return noise.to(like)
 

@@ -246,7 +246,9 @@ def _works_in_place(module: nn.Module) -> bool:
         return False
     # Not every class's ``inplace`` speaks of its input.
     parameter = next(module.parameters(), None)
-    values = torch.linspace(-4, 4, 8, device=None if parameter is None else parameter.device)
+    values = torch.linspace(
+        -4, 4, 8, device=None if parameter is None else parameter.device, dtype=torch.float32
+    )
     given = values.clone()
     module(given)
     module.inplace = False  # type: ignore[assignment]

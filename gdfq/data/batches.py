@@ -71,8 +71,8 @@ class Batches:
         if self.pictures:
             decoded[0]  # where none can be decoded, this is found before training
         shape = (1, -1, 1, 1)
-        self.mean = torch.tensor(preprocessing.mean).view(shape)
-        self.std = torch.tensor(preprocessing.std).view(shape)
+        self.mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(shape)
+        self.std = torch.tensor(preprocessing.std, dtype=torch.float32).view(shape)
         self.loader: DataLoader[Any] = DataLoader(
             decoded, batch_size, num_workers=workers, worker_init_fn=_one_thread
         )

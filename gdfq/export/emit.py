@@ -49,7 +49,7 @@ class Quantize(nn.Module):
         super().__init__()
         self.grid = grid
         self.clip_codes = clip_codes
-        self.register_buffer("step", torch.tensor(grid.step))
+        self.register_buffer("step", torch.tensor(grid.step, dtype=torch.float32))
         if grid.zero_point is not None:
             codes = {"zero_point": grid.zero_point}
             if clip_codes and self._narrower():
@@ -92,7 +92,9 @@ class Hold(nn.Module):
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         # A step below the lowest value, which may have been rounded otherwise.
-        self.register_buffer("below", torch.tensor((grid.low - 1) / grid.scale))
+        self.register_buffer(
+            "below", torch.tensor((grid.low - 1) / grid.scale, dtype=torch.float32)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``x``, any shape."""

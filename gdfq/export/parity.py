@@ -147,7 +147,7 @@ def _rounding(student: nn.Module, batches: list[Tensor], logits: Tensor) -> Tens
     try:
         found = torch.cat([exact(images.double()) for images in batches])
     except RuntimeError:
-        return torch.zeros(len(logits))
+        return torch.zeros(len(logits), dtype=torch.float32)
     return _of_images(found - logits[: len(found)])
 
 

@@ -40,7 +40,7 @@ class Images:
     @property
     def example(self) -> Tensor:
         """A batch as the network takes it, of zeros."""
-        return torch.zeros(2, *self.shape)
+        return torch.zeros(2, *self.shape, dtype=torch.float32)
 
 
 def open_student(path: Path) -> tuple[Recipe, QuantizedModel]:
@@ -130,6 +130,6 @@ def _generated(
     size = recipe.training.batch_size
     low_pass = low_pass_of(recipe, torch.device("cpu"))
     for start in range(0, count, size):
-        z = torch.randn((size, recipe.generator.latent_dim), generator=random)
+        z = torch.randn((size, recipe.generator.latent_dim), generator=random, dtype=torch.float32)
         labels = torch.arange(start, start + size) % classes
         yield make_images(generator, low_pass, z, labels)[: count - start], None

@@ -201,7 +201,9 @@ class Grid:
     @property
     def step(self) -> float:
         """Distance between two values, in float32."""
-        return float(torch.tensor(1.0) / torch.tensor(self.scale))
+        return float(
+            torch.tensor(1.0, dtype=torch.float32) / torch.tensor(self.scale, dtype=torch.float32)
+        )
 
 
 @torch.no_grad()

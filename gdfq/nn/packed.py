@@ -65,7 +65,7 @@ class PackedWeight(nn.Module):
             self.register_buffer(name, None)
         for name in ("scale", "zero"):
             scales = stored.shape[: 2 if stored.per_kernel else 1]
-            self.register_buffer(name, torch.empty(scales, device=device))
+            self.register_buffer(name, torch.empty(scales, device=device, dtype=torch.float32))
         bias = getattr(layer, "bias", None)
         if bias is not None:
             bias = nn.Parameter(bias.detach(), requires_grad=False)

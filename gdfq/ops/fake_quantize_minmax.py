@@ -101,7 +101,9 @@ def fake_quantize_minmax_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fake_quantize_minmax` in plain PyTorch: the result and both ends of the ranges."""
     if w.numel() == 0:
-        lo = torch.zeros(() if axis is None else (w.shape[axis],), device=w.device)
+        lo = torch.zeros(
+            () if axis is None else (w.shape[axis],), device=w.device, dtype=torch.float32
+        )
         return torch.empty_like(w), lo, torch.zeros_like(lo)
     rows = w.float().reshape(1, -1)
     if axis is not None:

@@ -47,7 +47,7 @@ class Result:
 def effective_bits(student: nn.Module, images: Preprocessing) -> tuple[float, float | None]:
     """Bits of the student's weights and of its activations with their scales, on such images."""
     shape = (2, images.channels, images.image_size, images.image_size)
-    example = torch.zeros(shape, device=next(student.parameters()).device)
+    example = torch.zeros(shape, device=next(student.parameters()).device, dtype=torch.float32)
     return effective_weight_bits(student), effective_act_bits(student, example)
 
 

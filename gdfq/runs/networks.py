@@ -52,7 +52,8 @@ def build_network(recipe: Recipe) -> nn.Module:
     given = recipe.teacher.model_dump(include={"num_classes", "image_size", "channels"})
     with torch.random.fork_rng():
         source = find_source(recipe.teacher.model)
-        return source.build(None, {k: v for k, v in given.items() if v is not None}).eval()
+        network = source.build(None, {k: v for k, v in given.items() if v is not None})
+        return network.float().eval()
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def check_factory(recipe: Recipe, teacher: nn.Module) -> None:
         raise InputError(f"factory: {factory} makes another network: {problem}") from error
     size = recipe.teacher.image_size
     shape = (2, recipe.teacher.channels, size, size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)  # type: ignore[arg-type]
     images[1] *= 100  # far out, where one activation function differs from another
     if not torch.equal(network(images), teacher(images)):
         raise InputError(

@@ -58,7 +58,7 @@ def class_images(
         repeats = min(columns, count - first)
         labels = torch.arange(classes, device=device).repeat_interleave(repeats)
         shape = (len(labels), recipe.generator.latent_dim)
-        z = torch.randn(shape, generator=random, device=device)
+        z = torch.randn(shape, generator=random, device=device, dtype=torch.float32)
         parts.append(
             make_images(generator, low_pass, z, labels).cpu().unflatten(0, (classes, repeats))
         )
@@ -93,7 +93,12 @@ def random_images(
     low_pass = low_pass_of(recipe, device)
     parts = []
     while made < count:
-        z = torch.randn((size, recipe.generator.latent_dim), generator=random, device=device)
+        z = torch.randn(
+            (size, recipe.generator.latent_dim),
+            generator=random,
+            device=device,
+            dtype=torch.float32,
+        )
         labels = torch.randint(classes, (size,), generator=random, device=device)
         parts.append(make_images(generator, low_pass, z, labels))
         made += size
@@ -134,7 +139,8 @@ def image_grid(
 def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """``(N, H, W, 3)`` uint8 of normalized images ``(N, C, H, W)``; see :func:`image_grid`."""
     shift, scale = (
-        torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (list(mean), list(std))
+        torch.tensor(v, device=images.device, dtype=torch.float32).view(1, -1, 1, 1)
+        for v in (list(mean), list(std))
     )
     values = (images.float() * scale + shift).clamp(0, 1) * 255
     if values.shape[1] != 3:

@@ -33,7 +33,7 @@ class LoadedTeacher:
     """What :func:`load_teacher` returns.
 
     Attributes:
-        network: in evaluation mode, on the CPU.
+        network: in evaluation mode, float32, on the CPU.
         weights: where its weights come from, exactly: a file's full path, or a tag of the source.
         preprocessing: what it takes.
         notes: a line for each thing that was decided because nobody said.
@@ -90,6 +90,7 @@ def load_teacher(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         loaded = build_pretrained(source, tag, asked) if tag else source.build(None, asked)
+        loaded.float()
         if kind == "file":
             notes = load_state(loaded, Path(weights), model)
         shape = (asked.get("channels", facts.get("channels", 3)), size, size)
@@ -165,7 +166,9 @@ def _refused(error: Exception, shape: Shape, model: str, usual: int | None) -> I
 def _try(network: nn.Module, shape: Shape, model: str, usual: int | None) -> int:
     """The number of classes, by a forward pass of noise, which ``network`` leaves as it is."""
     try:
-        images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(
+            2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+        )
         logits = call_and_keep_images(network, images)
     except Exception as error:
         raise _refused(error, shape, model, usual) from error
@@ -188,7 +191,7 @@ def _settle_batch_norms(network: nn.Module, shape: Shape, model: str, usual: int
     for norm in norms:
         norm.momentum = 1.0  # this batch's, and nothing of what was there
     try:
-        network.train()(torch.randn(8, *shape))
+        network.train()(torch.randn(8, *shape, dtype=torch.float32))
     except Exception as error:
         raise _refused(error, shape, model, usual) from error
     finally:

@@ -191,7 +191,10 @@ def check_shapes(
     images = _images(probe, z, labels)
     if mixed_labels:
         try:
-            probe(z, torch.full((2, num_classes), 1 / num_classes, device=z.device))
+            probe(
+                z,
+                torch.full((2, num_classes), 1 / num_classes, device=z.device, dtype=torch.float32),
+            )
         except (RuntimeError, IndexError, TypeError) as error:
             raise InputError(
                 f"mix_probability: the generator does not take labels (N, {num_classes}), shares "

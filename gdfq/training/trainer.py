@@ -282,7 +282,9 @@ class GDFQTrainer:
         )
         self.average = Average(student, parts.ema_decay) if parts.ema_decay else None
         names = ("generator", "generator_ce", "bns", "student")
-        self._totals = {name: torch.zeros((), device=self.device) for name in names}
+        self._totals = {
+            name: torch.zeros((), device=self.device, dtype=torch.float32) for name in names
+        }
         self._sound: dict[str, Tensor] = {}  # the student that a loss that is not finite undoes to
         self._captured: dict[tuple[Any, ...], CapturedStep] = {}
 

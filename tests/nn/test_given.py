@@ -12,7 +12,7 @@ import gdfq
 from gdfq.nn.given import call_and_keep_images
 from gdfq.sources import load_teacher
 from gdfq.training import Start, TrainerCallback
-from tests.helpers.tiny import tiny_teacher, tiny_trainer
+from tests.helpers.tiny import EACH_PART, tiny_teacher, tiny_trainer
 
 QUICK = {"epochs": 1, "warmup_epochs": 0, "steps_per_epoch": 1, "calibration_batches": 1}
 
@@ -274,14 +274,48 @@ def test_modes_that_a_callback_leaves_behind_change_nothing():
         assert torch.equal(value, student.state_dict()[name]), name
 
 
-def test_float64_as_the_default_changes_nothing():
-    expected = trainer_of(made=seeded()).train()
-    teacher, student, made = tiny_teacher(), gdfq.quantize_model(tiny_teacher()), seeded()
+@pytest.fixture(params=[torch.float64, torch.bfloat16])
+def other_default(request):
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = trainer_of(teacher, student, made).train()
-    finally:
-        torch.set_default_dtype(before)
-    for name, value in expected.state_dict().items():
-        assert torch.equal(value, found.state_dict()[name]), name
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
+def trained_with_default(dtype):
+    torch.set_default_dtype(torch.float32)
+    teacher = tiny_teacher()
+    student, made = gdfq.quantize_model(teacher, 3, 3, learned_ranges="both"), seeded()
+    torch.set_default_dtype(dtype)
+    start = Start(act_ranges="mse", bn_reestimate=True, equalize=True)
+    trainer = gdfq.GDFQTrainer(
+        *(teacher, student, made, 4, 16), memory_format="contiguous", start=start,
+        parts=EACH_PART["all"], **QUICK,
+    )  # fmt: skip
+    return trainer.train().state_dict()
+
+
+def test_another_default_dtype_changes_nothing(other_default):
+    found = trained_with_default(torch.get_default_dtype())
+    for name, value in trained_with_default(torch.float32).items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_run_with_another_default_dtype_is_in_float32(other_default, tmp_path):
+    model = tiny_teacher().float()
+    result = gdfq.quantize(
+        model, 4, 8, batch_size=16, epochs=2, warmup_epochs=1, steps_per_epoch=1, progress=False,
+        weight_bits=8, act_bits=8, calibration_batches=2, memory_format="contiguous", device="cpu",
+    )  # fmt: skip
+    x = torch.randn(64, 2, 8, 8, dtype=torch.float32)
+    with torch.no_grad():
+        expected, found = model(x), result.student(x)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    result.save(tmp_path / "student.safetensors")
+    assert torch.equal(gdfq.load(tmp_path / "student.safetensors", model)(x), found)
+    assert gdfq.open_run(result.folder, model).report(tmp_path / "report.html").is_file()
+
+
+def test_networks_by_name_are_in_float32_whatever_is_the_default(other_default):
+    network = load_teacher("gdfq:resnet20", "random", image_size=8, num_classes=4).network
+    assert {p.dtype for p in network.parameters()} == {torch.float32}

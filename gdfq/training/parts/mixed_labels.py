@@ -31,8 +31,16 @@ def mixed_labels(
         random: where all random numbers are drawn from.
     """
     batch, device = len(labels), labels.device
-    chosen = torch.rand((batch, classes), generator=random, device=device).topk(mixed, 1).indices
-    shares = torch.randn((batch, mixed), generator=random, device=device).softmax(1)
-    is_mix = torch.rand((batch, 1), generator=random, device=device) < probability
+    chosen = (
+        torch.rand((batch, classes), generator=random, device=device, dtype=torch.float32)
+        .topk(mixed, 1)
+        .indices
+    )
+    shares = torch.randn(
+        (batch, mixed), generator=random, device=device, dtype=torch.float32
+    ).softmax(1)
+    is_mix = (
+        torch.rand((batch, 1), generator=random, device=device, dtype=torch.float32) < probability
+    )
     single = as_probabilities(labels, classes)
     return torch.where(is_mix, torch.zeros_like(single).scatter(1, chosen, shares), single)

@@ -60,7 +60,7 @@ class Replay:
         row = torch.arange(self.batch_size, device=device)
         place = self.stored % places
         replaced, which = torch.rand(
-            (2, self.batch_size), generator=self.random, device=device
+            (2, self.batch_size), generator=self.random, device=device, dtype=torch.float32
         ).unbind()
         older = self.stored.clamp(max=self.batches)
         back = torch.minimum(1 + (which * older).long(), older)

@@ -47,7 +47,7 @@ class Histogram:
     @property
     def values(self) -> Tensor:
         """The middle of each part, ``(BINS,)`` float32."""
-        middles = (torch.arange(BINS, device=self.lo.device) + 0.5) / BINS
+        middles = (torch.arange(BINS, device=self.lo.device, dtype=torch.float32) + 0.5) / BINS
         return self.lo + middles * (self.hi - self.lo)
 
     def percentile(self, percent: float) -> Tensor:
@@ -71,7 +71,9 @@ def set_act_ranges(student: nn.Module, images: Images, how: str, percentile: flo
         percentile: for the latter.
     """
     quantizers = [module for module in student.modules() if isinstance(module, QAct)]
-    ends = {q: torch.full((2,), -torch.inf, device=q.lo.device) for q in quantizers}
+    ends = {
+        q: torch.full((2,), -torch.inf, device=q.lo.device, dtype=torch.float32) for q in quantizers
+    }
 
     def widen(q: QAct, x: Tensor) -> None:
         lo, hi = torch.aminmax(x)
@@ -108,15 +110,15 @@ def least_squares(histogram: Histogram, q: QAct) -> tuple[Tensor, Tensor]:
     of :data:`CANDIDATES`; else both move, first coarsely, then around the best.
     """
     least, greatest = histogram.lo, histogram.hi
-    ones = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=least.device)
+    ones = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=least.device, dtype=torch.float32)
     if _one_sided(q):
         lo, hi = least.expand(CANDIDATES), least + (greatest - least) * ones
         best = _errors(histogram, lo, hi, q.act_bits).argmin()
         return lo[best], hi[best]
     width = greatest - least
-    steps = torch.arange(COARSE, device=least.device) / COARSE
-    around = torch.arange(-4, 5, device=least.device) / COARSE
-    moved_in = torch.zeros(2, device=least.device)  # shares of the width
+    steps = torch.arange(COARSE, device=least.device, dtype=torch.float32) / COARSE
+    around = torch.arange(-4, 5, device=least.device, dtype=torch.float32) / COARSE
+    moved_in = torch.zeros(2, device=least.device, dtype=torch.float32)  # shares of the width
     for offsets in (steps, around / 4, around / 16, around / 64):
         first, second = (moved_in.view(2, 1) + offsets).clamp(0, 1).unbind()
         lo = (least + width * first).repeat_interleave(len(second))

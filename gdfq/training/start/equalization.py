@@ -106,7 +106,7 @@ def _scales(norm: _BatchNorm, layers: list[Any]) -> Tensor:
     ratio = reach if depthwise else (reach / most).clamp(min=1e-12).sqrt()
     logs = torch.log2(torch.where(alive, ratio, 1.0).clamp(min=1e-12))
     logs = logs - logs[alive].mean()
-    limit = torch.log2(torch.tensor(LARGEST, device=logs.device))
+    limit = torch.log2(torch.tensor(LARGEST, device=logs.device, dtype=torch.float32))
     return torch.where(alive, torch.exp2(torch.clamp(logs.round(), -limit, limit)), 1.0)
 
 
