@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gdfq
+from gdfq.export.source import open_images
 from gdfq.recipes.options import RecipeOptions
 from gdfq.recipes.schema import fields, load_recipe
 from gdfq.runs import session
 from gdfq.training.checkpoint import checkpoints
 from tests.cli.test_cli import gdfq_command
 from tests.helpers.tiny import tiny_teacher
+from tests.nn.test_given import Inner, halved
 
 SHORT = {
     "width": 8, "latent_dim": 10, "batch_size": 8, "epochs": 3, "steps_per_epoch": 2,
@@ -533,6 +536,99 @@ def test_wrapped_and_half_precision_networks():
         assert all(torch.equal(v, plain[k]) for k, v in found.student.state_dict().items())
     half = quantize(tiny_teacher().bfloat16())
     assert next(half.student.parameters()).dtype == torch.float32
+
+
+@contextmanager
+def float64_by_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_in_inference_mode_it_is_the_same_run(batches, result):
+    with torch.inference_mode():
+        found = quantize(evaluate=batches, weight_bits=3, seed=5)
+    state = result.student.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in found.student.state_dict().items())
+    assert found.metrics["after"] == result.metrics["after"]
+
+
+def test_with_float64_by_default_all_is_float32(batches, tmp_path):
+    model = tiny_teacher()
+    with float64_by_default():
+        for parts in ({}, {"replay_batches": 2, "mix_probability": 0.4, "equalize": True}):
+            found = quantize(model, evaluate=batches, **parts)
+        colors = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "progress": False}
+        with pytest.warns(UserWarning, match="weights: random"):
+            named = gdfq.quantize("gdfq:resnet20", 4, 9, weights="random", **{**SHORT, **colors})
+        assert found.export(tmp_path / "student.onnx").faithful
+        assert found.export(tmp_path / "student.pt2").faithful
+    for made in (found, named):
+        values = made.student.state_dict().values()
+        assert {v.dtype for v in values if v.is_floating_point()} == {torch.float32}
+        assert all(v.isfinite().all() for v in values)
+    assert found.metrics["teacher"] == 50.0
+    assert found.metrics["before"] is not None
+
+
+def test_a_network_that_normalizes_in_place_is_measured_and_exported(tmp_path):
+    model, pure = Inner(halved).eval(), Inner(lambda x: (x - 0.5) / 0.25).eval()
+    images = torch.rand(40, 2, 8, 8)
+    with torch.no_grad():
+        batches = [(images, pure(images).argmax(1))]
+    kept = images.clone()
+    options = {"weight_bits": 8, "act_bits": 8, "student_lr": 1e-6, "evaluate": batches}
+    found, expected = quantize(model, **options), quantize(pure, **options)
+    assert found.metrics["teacher"] == 100.0
+    assert found.metrics["after"] >= 90
+    assert [found.metrics[key] for key in ("before", "after")] == (
+        [expected.metrics[key] for key in ("before", "after")]
+    )
+    for suffix in ("onnx", "pt2"):
+        assert found.export(tmp_path / f"student.{suffix}").faithful
+    program = torch.export.load(tmp_path / "student.pt2").module()
+    with torch.no_grad():
+        for network in (found.student, program):
+            assert torch.equal(network(images), expected.student(images))
+    assert torch.equal(images, kept)
+
+
+class OneNormTwice(nn.Module):
+    """A norm behind two layers, whose outputs have different means and deviations."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.n1 = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.c2, self.n2 = nn.Conv2d(8, 8, 3, padding=1), self.n1
+        self.c3, self.n3 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.n1(self.c1(x)).relu()
+        x = self.n2(3 * self.c2(x) + 2).relu()
+        return 20 * self.fc(self.n3(self.c3(x)).relu().mean((2, 3)))
+
+
+def test_a_norm_that_is_called_twice_is_reestimated_for_both_calls():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = OneNormTwice()
+        for _ in range(20):
+            model(torch.randn(64, 2, 8, 8))
+    shares = []
+    for reestimated in (True, False):
+        found = quantize(
+            model.eval(), weight_bits=8, act_bits=8, student_lr=1e-6, bn_reestimate=reestimated
+        )
+        images = torch.cat([x for x, _ in open_images(found.folder, found.recipe, 256).batches])
+        with torch.no_grad():
+            same = found.student(images).argmax(1) == found.teacher(images).argmax(1)
+        shares.append(float(same.float().mean()))
+    assert shares[0] >= 0.95
+    assert shares[1] >= 0.9
 
 
 class Calls(nn.Module):

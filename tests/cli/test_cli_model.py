@@ -199,6 +199,45 @@ def test_the_installed_command_finds_the_working_directory(nets):
     assert (nets / "run" / "result.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "norms"),
+    [
+        ("efficientnet_lite0", "BatchNormAct2d", 49),
+        ("resnet18d", "BatchNorm2d", 22),
+        ("mobilenetv3_large_100", "BatchNormAct2d", 46),
+    ],
+)
+def test_a_network_of_timm_by_the_default_recipe(capsys, monkeypatch, tmp_path, name, kind, norms):
+    pytest.importorskip("timm")
+    # The search for ranges takes the time: among fewer it is the same search.
+    for module in ("act_ranges", "weight_ranges"):
+        monkeypatch.setattr(f"gdfq.training.start.{module}.CANDIDATES", 4)
+    run = tmp_path / "run"
+    code, out, err = gdfq_command(
+        capsys, "quantize", "--model", f"timm:{name}", "--weights", "random", "--num-classes", 10,
+        "--image-size", 32, "--data", "none", *SHORT, "--steps-per-epoch", 1, "--batch-size", 2,
+        "--calibration-batches", 1, "--checkpoint-every", 1000, "--out", run,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "bn_reestimate=True" in out
+    _, teacher, student = load_run(run)
+    network = teacher.network
+    found = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert len(found) == norms
+    assert {type(m).__name__ for m in found.values()} == {kind}
+    for path, norm in found.items():
+        corrected = student.get_submodule(path)
+        assert not torch.equal(corrected.running_mean, norm.running_mean), path
+        assert corrected.running_var.isfinite().all()
+    if name == "resnet18d":
+        # Answers of random weights at 4 bits hang by a rounding, and are not compared.
+        _, out, err = gdfq_command(capsys, "export", run, "--images", 4)
+        assert "22 x Conv, int8" in out
+        assert re.fullmatch(
+            r"(.*: ([\w ]+: [\d.]+% same answers, below 99.9%(; )?)*)?", err.strip()
+        )
+
+
 BAD = {
     "typo": (["--model", "torchvision:resnet81"], "near matches: resnet18"),
     "no file": (["--model", "gdfq:resnet20", "--weights", "w.pt"], "there is no file w.pt"),
