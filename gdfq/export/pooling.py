@@ -206,6 +206,9 @@ def _adaptive_avg(dims: int) -> Callable[..., Any]:
         return product.transpose(dim, -1)
 
     def formula(x: Tensor, output_size: Sequence[int]) -> Any:
+        if all(size == 1 for size in output_size):
+            # Of channels that are last in memory, PyTorch's own has strides, a Gather in ONNX.
+            return x.mean(list(range(-dims, 0)), keepdim=True)
         kernel = _kernel(x, output_size)
         if kernel is None or (kernel and dims == 2):
             return NotImplemented

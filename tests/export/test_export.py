@@ -539,8 +539,9 @@ def test_indices_of_a_pooling_are_right_or_refused(tmp_path):
 class Tokens(nn.Module):
     """Linear layers over tokens; perhaps with batch norms over the tokens, not the channels."""
 
-    def __init__(self, norm=None):
+    def __init__(self, norm=None, average=lambda x: x.mean(1)):
         super().__init__()
+        self.average = average
         self.first = nn.Conv2d(2, 8, 4, 4)
         self.norm1 = nn.BatchNorm2d(8)
         self.hidden = nn.Linear(8, 8)
@@ -549,7 +550,7 @@ class Tokens(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.norm1(self.first(x))).flatten(2).transpose(1, 2)
-        return self.last(torch.relu(self.norm2(self.hidden(x))).mean(1))
+        return self.last(self.average(torch.relu(self.norm2(self.hidden(x)))))
 
 
 @pytest.mark.parametrize("size", [(16, 8), (12, 12)])  # 8 tokens, as many as channels, and 9
@@ -565,12 +566,20 @@ def test_a_batch_norm_over_tokens_is_not_folded_into_a_linear_layer(tmp_path, si
     assert not any(p.wrong for p in compare(student, tmp_path / "x.onnx", [(images, None)]))
 
 
-def test_openvino_averages_tokens_in_integer_mode(tmp_path):
+@pytest.mark.parametrize(
+    "average",
+    [
+        lambda x: x.mean(1),
+        lambda x: F.adaptive_avg_pool1d(x.transpose(1, 2), 1).flatten(1),
+        lambda x: F.adaptive_avg_pool2d(x.unflatten(1, (4, 4)).permute(0, 3, 1, 2), 1).flatten(1),
+    ],
+)
+def test_openvino_averages_tokens_in_integer_mode(tmp_path, average):
     """It read memory that was not the tokens' when it averaged their codes."""
     pytest.importorskip("openvino")
     torch.manual_seed(0)
     images = torch.randn(64, 2, 16, 16)
-    student = student_of(Tokens(), images)
+    student = student_of(Tokens(average=average), images)
     path = tmp_path / "x.onnx"
     export_onnx(student, path, images, mode="integer", input_range=(-5.0, 5.0))
     expected = logits_of(student, images)
