@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from gdfq.convert.copying import float_copy
 from gdfq.convert.model import QuantizedModel
@@ -89,7 +90,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-class _NotTakenError(Exception):
+class _NotTakenError(InputError):
     """The network does not take images of a size."""
 
 
@@ -119,7 +120,9 @@ def _compare(network: nn.Module, twin: nn.Module, images: Tensor) -> Any:
     try:
         expected, expected_calls = _run(network, images, _watched(network, twin))
     except Exception as error:
-        raise _NotTakenError from error
+        raise _NotTakenError(
+            f"model: does not take images of shape {tuple(images.shape)}: {one_line(error)}"
+        ) from error
     try:
         found, calls = _run(twin, images, [*expected_calls])
     except Exception as error:
@@ -152,7 +155,7 @@ def _watched(network: nn.Module, twin: nn.Module) -> list[str]:
         kind, other = type(module), type(modules.get(path))
         layer = kind in LAYERS and other in (QConv2d, QLinear)
         act = kind in ACTIVATION_MODULES and other is QAct
-        alike = kind is other and not module._modules
+        alike = kind is other and not module._modules and not isinstance(module, ScriptModule)
         # The student has hooks and forwards of instances in its graph, behind the module.
         own = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         if (layer or act or alike) and not own:

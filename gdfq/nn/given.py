@@ -24,22 +24,29 @@ def plain_network(network: Any, name: str) -> nn.Module:
         name: of the argument, in messages.
 
     Raises:
-        InputError: it is no ``nn.Module``, is a script, or a parameter or buffer has no values.
+        InputError: it is no ``nn.Module``; what is around it has hooks or a forward of its own; it
+            is a script, or has one with parameters or buffers; a parameter or buffer has no values.
     """
     while True:
         if not isinstance(network, nn.Module):
             raise InputError(f"{name}: must be an nn.Module, got {type(network).__name__}")
-        if isinstance(network, _AROUND):
-            network = network.module
-        elif "_orig_mod" in network._modules:  # of torch.compile
-            network = network._modules["_orig_mod"]
-        else:
+        around = next((kind for kind in _AROUND if isinstance(network, kind)), None)
+        if around is None and "_orig_mod" not in network._modules:  # of torch.compile
             break
-    if isinstance(network, torch.jit.ScriptModule):
-        raise InputError(
-            f"{name}: is a TorchScript module, whose layers cannot be replaced; give the nn.Module "
-            "that it was made of"
-        )
+        if _adds(network, around):
+            raise InputError(
+                f"{name}: the {type(network).__name__} around the network has forward hooks or a "
+                "forward of its own, which the student would not have; give the network in it, or "
+                "register the hooks there"
+            )
+        network = network._modules["_orig_mod" if around is None else "module"]
+    for path, module in network.named_modules():
+        script = isinstance(module, torch.jit.ScriptModule)
+        if script and (not path or [*module.parameters(), *module.buffers()]):
+            raise InputError(
+                f"{name}: {f'{path} ' if path else ''}is a TorchScript module, whose layers cannot "
+                "be replaced; give the nn.Module that it was made of"
+            )
     for path, value in [*network.named_parameters(), *network.named_buffers()]:
         if is_lazy(value):
             raise InputError(f"{name}: {path} has no shape yet: call the network on an image first")
@@ -48,6 +55,20 @@ def plain_network(network: Any, name: str) -> nn.Module:
                 f"{name}: {path} is on the meta device, where it has no values: load the weights"
             )
     return network
+
+
+def _adds(network: nn.Module, around: type[nn.Module] | None) -> bool:
+    """Whether ``network``, an ``around`` or compiled, computes more than the network in it."""
+    if network._forward_hooks or network._forward_pre_hooks:
+        return True
+    if around is None:  # a compiled network has its forward in the instance
+        return False
+    kind = type(network)
+    return (
+        "forward" in network.__dict__
+        or kind.forward is not around.forward
+        or kind.__call__ is not around.__call__
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -81,7 +102,7 @@ def _copy_images(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def require_logits(answer: Any, name: str) -> Tensor:
-    """``answer``, which a network called ``name`` gave to images, if it is one tensor of logits.
+    """``answer``, which a network called ``name`` gave to images, if it is a tensor of logits.
 
     Raises:
         InputError: it is something else.
@@ -90,6 +111,11 @@ def require_logits(answer: Any, name: str) -> Tensor:
         raise InputError(
             f"{name}: returns {kind_of(answer)} in evaluation mode, not one tensor of logits; "
             "switch its auxiliary outputs off or wrap it in a module that returns the logits alone"
+        )
+    if not answer.is_floating_point() or answer.layout != torch.strided:
+        raise InputError(
+            f"{name}: returns a tensor of {answer.dtype}, {answer.layout}, in evaluation mode; "
+            "logits are real floating-point numbers in a dense (torch.strided) tensor"
         )
     return answer
 

@@ -93,6 +93,9 @@ TEACHERS = {
     "a dict": (lambda: Inner(behind=lambda y: {"logits": y}), f"returns a dict {LOGITS}"),
     "a tuple": (lambda: Inner(behind=lambda y: (y, y)), f"returns a tuple {LOGITS}"),
     "None": (lambda: Inner(behind=lambda y: None), f"returns None {LOGITS}"),
+    "complex": (lambda: Inner(behind=lambda y: y + 0j), "returns a tensor of torch.complex64"),
+    "sparse": (lambda: Inner(behind=torch.Tensor.to_sparse), "torch.float32, torch.sparse_coo, in"),
+    "classes": (lambda: Inner(behind=lambda y: y.argmax(1)), "returns a tensor of torch.int64"),
     "two inputs": (TwoInputs, "does not take the .* missing 1 required positional argument: 'y'"),
     "NaN": (lambda: Inner(behind=lambda y: y + (y - 1e9).log()), "answers NaN or infinite values"),
     "on meta": (lambda: tiny_teacher().to("meta"), "0.weight is on the meta device"),
@@ -128,6 +131,65 @@ def test_scripts_are_refused_and_what_is_around_a_network_is_taken_off():
         assert trained.keys() == expected.keys()
     with pytest.raises(gdfq.InputError, match="student: is trained in place; give the network in"):
         trainer_of(student=nn.DataParallel(gdfq.quantize_model(model)))
+
+
+class Threefold(nn.DataParallel):
+    def forward(self, x):
+        return super().forward(x) * 3
+
+
+def hooked(wrap, register):
+    wrapped = wrap(tiny_teacher())
+    getattr(wrapped, register)(lambda *args: None)
+    return wrapped
+
+
+def with_own_forward():
+    wrapped = nn.DataParallel(tiny_teacher())
+    inner = wrapped.forward
+    wrapped.forward = lambda x: inner(x) * 3
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(
+            partial(hooked, wrap, register)
+            for wrap in (nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel)
+            for register in ("register_forward_hook", "register_forward_pre_hook")
+        ),
+        lambda: Threefold(tiny_teacher()),
+        with_own_forward,
+    ],
+)
+def test_what_is_around_a_network_and_computes_something_is_refused(make):
+    model = make().eval()
+    around = f"the {type(model).__name__} around the network has forward hooks or a forward of its"
+    for entrance, name in (
+        (gdfq.quantize_model, "model"),
+        (trainer_of, "teacher"),
+        (partial(gdfq.quantize, image_size=8), "model"),
+    ):
+        with pytest.raises(gdfq.InputError, match=f"^{name}: {around}"):
+            entrance(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_script_within_a_network_is_taken_if_it_has_no_weights():
+    layers = tiny_teacher()
+    model = nn.Sequential(*layers[:5], torch.jit.script(nn.ReLU()), *layers[6:]).eval()
+    student = gdfq.quantize_model(model, 8, 8)
+    trained = tiny_trainer(model, student=student, student_lr=1e-9).train()
+    x = torch.randn(64, 2, 8, 8)
+    with torch.no_grad():
+        expected, found = model(x), trained(x)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    for made in (torch.jit.script(layers[3]), torch.jit.trace(layers[3], torch.randn(1, 8, 8, 8))):
+        model[3] = made
+        for entrance, name in ((gdfq.quantize_model, "model"), (trainer_of, "teacher")):
+            with pytest.raises(gdfq.InputError, match=f"^{name}: 3 is a TorchScript module"):
+                entrance(model)
 
 
 @pytest.mark.parametrize(
