@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import keyword
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -106,6 +108,30 @@ def export_form(
     return _Forming(student, images, mode, weights, input_range).run()
 
 
+def _use_plain_names(root: nn.Module, graph: fx.Graph) -> None:
+    """Rename what ``torch.export`` cannot read by its name, in code of its own (``self.class``)."""
+    renamed: dict[nn.Module, dict[str, str]] = {}
+    for module in root.modules():
+        renamed[module] = {}
+        for parts in (module._modules, module._parameters, module._buffers):
+            owned: dict[str, Any] = parts
+            for name in [*owned]:
+                plain = re.sub(r"\W", "_", name, flags=re.ASCII) + "_" * keyword.iskeyword(name)
+                if plain != name:
+                    while hasattr(module, plain):
+                        plain += "_"
+                    owned[plain] = owned.pop(name)
+                    renamed[module][name] = plain
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            path: list[str] = []
+            owner: Any = root
+            for name in node.target.split("."):
+                path.append(renamed.get(owner, {}).get(name, str(name)))
+                owner = getattr(owner, path[-1])
+            node.target = ".".join(path)
+
+
 class _Forming(ModuleCalls):
     def __init__(
         self,
@@ -156,6 +182,7 @@ class _Forming(ModuleCalls):
             # Between two quantizers it is computed with codes; else the result is no code.
             if not all(self.quantized.get(user) is user for user in node.users):
                 self.hold_inputs(node)
+        _use_plain_names(self.root, self.graph)
         return Form(fx.GraphModule(self.root, self.graph).eval(), self.parts)
 
     # ---- the graph ----

@@ -148,6 +148,43 @@ def test_layers_with_a_forward_of_their_own_are_the_same_network():
         assert (student(X) - model(X)).abs().max() < 0.03 * model(X).abs().max()
 
 
+def wrapped_forward(model):
+    before = model.second.forward
+    model.second.forward = lambda x: before(x) * 3
+
+
+def wrapped_method(model):
+    before = model.second.forward
+    in_place_of(model.second, lambda self, x: before(x) * 3)
+
+
+def hook_with_a_layer(model):
+    layers = [model.same]
+    model.first.register_forward_hook(lambda module, args, output: layers[0](output))
+
+
+def wrapped_twice(model):
+    wrapped_forward(model)
+    wrapped_forward(model)
+
+
+@pytest.mark.parametrize(
+    "wrap", [wrapped_forward, wrapped_method, hook_with_a_layer, wrapped_twice]
+)
+def test_functions_made_with_the_network_s_layers_are_the_student_s_own(wrap):
+    model = two(lambda self, x: self.second(self.first(x)))
+    model.same = nn.Conv2d(4, 4, 1)
+    wrap(model)
+    student = follows(model)
+    require_same(model, student, X)
+    with torch.no_grad():
+        expected = student(X)
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(student(X), expected)
+    assert not model(X).any()  # its functions still have its own layers
+
+
 def keep_last(module, args, output):
     module.last = output
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import warnings
 import zipfile
 
@@ -615,6 +616,23 @@ def test_tensors_that_are_called_as_input_and_output_get_other_names(tmp_path):
     onnx.checker.check_model(str(tmp_path / "x.onnx"), full_check=True)
     assert not any(p.wrong for p in compare(student, tmp_path / "x.onnx", [(images, None)]))
     assert "images" in student.state_dict()  # the student keeps its own
+
+
+def test_parts_whose_names_are_no_python_are_exported(tmp_path):
+    torch.manual_seed(0)
+    net = tiny_teacher(channels=3)
+    names = ["class", "a b", "\ufb01", 'a"b', "a_b"]
+    net.append(nn.ModuleDict({name: nn.Linear(4, 4) for name in names}))
+    net[-1].forward = types.MethodType(lambda s, x: sum(f(x) for f in s.values()), net[-1])
+    net.register_buffer("def", torch.ones(4))
+    net.register_forward_hook(lambda module, args, output: output + getattr(module, "def"))
+    images = torch.randn(8, 3, 8, 8)
+    student = calibrated(gdfq.quantize_model(net, 8, 8), images)
+    export_onnx(student, tmp_path / "named.onnx", images)
+    for parity in compare(student, tmp_path / "named.onnx", [(images, None)]):
+        assert parity.median_difference < 1e-5
+    quantized = {layer.name for layer in student.coverage.operations if layer.status == "quantized"}
+    assert {f"9.{name}" for name in names} <= quantized
 
 
 def test_a_file_that_is_too_large_has_its_tensors_in_a_second_one(tmp_path, monkeypatch):
