@@ -69,7 +69,13 @@ def _compile(path: str | Path, threads: int, **options: Any) -> Any:
         return openvino.Core().compile_model(
             str(path),
             "CPU",
-            {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, **options},
+            {
+                "INFERENCE_PRECISION_HINT": "f32",
+                # Otherwise what a linear layer reads in float is quantized to 8 bits in each call.
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+                "INFERENCE_NUM_THREADS": threads,
+                **options,
+            },
         )
     except RuntimeError as error:
         raise InputError(f"file: OpenVINO refuses {path}: {line(error)}") from error
