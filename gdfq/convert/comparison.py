@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
+from torch.overrides import TorchFunctionMode
 
 from gdfq.convert.copying import float_copy
 from gdfq.convert.model import QuantizedModel
@@ -132,13 +133,37 @@ def _compare(network: nn.Module, twin: nn.Module, images: Tensor) -> Any:
         ) from error
     for path, outputs in expected_calls.items():
         if any(map(_differs, outputs, calls.get(path, []))):
-            raise InputError(_explanation(f"at the output of {path!r} first"))
+            raise InputError(_explanation(network, images, f"at the output of {path!r} first"))
     if _differs(expected, found):
-        raise InputError(_explanation("at its output"))
+        raise InputError(_explanation(network, images, "at its output"))
     return expected
 
 
-def _explanation(where: str) -> str:
+class _FindAutocast(TorchFunctionMode):
+    """Within, ``found`` becomes whether a function is called with autocast switched on."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+        self.found = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.found |= torch.is_autocast_enabled(self.device)
+        return func(*args, **(kwargs or {}))
+
+
+def _explanation(network: nn.Module, images: Tensor, where: str) -> str:
+    with _FindAutocast(images.device.type) as autocast:
+        network(images.clone())
+    if autocast.found and not torch.is_autocast_enabled(images.device.type):
+        return (
+            f"model: its student, with the quantizers left out, differs from it {where}: its "
+            "forward switches torch.autocast on, which its student does not; leave that out of "
+            "the forward (precision='bf16' trains a student in bfloat16), or name the module in "
+            "leaf_modules=[...] (on the command line --leaf-modules PATH) to leave it as it is"
+        )
     return (
         f"model: its student, with the quantizers left out, differs from it {where}: torch.fx did "
         "not follow what its forward does there (a branch by the kind of its input, what it keeps "

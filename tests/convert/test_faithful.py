@@ -707,6 +707,25 @@ def test_a_student_of_another_network_is_refused_before_training(forward, why):
         gdfq.GDFQTrainer(model, student, generator, num_classes=4, batch_size=4)
 
 
+def half_precision(self, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return self.second(torch.relu(self.first(x))).float()
+
+
+def full_precision(self, x):
+    with torch.autocast("cpu", enabled=False):
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_autocast_in_a_forward_is_named_where_it_is_the_difference():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), normed(half_precision))
+    with pytest.raises(gdfq.InputError, match=r"first: its forward switches torch\.autocast on"):
+        require_same(model, gdfq.quantize_model(model), X)
+    require_same(model, gdfq.quantize_model(model, leaf_modules=["1.0"]), X)
+    model = normed(full_precision)
+    require_same(model, gdfq.quantize_model(model), X)
+
+
 class Stating(nn.Identity):
     """A module with a state that is no tensor."""
 
