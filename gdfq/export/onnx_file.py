@@ -23,6 +23,7 @@ from gdfq.export.emit import INPUT, OPSET, OUTPUT
 from gdfq.export.form import Form, Mode, export_form
 from gdfq.export.formulas import FORMULAS
 from gdfq.export.pooling import POOLING, refuse_indices
+from gdfq.export.rewrites import REWRITES
 from gdfq.export.stored import Weights
 from gdfq.files import write_file
 from gdfq.nn import QAct
@@ -161,7 +162,7 @@ def _to_proto(form: Form, images: Tensor) -> Any:
                 form.network.float(),
                 (example,),
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-            ).run_decompositions(FORMULAS | POOLING)
+            ).run_decompositions(FORMULAS | POOLING | REWRITES)
             refuse_indices(traced)
             program = torch.onnx.export(
                 traced,

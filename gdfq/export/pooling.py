@@ -83,11 +83,18 @@ def _each(values: Sequence[int], dims: int) -> list[int]:
     return list(values) * dims if len(values) == 1 else list(values)
 
 
-def _constant(values: list[float] | list[int]) -> Tensor:
+def constant(values: list[float] | list[int]) -> Tensor:
+    """``values`` in the file."""
     kind, dtype = ("ints", torch.int64) if isinstance(values[0], int) else ("floats", torch.float32)
     return torch.onnx.ops.symbolic(
         "Constant", [], {f"value_{kind}": values}, dtype=dtype, shape=[len(values)], version=OPSET
     )
+
+
+def weighted_sums(x: Tensor, dim: int, weights: list[list[float]]) -> Tensor:
+    """Along ``dim``, counted from the end, a sum for each of ``weights``, one for each value."""
+    columns = constant([weight for row in weights for weight in row]).view(len(weights), -1).T
+    return torch.matmul(x.transpose(dim, -1), columns).transpose(dim, -1)
 
 
 def _pool(
@@ -200,10 +207,9 @@ def _adaptive_avg(dims: int) -> Callable[..., Any]:
     """As a product where sizes do not divide: the windows' sizes differ."""
 
     def along(x: Tensor, dim: int, windows: list[range]) -> Tensor:
-        size = x.shape[dim]
-        shares = [(i in window) / len(window) for i in range(size) for window in windows]
-        product = torch.matmul(x.transpose(dim, -1), _constant(shares).view(size, -1))
-        return product.transpose(dim, -1)
+        places = range(x.shape[dim])
+        shares = [[(i in window) / len(window) for i in places] for window in windows]
+        return weighted_sums(x, dim, shares)
 
     def formula(x: Tensor, output_size: Sequence[int]) -> Any:
         if all(size == 1 for size in output_size):
@@ -223,7 +229,7 @@ def _adaptive_max(dims: int) -> Callable[..., Any]:
     def along(x: Tensor, dim: int, windows: list[range]) -> Tensor:
         longest = max(map(len, windows))
         index = [window[min(j, len(window) - 1)] for window in windows for j in range(longest)]
-        picked = x.index_select(dim, _constant(index))
+        picked = x.index_select(dim, constant(index))
         return picked.unflatten(dim, (len(windows), longest)).amax(dim)
 
     def formula(x: Tensor, output_size: Sequence[int]) -> Any:

@@ -20,6 +20,7 @@ from gdfq.export.files import Exported, FileOptions, export_file
 from gdfq.export.formulas import FORMULAS
 from gdfq.export.parity import _parity, compare
 from gdfq.export.pooling import POOLING, refuse_indices
+from gdfq.export.rewrites import REWRITES
 from gdfq.export.source import Images, open_images, open_student
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
@@ -408,6 +409,7 @@ class Poolings(nn.Module):
         return tuple(function(x) for function in self.functions)
 
 
+NEAREST = "nearest-exact"
 POOLINGS = [
     *(
         lambda x, a=a: F.avg_pool2d(x, *a)
@@ -425,6 +427,13 @@ POOLINGS = [
     *(lambda x, n=n: F.adaptive_avg_pool2d(x, n) for n in [4, (3, None), (12, 5), (5, 7), 1]),
     *(lambda x, n=n: F.adaptive_max_pool2d(x, n) for n in [4, (3, None), (12, 5), (5, 7), 1]),
     lambda x: F.lp_pool2d(x, 2.0, 3, 2, True),
+    *(
+        lambda x, a=a, mode=mode: F.interpolate(x, **a, mode=mode, antialias=mode != NEAREST)
+        for a in [{"size": (7, 30)}, {"size": (25, 5)}, {"scale_factor": (0.7, 1.3)}]
+        for mode in [NEAREST, "bilinear", "bicubic"]
+    ),
+    lambda x: F.interpolate(x, (4, 20), mode="bicubic", antialias=True, align_corners=True),
+    lambda x: x.clamp(0.1, 2),
     lambda x: F.avg_pool1d(x.flatten(2), 3, 2, 1, True),
     lambda x: F.max_pool1d(x.flatten(2), 2, 3, 1, 1, True),
     lambda x: F.adaptive_avg_pool1d(x.flatten(2), 9),
@@ -438,12 +447,12 @@ POOLINGS = [
 ]  # fmt: skip
 
 
-def test_every_pooling_is_what_pytorch_computes_in_each_runtime(tmp_path):
+def test_every_pooling_and_resampling_is_what_pytorch_computes_in_each_runtime(tmp_path):
     torch.manual_seed(0)
     network, images = Poolings(POOLINGS), torch.randn(3, 3, 10, 14)
     batch = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(network, (images,), dynamic_shapes=batch)
-    program = program.run_decompositions(FORMULAS | POOLING)
+    program = program.run_decompositions(FORMULAS | POOLING | REWRITES)
     refuse_indices(program)
     path = tmp_path / "x.onnx"
     torch.onnx.export(program, dynamo=True, opset_version=21, verbose=False).save(str(path))
@@ -584,9 +593,10 @@ def test_openvino_averages_tokens_in_integer_mode(tmp_path, average):
     path = tmp_path / "x.onnx"
     export_onnx(student, path, images, mode="integer", input_range=(-5.0, 5.0))
     expected = logits_of(student, images)
-    runner = runtimes.open_model("openvino", path)
+    runner, other = (runtimes.open_model(name, path) for name in ("openvino", "onnxruntime"))
     for count in (64, 7, 64, 1, 32):
         found = torch.from_numpy(runner(images[:count].numpy()).copy())
+        assert abs(found.numpy() - other(images[:count].numpy())).max() < 1e-5
         assert (found - expected[:count]).abs().max() < 0.02
     executed = runtimes.executed("openvino", path, images[:4])
     assert executed["Convolution, u8"] == 1
