@@ -20,6 +20,12 @@ from gdfq.nn.copying import copied
 from gdfq.nn.hardtanh import LeanHardtanh
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 
+# Batch norm as an operator: called with the weight first.
+_OPERATORS: tuple[Callable[..., Any], ...] = (
+    torch.batch_norm,
+    torch.ops.aten.batch_norm,
+    torch.ops.aten.batch_norm.default,
+)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -62,7 +68,26 @@ class BatchNormCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return self.batch_norm(*args, **kwargs)
+        if func in _OPERATORS:
+            return self.operator(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def operator(
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor:
+        """The arguments are those of ``torch.batch_norm``."""
+        return self.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
 
     def batch_norm(
         self,
@@ -88,11 +113,18 @@ class _Recording(BatchNormCalls):
 
     Gradients stay on where the network switches them off (``torch.no_grad`` in a ``forward``):
     the statistics and the logits teach the generator through every layer.
+
+    Args:
+        record: what is appended to.
+        stored: paths of batch norms, by the ``id`` of their running means and variances; ``read``
+            are those that other operations than batch norm get.
     """
 
-    def __init__(self, record: Statistics) -> None:
+    def __init__(self, record: Statistics, stored: Mapping[int, str]) -> None:
         super().__init__(self.normalize)
         self.record = record
+        self.stored = stored
+        self.read: set[str] = set()
         self.gradients = torch.is_grad_enabled()
 
     def __torch_function__(
@@ -104,6 +136,9 @@ class _Recording(BatchNormCalls):
     ) -> Any:
         if func is torch._C._set_grad_enabled and self.gradients:
             return None
+        if func is not F.batch_norm and func not in _OPERATORS:
+            values = (*args, *(kwargs or {}).values())
+            self.read.update(self.stored[id(v)] for v in values if id(v) in self.stored)
         return super().__torch_function__(func, types, args, kwargs)
 
     def normalize(
@@ -123,7 +158,8 @@ class _Recording(BatchNormCalls):
 class StatisticsTeacher(nn.Module):
     """A frozen copy of a network that returns its logits and its batch-norm inputs' statistics.
 
-    Batch norms are its layers and what calls ``F.batch_norm`` with stored statistics.
+    Batch norms are its layers and what calls ``F.batch_norm`` or ``torch.batch_norm`` with stored
+    statistics. ``unrecorded`` are the paths of those that the last forward computed in another way.
 
     Args:
         model: the trained network; it is copied, never modified.
@@ -144,6 +180,7 @@ class StatisticsTeacher(nn.Module):
         else:
             self.model = copied(model, name="teacher").eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
+        self.unrecorded: list[str] = []
         self.called: dict[
             str, Any
         ] = {}  # subclasses of batch norm, which may compute by themselves
@@ -165,22 +202,44 @@ class StatisticsTeacher(nn.Module):
     def _note(self, path: str, module: nn.Module, args: Any) -> None:
         self.called[path] = module
 
+    def _storing(self) -> dict[str, nn.Module]:
+        """The modules that keep running statistics of a batch."""
+        return {
+            path: module
+            for path, module in self.model.named_modules()
+            if all(name in module._buffers for name in ("running_mean", "running_var"))
+            and module.running_mean is not None
+            and not isinstance(module, _InstanceNorm)
+        }
+
+    def describe_unrecorded(self) -> list[str]:
+        """A line about the batch norms that could not be recorded, if there are any."""
+        if not self.unrecorded:
+            return []
+        count, listed = len(self.unrecorded), ", ".join(self.unrecorded[:5])
+        return [
+            f"batch norms: the statistics of {count} of {len(self._storing())} are neither learned "
+            "from nor corrected, because other operations than F.batch_norm compute with them: "
+            f"{listed}{', ...' if count > 5 else ''}"
+        ]
+
     def _require_statistics(self) -> None:
-        """Raise an InputError unless a batch norm was called, and each has been recorded."""
+        """Raise an InputError unless a batch norm has been recorded, and each of a subclass."""
         recorded = {id(stored) for stored in self.record.running_means}
         for path, module in self.called.items():
             if id(module.running_mean) not in recorded:
                 raise _unknown_kind(path, module)
         if recorded:
             return
-        storing = {
-            path: module
-            for path, module in self.model.named_modules()
-            if "running_mean" in module._buffers and not isinstance(module, _InstanceNorm)
-        }
+        storing = self._storing()
         for path, module in storing.items():
             if not isinstance(module, _BatchNorm):
                 raise _unknown_kind(path, module)
+        if self.unrecorded:
+            raise InputError(
+                f"teacher: batch norm {self.unrecorded[0]!r} cannot be recorded: other operations "
+                "than F.batch_norm compute with its running statistics; call the layer itself"
+            )
         uncalled = (
             f"has no batch-norm layer that is called in evaluation mode (of {len(storing)}, the "
             f"first is {next(iter(storing))!r})"
@@ -201,8 +260,12 @@ class StatisticsTeacher(nn.Module):
         for values in self.record:
             values.clear()
         self.called.clear()
-        with _Recording(self.record):
+        storing = self._storing().items()
+        stored = {id(b): path for path, m in storing for b in (m.running_mean, m.running_var)}
+        with _Recording(self.record, stored) as recording:
             logits = self.model(images)
+        recorded = {stored.get(id(mean)) for mean in self.record.running_means}
+        self.unrecorded = sorted(recording.read - recorded)
         self._require_statistics()
         statistics = Statistics(*(list(values) for values in self.record))
         for values in self.record:

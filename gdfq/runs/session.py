@@ -131,7 +131,7 @@ def quantize(
         ProcessLostError: another process of ``options.world`` is gone.
     """
     recipe, teacher, trainer = _build(recipe, options)
-    for note in teacher.notes:
+    for note in (*teacher.notes, *trainer.teacher.describe_unrecorded()):
         progress.warning(note)
     if options.network is not None:
         recipe = recipe.with_options({"weights": TEACHER_FILE})

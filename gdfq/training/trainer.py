@@ -674,6 +674,7 @@ class GDFQTrainer:
             f"start: {self.start.describe()}",
             f"parts: {self.parts.describe()}",
             f"fusion: {'none' if self.fused is None else self.fused.summary()}",
+            *self.teacher.describe_unrecorded(),
             *self._frozen(),
         )
         return "\n".join(lines)

@@ -244,6 +244,65 @@ def test_gradients_are_on_whatever_the_caller_has_switched_off(without):
         trainer_of()
 
 
+def by_torch(n, x):
+    return torch.batch_norm(
+        x, n.weight, n.bias, n.running_mean, n.running_var, False, 0.1, n.eps, True
+    )
+
+
+def by_aten(n, x):
+    args = (n.weight, n.bias, n.running_mean, n.running_var, False, 0.1, n.eps, False)
+    return torch.ops.aten.batch_norm(x, *args)
+
+
+def by_arithmetic(n, x):
+    scale = n.weight / (n.running_var + n.eps).sqrt()
+    return x * scale.view(-1, 1, 1) + (n.bias - n.running_mean * scale).view(-1, 1, 1)
+
+
+class OwnNorm(Inner):
+    """The second batch norm is computed by ``norm``, and ``first`` leaves the first one out."""
+
+    def __init__(self, norm, first=True):
+        super().__init__()
+        self.norm, self.first = norm, first
+
+    def forward(self, x):
+        x = self.stem(x) if self.first else self.stem[0](x).relu()
+        return self.rest[2:](self.norm(self.rest[1], self.rest[0](x)))
+
+
+def trained_with_norms(model):
+    start = Start(bn_reestimate=True, bn_reestimate_end=True)
+    trainer = tiny_trainer(model, 8, student_lr=1e-9, start=start)
+    return trainer, trainer.train().state_dict()
+
+
+@pytest.mark.parametrize("norm", [by_torch, by_aten])
+def test_batch_norms_are_learned_from_and_corrected_by_whichever_operator(norm):
+    _, expected = trained_with_norms(Inner().eval())
+    trainer, found = trained_with_norms(OwnNorm(norm).eval())
+    assert "batch norms:" not in trainer.describe()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+    tiny_trainer(OwnNorm(norm, first=False).eval()).train()
+
+
+def test_batch_norms_of_other_operations_are_named():
+    model = OwnNorm(by_arithmetic).eval()
+    trainer, _ = trained_with_norms(model)
+    line = "batch norms: the statistics of 1 of 2 are neither learned from nor corrected, "
+    assert line in trainer.describe()
+    with pytest.raises(
+        gdfq.InputError, match=r"batch norm 'rest\.4' cannot be recorded: other oper"
+    ):
+        tiny_trainer(OwnNorm(by_arithmetic, first=False).eval())
+    with pytest.warns(UserWarning, match=line):
+        gdfq.quantize(
+            model, 4, 8, progress=False, device="cpu", memory_format="contiguous", **QUICK
+        )
+
+
 def test_a_network_frozen_as_a_whole_is_trained_and_what_stays_frozen_is_said():
     usual, frozen = tiny_teacher(), tiny_teacher().requires_grad_(False)
     first, second = (trainer_of(t, gdfq.quantize_model(t), seeded()) for t in (usual, frozen))
