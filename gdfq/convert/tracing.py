@@ -416,6 +416,12 @@ def _explanation(error: Exception, holders: list[str]) -> str:
             "command line --leaf-modules PATH) can leave unquantized"
         )
     problem = one_line(error)
+    if isinstance(error, NameError) and problem.endswith("is not a member of this module"):
+        advice = (
+            "it computes with a layer that is not the network's own: make that a part of the "
+            "network (nn.ModuleList), and read it from self or from a hook's module, not from a "
+            "global variable, which a copy of the network shares"
+        )
     for kind in (_Value, _Attribute):
         problem = problem.replace(f"'{kind.__name__}' object", "'Tensor' object")
     return f"model: torch.fx cannot trace it {where}: {problem}; {advice}"

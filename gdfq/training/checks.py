@@ -127,6 +127,11 @@ def check_start(start: Start, student: nn.Module) -> None:
 def check_finite(name: str, module: nn.Module) -> None:
     """Raise an InputError if a parameter or buffer of ``module`` holds NaN or infinity."""
     for key, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(
+                f"{name}: {key} in its state_dict is {kind_of(tensor)}; runs keep tensors alone: "
+                "have get_extra_state return a tensor, or take it away"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name}: {key!r} holds NaN or infinite values")
 

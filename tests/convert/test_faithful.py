@@ -409,6 +409,9 @@ def test_a_call_of_the_class_is_traced(path):
     require_same(model, follows(model), X)
 
 
+shared_conv = nn.Conv2d(4, 4, 1)
+
+
 def with_value(self, x):
     with self.first(x) as y:
         return self.second(y)
@@ -417,7 +420,11 @@ def with_value(self, x):
 def test_what_cannot_be_traced_is_said_in_terms_of_the_network():
     model = two(lambda self, x: self.second(self.layers[0](x)))
     model.layers = (nn.Conv2d(3, 4, 1),)
-    with pytest.raises(gdfq.InputError, match=r"not a member of this module; rewrite the line, or"):
+    with pytest.raises(gdfq.InputError, match=r"make that a part of the network \(nn\.M"):
+        gdfq.quantize_model(model)
+    model = two()
+    model.second.forward = lambda x: shared_conv(x)
+    with pytest.raises(gdfq.InputError, match=r"a layer that is not the network's own: make"):
         gdfq.quantize_model(model)
     with pytest.raises(gdfq.InputError, match=r"'Tensor' object does not support the context"):
         gdfq.quantize_model(two(with_value))
@@ -761,6 +768,17 @@ def test_networks_are_compared_whatever_their_state_dict_is(change):
                 require_same(model, student, X)
         else:
             require_same(model, student, X)
+
+
+def test_a_state_that_a_run_cannot_keep_is_refused():
+    model = normed(Two.forward)
+    with_extra_state(model)
+    student = gdfq.quantize_model(model)
+    generator = gdfq.models.Generator(4, 8, channels=3, latent_dim=10, width=8)
+    with pytest.raises(
+        gdfq.InputError, match=r"teacher: 3\._extra_state in its .* is a dict; runs"
+    ):
+        gdfq.GDFQTrainer(model, student, generator, num_classes=4, batch_size=4)
 
 
 def test_a_student_of_another_network_s_parameters_is_said_not_to_be_compared():
