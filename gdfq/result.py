@@ -101,7 +101,7 @@ class QuantizationResult:
             images: how many it is compared on; None is all of ``evaluate``'s batches, else all of
                 the recipe's data set, else 256 generated ones.
             keep_unfaithful: False deletes a file that should answer as the student does and does
-                not.
+                not, and puts back what it replaced.
 
         Returns:
             How the file answers. Where it should answer as the student does and does not, there is

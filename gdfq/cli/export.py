@@ -70,7 +70,7 @@ def export(
         same = "bit for bit" if written.difference == 0 else f"to {written.difference:.2g}"
         tell(f"Loaded again, it gives the student's logits on {written.images}, {same}.")
     if not written.faithful:
-        fate = "it is still there" if path.exists() else "it was deleted"
+        fate = f"it {written.fate or 'is still there'}"
         reasons = "; ".join(written.wrong)
         print_error(f"gdfq: {path} does not answer as the student does, {fate}: {reasons}")
         raise typer.Exit(EXIT_FAILED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -101,6 +103,7 @@ class Exported:
         parities: of ONNX: the file beside the student, for each runtime.
         difference: of the others: the largest difference between their logits; 0 is bit for bit.
         form: of ONNX: how each layer is stored.
+        fate: what was done with a file that failed; empty if it was left.
     """
 
     path: Path
@@ -110,6 +113,7 @@ class Exported:
     parities: list[Parity] = field(default_factory=list)
     difference: float | None = None
     form: Form | None = None
+    fate: str = ""
 
     @property
     def faithful(self) -> bool:
@@ -145,7 +149,7 @@ class Exported:
         text = f"{self.path}: {self.size:,} bytes; compared on {self.images}: {'; '.join(answers)}"
         if self.faithful:
             return text
-        fate = "" if self.path.exists() else ", and was deleted"
+        fate = f", and {self.fate}" if self.fate else ""
         return f"{text}; it FAILED its check{fate}: {'; '.join(self.wrong)}"
 
     __repr__ = __str__
@@ -171,15 +175,26 @@ def export_file(
         options: what is written.
         test: what it is compared on.
         recipe: of the run that made the student, for packed files.
-        keep_unfaithful: leave a file that fails the comparison where it is; else delete it.
+        keep_unfaithful: leave a file that fails the comparison where it is; else delete it, and
+            put back what it replaced.
 
     Raises:
         InputError: see :func:`export_onnx`, :func:`export_pt2` and :func:`gdfq.save`.
     """
-    exported = _export_file(student, path, options, test, recipe)
-    if not exported.faithful and not keep_unfaithful:
+    if keep_unfaithful:
+        return _export_file(student, path, options, test, recipe)
+    earlier = _written(path)
+    with TemporaryDirectory(prefix=".", dir=path.parent if earlier else None) as aside:
+        for file in earlier:
+            shutil.copy2(file, aside)
+        exported = _export_file(student, path, options, test, recipe)
+        if exported.faithful:
+            return exported
         remove(exported.paths)
-    return exported
+        for file in earlier:
+            Path(aside, file.name).replace(file)
+    fate = "was deleted, and the earlier file put back" if earlier else "was deleted"
+    return replace(exported, fate=fate)
 
 
 def _export_file(

@@ -784,6 +784,12 @@ def test_a_file_that_fails_its_check_is_deleted_on_request(tmp_path, monkeypatch
         monkeypatch.undo()
         export_file(student, path, FileOptions(), test, None, False)
         assert path.exists()
+    content = path.read_bytes()
+    monkeypatch.setattr(files, "export_onnx", damaged)
+    written = export_file(student, path, FileOptions(), test, None, False)
+    assert "was deleted, and the earlier file put back" in str(written)
+    assert path.read_bytes() == content
+    assert sorted(tmp_path.iterdir()) == [path, *tmp_path.glob("True*")]
 
 
 # ---- the command line ----
