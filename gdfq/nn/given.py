@@ -25,7 +25,8 @@ def plain_network(network: Any, name: str) -> nn.Module:
 
     Raises:
         InputError: it is no ``nn.Module``; what is around it has hooks or a forward of its own; it
-            is a script, or has one with parameters or buffers; a parameter or buffer has no values.
+            is a script, or has one with parameters or buffers; a parameter or buffer has no shape
+            yet.
     """
     while True:
         if not isinstance(network, nn.Module):
@@ -50,11 +51,19 @@ def plain_network(network: Any, name: str) -> nn.Module:
     for path, value in [*network.named_parameters(), *network.named_buffers()]:
         if is_lazy(value):
             raise InputError(f"{name}: {path} has no shape yet: call the network on an image first")
+    return network
+
+
+def require_values(network: nn.Module, name: str) -> None:
+    """Raise an InputError if a parameter or buffer of ``network``, the argument ``name``, has none.
+
+    A network on the meta device can be converted, but not run or trained.
+    """
+    for path, value in [*network.named_parameters(), *network.named_buffers()]:
         if value.is_meta:
             raise InputError(
                 f"{name}: {path} is on the meta device, where it has no values: load the weights"
             )
-    return network
 
 
 def _adds(network: nn.Module, around: type[nn.Module] | None) -> bool:
@@ -91,7 +100,7 @@ def call_and_keep_images(network: nn.Module, images: Tensor) -> Any:
     """
     before = images.clone()
     answer = network(images)
-    if not torch.equal(images, before):
+    if not images.is_meta and not torch.equal(images, before):  # which has no values
         network.register_forward_pre_hook(_copy_images)
         images.copy_(before)
     return answer

@@ -22,7 +22,7 @@ from torch import nn
 from gdfq import models
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
-from gdfq.nn.given import plain_network
+from gdfq.nn.given import plain_network, require_values
 from gdfq.sources.preprocessing import DATA_SETS, IMAGENET_MEAN, IMAGENET_STD
 from gdfq.sources.state import load_state, only_weights, refusal
 
@@ -325,6 +325,7 @@ class InMemory(Source):
                 f"model: must be an nn.Module or one of {FORMS}, got a {type(network).__name__}"
             )
         self.network = plain_network(network, "model")
+        require_values(self.network, "model")
         self.name = type(self.network).__name__
 
     def tags(self) -> list[str]:

@@ -14,7 +14,13 @@ from gdfq.errors import InputError
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.copying import copied
 from gdfq.nn.dynamic_ranges import has_dynamic
-from gdfq.nn.given import call_and_keep_images, kind_of, one_line, require_logits
+from gdfq.nn.given import (
+    call_and_keep_images,
+    kind_of,
+    one_line,
+    require_logits,
+    require_values,
+)
 from gdfq.nn.qact import observing_copy
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import check_choice
@@ -143,6 +149,7 @@ def check_networks(**networks: nn.Module) -> None:
     """
     device = next(networks["teacher"].parameters(), torch.empty(0)).device
     for name, network in networks.items():
+        require_values(network, name)
         tensors = [*network.parameters(), *network.buffers()]
         for tensor in tensors:
             if tensor.device != device:
