@@ -115,7 +115,7 @@ def _use_plain_names(root: nn.Module, graph: fx.Graph) -> None:
         renamed[module] = {}
         for parts in (module._modules, module._parameters, module._buffers):
             owned: dict[str, Any] = parts
-            for name in [*owned]:
+            for name in [*owned.keys()]:  # a script's iterates over pairs
                 plain = re.sub(r"\W", "_", name, flags=re.ASCII) + "_" * keyword.iskeyword(name)
                 if plain != name:
                     while hasattr(module, plain):

@@ -304,6 +304,16 @@ def test_convolutions_behind_zero_padding_run_in_integers(tmp_path):
         assert parity.agreement > 80
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_script_within_a_network_is_written_as_what_it_computes(tmp_path):
+    layers, images = tiny_teacher(), torch.randn(64, 2, 8, 8)
+    net = nn.Sequential(*layers[:5], torch.jit.script(nn.ReLU()), *layers[6:]).eval()
+    student = calibrated(gdfq.quantize_model(net, 8, 8), images)
+    export_onnx(student, tmp_path / "x.onnx", images)
+    for parity in compare(student, tmp_path / "x.onnx", [(images, None)], ["onnxruntime"]):
+        assert parity.agreement == 100
+
+
 def test_bad_arguments_are_named(tmp_path):
     student, images = awkward_student()
     path = tmp_path / "x.onnx"
