@@ -129,7 +129,11 @@ class Exported:
                 return []
             return [f"loaded again, it gives the student's logits to {self.difference:.2g} only"]
         exact = self.options.mode == "exact"
-        verdicts = [(p.runtime, p.wrong if exact else p.problem) for p in self.parities]
+        least = min((p.median_difference for p in self.parities), default=0.0)
+        verdicts = [
+            (p.runtime, p.wrong if exact else p.problem or p.worse_than(least))
+            for p in self.parities
+        ]
         return [f"{runtime}: {wrong}" for runtime, wrong in verdicts if wrong]
 
     @property

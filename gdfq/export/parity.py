@@ -22,6 +22,8 @@ REQUIRED_AGREEMENT = 99.9  # percent, in exact mode
 ALLOWED_NOTICEABLE = 5.0
 # What rounding may do to a file, in terms of what it does to the student in PyTorch.
 ROUNDING = 5
+# In integer mode, a runtime that differs from the student so many times as another is in error.
+WORSE = 5
 _CHECKED = 256  # images of which the student is computed again, in float64
 
 
@@ -63,6 +65,15 @@ class Parity:
                 f"images, where {self.allowed_noticeable:.1f}% can be rounding"
             )
         return ""
+
+    def worse_than(self, least: float) -> str:
+        """Whether it differs from the student far more than another runtime; empty if not."""
+        if self.median_difference <= NOTICEABLE + WORSE * least:
+            return ""
+        return (
+            f"logits differ by {self.median_difference:.2g} (the median), "
+            f"those of another runtime by {least:.2g}"
+        )
 
 
 def compare(

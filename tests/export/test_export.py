@@ -7,6 +7,7 @@ import sys
 import types
 import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -750,6 +751,19 @@ def test_logits_of_another_shape_and_files_that_are_refused_fail(tmp_path):
     path.write_bytes(b"no model")
     for parity in compare(student, path, [(images, None)]):
         assert "refuses" in parity.wrong
+
+
+def test_an_integer_file_fails_where_one_runtime_is_far_worse_than_another():
+    expected = torch.eye(4)
+    good = _parity("onnxruntime", expected + 0.005, expected, None)
+    for error, fails in ((0.02, False), (0.03, True)):
+        other = _parity("openvino", expected + error, expected, None)
+        options = FileOptions(mode="integer")
+        for parities in ([good, other], [other, good]):
+            wrong = Exported(Path("x"), 0, options, "images", parities).wrong
+            assert len(wrong) == fails
+            assert all("OpenVINO: logits differ by 0.03" in line for line in wrong)
+        assert not Exported(Path("x"), 0, options, "images", [other]).wrong
 
 
 def test_one_image_in_twenty_may_differ_by_rounding(tmp_path):
