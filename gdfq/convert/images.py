@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from gdfq.convert.tables import MOVES
+from gdfq.convert.tables import MOVING, float_reason
 
-_VIEWS = (*MOVES, "to", "float", "type", "narrow", "select", "movedim", "__getitem__")
+# Beside what is known to move values.
+_VIEWS = ("to", "float", "type", "narrow", "select", "movedim", "__getitem__")
 _OPERATORS = (
     operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
     operator.ifloordiv, operator.imod, operator.ipow,
@@ -44,7 +45,7 @@ def _writes(root: nn.Module, user: fx.Node, node: fx.Node) -> bool:
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if user.kwargs.get("inplace") or user.kwargs.get("out") is node or target in _OPERATORS:
         return True
-    if user.op == "call_function" and not _is_known(target):
+    if user.op == "call_function" and not _is_known(target) and float_reason(target) is None:
         return True
     return name in ("__setitem__", "set_") or (name.endswith("_") and not name.endswith("__"))
 
@@ -55,4 +56,5 @@ def _is_known(made: Any) -> bool:
 
 def _is_view(root: nn.Module, node: fx.Node) -> bool:
     target: Any = node.target
-    return (type(root.get_submodule(str(target))) if node.op == "call_module" else target) in _VIEWS
+    operation = type(root.get_submodule(target)) if node.op == "call_module" else target
+    return operation in _VIEWS or float_reason(operation) == MOVING

@@ -88,7 +88,7 @@ _POOLS = (
     F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
     torch.max_pool2d, torch.adaptive_avg_pool1d, torch.mean, "mean", torch.amax, "amax",
 )  # fmt: skip
-MOVES = (
+_MOVES = (
     nn.Flatten, nn.Unflatten, nn.Identity, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle,
     nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.Upsample, nn.Dropout, nn.Dropout1d,
     nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, F.dropout, F.dropout2d,
@@ -122,7 +122,7 @@ POOLING = "pooling: averages or picks values, within their range"
 MOVING = "moves values, computes none"
 _FLOAT_REASONS: dict[Any, str] = {
     **dict.fromkeys(_POOLS, POOLING),
-    **dict.fromkeys(MOVES, MOVING),
+    **dict.fromkeys(_MOVES, MOVING),
     **dict.fromkeys(
         (*BATCH_NORMS, F.batch_norm, torch.batch_norm),
         "batch norm: a per-channel scale and shift with frozen statistics",
