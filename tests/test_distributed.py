@@ -362,6 +362,7 @@ def test_two_processes_train_as_one(one, two, name):
     assert_trained_alike(one[name], two, name, 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["small", "conditional"])
 def test_four_processes_train_as_one(one, four, name):
     assert_trained_alike(one[name], four, name, 4)

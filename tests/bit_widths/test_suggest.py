@@ -174,6 +174,7 @@ def ratio_to_equal_bits(teacher, batches, layers, width):
     return divergence(teacher, batches, chosen) / divergence(teacher, batches, equal)
 
 
+@pytest.mark.thorough
 def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_other_images(teacher_and_images):
     """Nothing here is trained, so that the number of threads changes the ratio by rounding alone.
 
@@ -186,6 +187,7 @@ def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_other_images(teacher_
     assert ratio_to_equal_bits(teacher, batches[:4], layers, 4) < 0.3
 
 
+@pytest.mark.thorough
 def test_a_budget_spent_by_sensitivity_beats_equal_bits_on_real_images(teacher_and_images):
     """On test images, which neither saw, and before any fine-tuning.
 

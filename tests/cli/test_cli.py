@@ -130,6 +130,7 @@ def test_nothing_that_trains_imports_the_data(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
 
 
+@pytest.mark.thorough
 def test_evaluate_measures_the_teacher_and_the_student(capsys, tmp_path):
     gdfq_command(capsys, *SHORT, "--data", "fashion-mnist", "--out", tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -17,6 +17,8 @@ from gdfq.nn.weight import QuantizedWeight
 from tests.convert.test_convert import calibrated
 from tests.helpers.networks import NETWORKS, generator_of, trainer_of
 
+pytestmark = pytest.mark.thorough
+
 TABLE = Path(__file__).parents[2] / "docs" / "networks.md"
 LIBRARIES = ("torch", "torchvision", "timm", "pytorchcv")
 COLUMNS = (

@@ -15,6 +15,8 @@ from benchmarks.real_teacher import (
     warmed_up_generator,
 )
 
+pytestmark = pytest.mark.thorough
+
 # What is to be seen on ten crops of a photograph, of 224x224 pixels as the network was trained on.
 SEEN = {
     "camera.png": {"tripod"},

@@ -395,6 +395,7 @@ def test_the_command_leaves_with_a_line_that_says_how_to_go_on(tmp_path, signum,
     assert (folder / "student.safetensors").exists()
 
 
+@pytest.mark.thorough
 def test_killed_for_real(tmp_path, capsys):
     """SIGKILL in the midst of training and of writing, three times; resumed by the command."""
     long = [*SHORT, "--epochs", "8"]

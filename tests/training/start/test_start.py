@@ -563,6 +563,7 @@ def test_going_on_with_a_start_is_bit_for_bit():
     assert torch.equal(whole.random.get_state(), second.random.get_state())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("learned", ["none", "both"])
 def test_the_embedded_network_with_every_start_is_exact_in_onnx(tmp_path, learned):
     pytest.importorskip("onnx")
