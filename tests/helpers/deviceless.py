@@ -10,6 +10,7 @@ changes the process for good: hence a process of its own.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import gdfq
 from gdfq.models.resnet import cifar_resnet
-from gdfq.training import checks
+from gdfq.training import checks, trainer
 from tests.helpers.tiny import EACH_PART
 
 DEVICE = "nowhere"
@@ -77,7 +78,14 @@ def make_constructors_blind():
     FakeTensor.__ge__ = lambda x, y: True if _is_zero(y) else at_least(x, y)
     nn.Module.to = to_memory_format
     generator = torch.Generator
-    torch.Generator = lambda device: generator()  # a device registered from Python has none
+    torch.Generator = lambda device="cpu": generator()  # one registered from Python has none
+    checks.check_shapes = two_images
+    trainer.require_same = trainer.require_channels_last = lambda *args: None
+
+
+def two_images(teacher, student, generator, *others):
+    z, labels = torch.randn(2, generator.latent_dim), torch.zeros(2, dtype=torch.int64)
+    return copy.deepcopy(generator)(z, labels).detach()
 
 
 def to_memory_format(module, memory_format):
@@ -100,12 +108,12 @@ def make_trainer(
         student = gdfq.quantize_model(
             teacher, bits, bits, learned_ranges=learned_ranges, dynamic_ranges=dynamic_ranges
         )
-        trainer = gdfq.GDFQTrainer(
+        made = gdfq.GDFQTrainer(
             teacher, student, generator, 4, 16, epochs=3, steps_per_epoch=4,
             warmup_epochs=warmup_epochs, **options,
         )  # fmt: skip
-    trainer.generator_optimizer.param_groups[0]["capturable"] = True
-    return trainer
+    made.generator_optimizer.param_groups[0]["capturable"] = True
+    return made
 
 
 def run(warmup_epochs, **options):

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file
 
 # Runs the command and does what the environment asks for when a rank reaches a step. Each rank
 # leaves its process id, and the steps it did.
@@ -108,11 +109,18 @@ def test_only_rank_0_writes_and_the_run_is_that_of_one_process(launch, folder, u
     assert out.count("student, W4A4, after fine-tuning") == 1
     assert not err.strip()
     assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
+    # Ranges and statistics are set once, by the images of all processes. Codes beside a tie, which
+    # round to another with a batch of another size, moved them by up to 0.16%; with each process's
+    # own images those of half of the layers are off by 4 to 26%.
+    students = [load_file(run / "student.safetensors") for run in (one, two)]
+    for key, value in students[0].items():
+        if key.endswith((".lo", ".hi", "running_mean", "running_var")):
+            assert (students[1][key] - value).abs().max() <= 1e-2 * value.abs().max(), key
     for first, second in zip(metrics(one), metrics(two), strict=True):
-        # A code that rounding flips moves the student's loss by a thousandth, a local statistic
-        # by a tenth; the generator's have no codes.
-        students = [losses.pop("student", 0.0) for losses in (first, second)]
-        assert students[1] == pytest.approx(students[0], rel=5e-3)
+        # Such codes moved the student's loss by 0.5, 0.8, 1.9 and 2.6% in two epochs of two seeds.
+        # The generator's losses have no codes.
+        losses = [row.pop("student", 0.0) for row in (first, second)]
+        assert losses[1] == pytest.approx(losses[0], rel=5e-2)
         assert second == pytest.approx(first, rel=1e-4)
 
 
