@@ -52,13 +52,14 @@ def test_counts_what_quantize_codes_says():
         assert count == (before != after).sum()
 
 
-def test_no_count_is_lost_between_threads():
+def test_no_count_is_lost_between_threads(pytestconfig):
     """Threads that add to one count as fast as they can: every element is a row, every code moves.
 
     Without atomic additions nearly every run of this loses some, where there is a second core.
     """
-    if os.environ.get("TRITON_INTERPRET"):
-        pytest.skip("has no threads, and takes long")
+    standin = pytestconfig.pluginmanager.hasplugin("tests.standin.operators")
+    if standin or os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("has no threads, and takes long; the stand-in's race checker looks for such")
     rows = 2**18
     w, update = torch.zeros(rows, 1), torch.full((rows, 1), -1.0)
     ends = [torch.full((rows,), -1.0)], [torch.full((rows,), 1.0)]
