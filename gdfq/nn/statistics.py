@@ -181,9 +181,8 @@ class StatisticsTeacher(nn.Module):
             self.model = copied(model, name="teacher").eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
         self.unrecorded: list[str] = []
-        self.called: dict[
-            str, Any
-        ] = {}  # subclasses of batch norm, which may compute by themselves
+        # Subclasses of batch norm, which may compute by themselves.
+        self.called: dict[str, Any] = {}
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
             if type(module) in (nn.ReLU6, nn.Hardtanh) and module.inplace:
                 # PyTorch's would copy every activation; a MobileNetV2 has 35 of them.
