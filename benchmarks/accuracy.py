@@ -32,8 +32,8 @@ from examples.train_teacher import load_split
 from gdfq.data import top1
 from gdfq.errors import NonFiniteLossError
 from gdfq.recipes import Recipe
+from gdfq.recipes.networks import build_generator, build_student, build_teacher
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
 from gdfq.sweeps.criterion import compare
 from gdfq.sweeps.plan import Run, read_plan

@@ -39,9 +39,8 @@ from benchmarks.exported import (
     versions,
 )
 from benchmarks.table import where
-from gdfq import packed
 from gdfq.environment import environment
-from gdfq.export import export_onnx, runtimes
+from gdfq.export import export_onnx, packed, runtimes
 from gdfq.export.parity import compare
 from gdfq.export.source import open_images
 from gdfq.runs.folder import load_run

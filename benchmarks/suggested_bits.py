@@ -21,8 +21,8 @@ from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.data import top1
 from gdfq.functional import fake_quantize_minmax
 from gdfq.recipes import load_recipe
+from gdfq.recipes.networks import build_teacher
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_teacher
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = "fashion-mnist-resnet20"

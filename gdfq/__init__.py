@@ -18,11 +18,11 @@ from gdfq import distributed, functional, losses, memory, models, nn
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.ops import backend
-from gdfq.packed import load, save
 from gdfq.training import GDFQTrainer
 
 if TYPE_CHECKING:
     from gdfq.api import open_run, quantize, resume
+    from gdfq.export.packed import load, save
     from gdfq.result import QuantizationResult
 
 __version__ = "0.1.0"
@@ -47,12 +47,14 @@ __all__ = [
     "save",
 ]
 
-# What measures on real images is imported when it is asked for: nothing that trains needs it.
+# Imported when first used: nothing that trains needs these.
 _LATER = {
     "QuantizationResult": "gdfq.result",
+    "load": "gdfq.export.packed",
     "open_run": "gdfq.api",
     "quantize": "gdfq.api",
     "resume": "gdfq.api",
+    "save": "gdfq.export.packed",
 }
 
 

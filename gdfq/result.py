@@ -14,8 +14,8 @@ from typing import Any, cast
 from PIL import Image
 from torch import Tensor, nn
 
-from gdfq import packed
 from gdfq.errors import InputError
+from gdfq.export import packed
 from gdfq.export.files import Exported, export_file, options_for
 from gdfq.export.source import open_images
 from gdfq.recipes.bits import bits_label

@@ -17,9 +17,9 @@ from gdfq.errors import InputError
 from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
+from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
 from gdfq.recipes.schema import validate
 from gdfq.runs import session
-from gdfq.runs.networks import build_generator, build_teacher, build_trainer
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.memory_format import MemoryFormat, MemoryFormatError

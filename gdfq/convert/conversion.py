@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from gdfq.convert.bits import BitWidths
+from gdfq.convert.coverage import Operation
 from gdfq.convert.flow import float_sources, shapes_only
 from gdfq.convert.tables import (
     ACTIVATION_CALLS,
@@ -26,7 +27,6 @@ from gdfq.convert.tables import (
     float_reason,
     is_float_activation,
 )
-from gdfq.coverage import Operation
 from gdfq.errors import InputError
 from gdfq.functional import Activation
 from gdfq.nn import QAct, QConv2d, QLinear

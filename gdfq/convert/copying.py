@@ -7,8 +7,8 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from gdfq.convert.coverage import CoverageReport
 from gdfq.convert.model import QuantizedModel
-from gdfq.coverage import CoverageReport
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from gdfq.coverage import CoverageReport
+from gdfq.convert.coverage import CoverageReport
 from gdfq.errors import InputError
 from gdfq.nn import QAct
 from gdfq.nn.dynamic_ranges import has_dynamic
@@ -18,8 +18,8 @@ from gdfq.nn.weight import QuantizedWeight
 class QuantizedModel(fx.GraphModule):
     """A converted network: the teacher's module tree, run by the traced graph.
 
-    ``coverage`` is its :class:`~gdfq.coverage.CoverageReport`. ``state_dict`` has every name of
-    the teacher's, plus the activation ranges. Copies and pickles like any module.
+    ``coverage`` is its :class:`~gdfq.convert.coverage.CoverageReport`. ``state_dict`` has every
+    name of the teacher's, plus the activation ranges. Copies and pickles like any module.
     """
 
     coverage: CoverageReport

@@ -12,11 +12,11 @@ from gdfq.convert.bits import BitWidths
 from gdfq.convert.canonical import use_modules
 from gdfq.convert.conversion import Converter
 from gdfq.convert.copying import float_copy
+from gdfq.convert.coverage import CoverageReport, Operation
 from gdfq.convert.images import keep_images
 from gdfq.convert.in_place import settle_in_place
 from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tracing import check_leaves, trace
-from gdfq.coverage import CoverageReport, Operation
 from gdfq.errors import InputError
 from gdfq.functional import Activation
 from gdfq.nn import QAct

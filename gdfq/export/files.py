@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from gdfq import packed
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
+from gdfq.export import packed
 from gdfq.export.form import Form
 from gdfq.export.onnx_file import check_options, data_path, export_onnx, require
 from gdfq.export.parity import NOTICEABLE, Parity, compare, difference

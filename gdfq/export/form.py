@@ -17,6 +17,7 @@ from gdfq.convert import SUMS, QuantizedModel
 from gdfq.convert.calls import ModuleCalls
 from gdfq.errors import InputError
 from gdfq.export.emit import INPUT, OUTPUT, Convolution, Hold, Linear, Quantize
+from gdfq.export.packed_layers import ConstantWeight, PackedCall
 from gdfq.export.stored import (
     Grid,
     StoredWeight,
@@ -30,7 +31,6 @@ from gdfq.export.stored import (
 )
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.given import one_line
-from gdfq.nn.packed import ConstantWeight, PackedCall
 from gdfq.nn.statistics import BATCH_NORMS
 
 Mode = Literal["exact", "integer"]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdfq import packed
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
+from gdfq.export import packed
 from gdfq.export.onnx_file import METADATA_KEY, require
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.weight import dequantize

@@ -22,15 +22,15 @@ from gdfq.errors import InputError
 from gdfq.export.emit import INPUT, OPSET, OUTPUT
 from gdfq.export.form import Form, Mode, export_form
 from gdfq.export.formulas import FORMULAS
+from gdfq.export.packed import check_student, read_weights
+from gdfq.export.packed_layers import PackedWeight
 from gdfq.export.pooling import POOLING, refuse_indices
 from gdfq.export.rewrites import REWRITES
 from gdfq.export.stored import Weights
 from gdfq.files import write_file
 from gdfq.nn import QAct
 from gdfq.nn.given import one_line
-from gdfq.nn.packed import PackedWeight
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
-from gdfq.packed import check_student, read_weights
 
 METADATA_KEY = "gdfq"
 LIMIT = 2_000_000_000  # bytes of tensors in one file: protobuf takes 2 GiB, and the graph is in it

@@ -14,11 +14,11 @@ from torch._dynamo.exc import UserError
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.export.formulas import FORMULAS
+from gdfq.export.packed import check_student, packed_copy
+from gdfq.export.packed_layers import ConstantWeight, PackedCall
 from gdfq.files import write_file
 from gdfq.nn import QConv2d, QLinear
 from gdfq.nn.given import one_line
-from gdfq.nn.packed import ConstantWeight, PackedCall
-from gdfq.packed import check_student, packed_copy
 
 
 def export_pt2(

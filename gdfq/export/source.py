@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gdfq import packed
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
+from gdfq.export import packed
 from gdfq.models import Generator
 from gdfq.recipes import Recipe
+from gdfq.recipes.networks import build_generator
 from gdfq.runs.folder import load_run
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_generator
 from gdfq.runs.picture import low_pass_of
 from gdfq.sources import Preprocessing
 from gdfq.training.checkpoint import newest_sound

@@ -1,4 +1,4 @@
-"""What a fused network calls in place of several layers; made by :mod:`gdfq.fusion`."""
+"""What a fused network calls in place of several layers; made by :mod:`gdfq.convert.fusion`."""
 
 from __future__ import annotations
 

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gdfq import packed
 from gdfq.bit_widths.sensitivity import Divergence
 from gdfq.data import confusion
+from gdfq.export import packed
 from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.weight import QuantizedWeight, dequantize
+from gdfq.recipes.networks import build_trainer
 from gdfq.report.confusion import describe
 from gdfq.report.contents import Measured
 from gdfq.report.images import images_by_class, norm_statistics
 from gdfq.report.layers import Place, batch_norms, places
 from gdfq.report.observation import Loss, Moments, observe, quantizers
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_trainer
 from gdfq.runs.picture import class_images, random_images, shown_classes
 from gdfq.runs.state import RunState
 

@@ -15,7 +15,7 @@ from gdfq.errors import InputError
 from gdfq.files import is_partial, partial, remove, write_file
 from gdfq.nn import QAct
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.runs.networks import TEACHER_FILE, build_student, build_teacher
+from gdfq.recipes.networks import TEACHER_FILE, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
 from gdfq.training.memory_format import TORCH_FORMATS
 

@@ -22,17 +22,17 @@ from gdfq.files import is_partial, locked, remove, write_file
 from gdfq.models import Generator
 from gdfq.nn import average_weight_bits, float_weight_share, float_weights
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.runs.folder import STUDENT_FILE, create_folder, save_student, save_teacher
-from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.measure import Evaluate, Result, effective_bits, make_measure
-from gdfq.runs.metrics import Metrics
-from gdfq.runs.networks import (
+from gdfq.recipes.networks import (
     TEACHER_FILE,
     build_generator,
     build_teacher,
     build_trainer,
     check_factory,
 )
+from gdfq.runs.folder import STUDENT_FILE, create_folder, save_student, save_teacher
+from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.measure import Evaluate, Result, effective_bits, make_measure
+from gdfq.runs.metrics import Metrics
 from gdfq.runs.picture import picture
 from gdfq.runs.state import RunState, read_json
 from gdfq.runs.tensorboard import TensorBoard, require_tensorboard

@@ -19,9 +19,9 @@ from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.nn import QAct, average_weight_bits, float_weight_share
 from gdfq.recipes import Recipe
+from gdfq.recipes.networks import build_generator
 from gdfq.runs.folder import STUDENT_FILE, read_run, shorten, use_format
 from gdfq.runs.measure import effective_bits
-from gdfq.runs.networks import build_generator
 from gdfq.sources import LoadedTeacher
 from gdfq.training.checkpoint import newest_sound
 from gdfq.training.parts.average import averaged_state

@@ -12,10 +12,10 @@ from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import write_file
 from gdfq.recipes import Recipe, load_recipe
+from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
 from gdfq.report.run import PAGE, close, environment_line
 from gdfq.runs import session
 from gdfq.runs.interrupts import Interrupts
-from gdfq.runs.networks import build_generator, build_teacher, build_trainer
 from gdfq.runs.session import Options, Progress, device_of
 from gdfq.runs.state import RunState, read_json
 from gdfq.sweeps.contents import RunRow

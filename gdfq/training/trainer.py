@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from gdfq.convert import QuantizedModel, require_same
+from gdfq.convert.fusion import FusedModel, fuse
 from gdfq.distributed import World
 from gdfq.errors import InputError, NonFiniteLossError
-from gdfq.fusion import FusedModel, fuse
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.nn.given import plain_network
 from gdfq.nn.global_batch_norm import globalize_batch_norms
@@ -107,7 +107,7 @@ class GDFQTrainer:
             are timed on copies, once, here, one format after the other; on a GPU the captured
             step. It is ``"contiguous"`` for networks that compute something else or nothing in
             ``"channels_last"``. Student and generator are converted in place.
-        fuse: run the student through :func:`gdfq.fusion.fuse`; the same training with fewer
+        fuse: run the student through :func:`gdfq.convert.fusion.fuse`; the same training with fewer
             passes over memory.
         cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
         start: what is done to the student when its ranges are calibrated, beyond that.

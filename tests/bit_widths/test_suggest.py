@@ -14,8 +14,8 @@ from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
 from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import load_recipe
+from gdfq.recipes.networks import build_generator, build_student, build_teacher, build_trainer
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_generator, build_student, build_teacher, build_trainer
 from tests.cli.test_cli import RECIPE, gdfq_command
 
 TINY = [

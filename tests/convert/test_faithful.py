@@ -14,7 +14,7 @@ from torch import nn
 import gdfq
 from gdfq.convert import require_same
 from gdfq.convert.copying import TAKEN
-from gdfq.fusion import fuse
+from gdfq.convert.fusion import fuse
 from tests.convert.test_convert import calibrated
 from tests.helpers.tiny import tiny_teacher
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import gdfq
+from gdfq.convert.fusion import fuse
 from gdfq.functional import activate, batch_norm_stats
-from gdfq.fusion import fuse
 from gdfq.nn import QAct
 from gdfq.nn.weight import QuantizedWeight
 from tests.convert.test_convert import calibrated

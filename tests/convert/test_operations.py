@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gdfq
-from gdfq.fusion import fuse
+from gdfq.convert.fusion import fuse
 from gdfq.nn import QAct, QConv2d, QLinear, StatisticsTeacher
 from gdfq.nn.weight import WeightQuantizer
 from tests.convert.test_convert import calibrated

@@ -25,9 +25,9 @@ from gdfq.export.rewrites import REWRITES
 from gdfq.export.source import Images, open_images, open_student
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
+from gdfq.recipes.networks import build_student, build_teacher
 from gdfq.runs.folder import load_run, save_student
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_student, build_teacher
 from gdfq.training.parts.low_pass import LowPass
 from tests.cli.test_cli import gdfq_command
 from tests.helpers.tiny import tiny_teacher

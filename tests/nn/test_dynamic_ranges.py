@@ -8,9 +8,9 @@ from torch import nn
 import gdfq
 from gdfq.export import export_onnx, export_pt2
 from gdfq.export.inspection import inspect
+from gdfq.export.packed_layers import pack
 from gdfq.nn import QAct, QConv2d, QLinear, effective_act_bits, effective_weight_bits, qact
 from gdfq.nn.dynamic_ranges import range_axes
-from gdfq.nn.packed import pack
 from gdfq.recipes import load_recipe
 from gdfq.recipes.schema import parse_recipe
 from gdfq.training import Parts, Start

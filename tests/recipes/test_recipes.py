@@ -11,8 +11,8 @@ from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe, recipe_for_model, recipe_names
+from gdfq.recipes.networks import build_student, build_teacher
 from gdfq.recipes.schema import FOLDER
-from gdfq.runs.networks import build_student, build_teacher
 from gdfq.sweeps.plan import read_plan
 from gdfq.training.start import NO_START
 

@@ -476,7 +476,7 @@ def test_sizes_are_those_of_files(finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(run.folder, folder)
     values = sum(v.numel() * v.element_size() for v in run.teacher.network.state_dict().values())
-    gdfq.packed.save(run.student, tmp_path / "p.safetensors", run.recipe)
+    gdfq.save(run.student, tmp_path / "p.safetensors", run.recipe)
     packed = (tmp_path / "p.safetensors").stat().st_size
     sizes = [(size.name, size.bytes, size.exists) for size in contents_of(folder, "x").sizes]
     assert sizes == [("float", values, False), ("packed safetensors", packed, False)]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import gdfq
+from gdfq.export.packed_layers import pack
 from gdfq.functional import fake_quantize
 from gdfq.nn import QAct, QConv2d
 from gdfq.nn.qact import observing_copy
@@ -59,7 +60,7 @@ def test_a_kept_range_decides_about_values_codes_and_packed_layers():
     values = (codes + zero.view(-1, 1, 1, 1)) / scale.view(-1, 1, 1, 1)
     assert torch.equal(values, layer._quantized_weight())
     assert not torch.equal(layer(x), before)
-    assert torch.equal(gdfq.nn.packed.pack(layer)(x), layer(x))
+    assert torch.equal(pack(layer)(x), layer(x))
     layer.half()
     assert layer.weight_lo.dtype == torch.float32
 

@@ -13,8 +13,8 @@ from gdfq.nn import QAct, QConv2d
 from gdfq.nn.qact import observing_copy
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.recipes import load_recipe
+from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
 from gdfq.runs.measure import open_batches
-from gdfq.runs.networks import build_generator, build_teacher, build_trainer
 from gdfq.training import Start
 from gdfq.training.start.act_ranges import set_act_ranges
 from gdfq.training.start.correction import correct

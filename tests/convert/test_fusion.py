@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gdfq
-from gdfq.fusion import fuse
+from gdfq.convert.fusion import fuse
 from gdfq.nn import QAct
 from gdfq.nn.fused import FusedBatchNormAct, QuantizedWeights
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.errors import InputError
+from gdfq.export.packed_layers import PackedCall, PackedWeight, Stored, make_room, pack, pack_call
 from gdfq.files import write_file
 from gdfq.nn import QAct, QConv2d, QLinear
-from gdfq.nn.packed import PackedCall, PackedWeight, Stored, make_room, pack, pack_call
 from gdfq.nn.weight import WeightQuantizer
+from gdfq.recipes.networks import build_network, build_student
 from gdfq.recipes.schema import Recipe, parse_recipe
-from gdfq.runs.networks import build_network, build_student
 
 KEY = "gdfq"  # of the header's one entry: safetensors writes several in changing order
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16,
@@ -312,9 +312,9 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     """The student that :func:`save` wrote, in evaluation mode: its outputs bit for bit.
 
-    Weights stay packed in memory (:class:`~gdfq.nn.packed.PackedConv2d` and ``PackedLinear``) and
-    cannot be trained. No weights of the teacher are needed, only its architecture: the recipe in
-    the file names it, or ``model`` gives it.
+    Weights stay packed in memory (:class:`~gdfq.export.packed_layers.PackedConv2d` and
+    ``PackedLinear``) and cannot be trained. No weights of the teacher are needed, only its
+    architecture: the recipe in the file names it, or ``model`` gives it.
 
     Args:
         path: of the file.

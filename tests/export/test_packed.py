@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import gdfq
-from gdfq.export import export_onnx, export_pt2
+from gdfq.export import export_onnx, export_pt2, packed
+from gdfq.export.packed_layers import PackedConv2d, PackedLinear
 from gdfq.nn import QAct
-from gdfq.nn.packed import PackedConv2d, PackedLinear
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
-from gdfq.runs.networks import build_student, build_teacher
+from gdfq.recipes.networks import build_student, build_teacher
 from tests.helpers.tiny import tiny_teacher
 
 
@@ -210,7 +210,7 @@ def test_the_recipe_in_the_file_names_the_architecture(tmp_path, monkeypatch):
     gdfq.save(student, tmp_path / "s.safetensors", recipe)
     monkeypatch.setattr("gdfq.sources.registries.EMBEDDED_WEIGHTS", tmp_path / "nowhere")
     assert torch.equal(gdfq.load(tmp_path / "s.safetensors")(images), student(images))
-    header, _ = gdfq.packed.read(tmp_path / "s.safetensors")
+    header, _ = packed.read(tmp_path / "s.safetensors")
     assert header.parsed_recipe() == recipe
 
 
