@@ -10,7 +10,7 @@ PACKAGE = Path(gdfq.__file__).parent
 # Lowest first; a module may import from its own layer and from those above it in this list.
 LAYERS = [
     ["errors"],
-    ["distributed", "fields", "files"],
+    ["distributed", "fields", "files", "settings"],
     ["ops"],
     ["functional", "losses", "environment", "memory"],
     ["nn", "models"],

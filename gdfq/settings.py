@@ -1,0 +1,189 @@
+"""Settings, each declared once: a frozen class whose fields hold type, bounds, default and text.
+
+::
+
+    class Average(Settings):
+        decay: float = Field(0.0, ge=0, lt=1, description="decay of the average; 0 keeps none")
+
+    Average(decay=1)  # InputError: decay: must be a number in [0, 1), got 1
+
+The same line is checked, with the same words, as a Python argument, as a key of a TOML file and as
+an option of the command line: see :meth:`Settings.read`. Types are not converted, except that a
+float takes an int, a tuple any sequence but a string, and numbers of NumPy are plain ones. Floats
+are finite. A rule between settings is a ``@model_validator(mode="after")`` that raises an
+``InputError`` whose message starts with the field's name.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from gdfq.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Settings(BaseModel):
+    """Base of classes whose fields are settings.
+
+    Raises:
+        InputError: a setting is unknown, missing or not allowed, or two contradict each other. The
+            message names the setting, what is allowed and what was given.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(_explain(error, type(self), values)) from error
+
+    # Settings within settings are then validated in place, which keeps their names in errors.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def read(cls, tables: Mapping[str, Any], source: str) -> Self:
+        """Return the settings in ``tables``, as a TOML file has them.
+
+        Raises:
+            InputError: see the class; the message starts with ``source``.
+        """
+        try:
+            return cls(**tables)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: _plain(value) for name, value in values.items()}
+
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that are not at their defaults."""
+        fields = type(self).model_fields
+        return {name: value for name, value in self if value != fields[name].default}
+
+    def describe(self, nothing: str) -> str:
+        """Return :meth:`changed` as ``name=value, ...``, or ``nothing`` where there are none."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.changed().items()) or nothing
+
+
+def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
+    """Return what a field may hold, in words: ``"an int from 2 to 8"``.
+
+    Args:
+        annotation: the field's, ``FieldInfo.annotation``.
+        constraints: the field's, ``FieldInfo.metadata``.
+    """
+    bounds = {
+        bound: getattr(constraint, bound)
+        for constraint in constraints
+        for bound in ("gt", "ge", "lt", "le", "min_length", "pattern")
+        if getattr(constraint, bound, None) is not None
+    }
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner, *more = arguments
+        return allowed(inner, [c for m in more for c in getattr(m, "metadata", [m])])
+    if origin is Literal:
+        return one_of(arguments)
+    if origin in (Union, types.UnionType):
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        return " or ".join(allowed(kind, constraints) for kind in kinds)
+    if origin is tuple:
+        some = "a non-empty list" if "min_length" in bounds else "a list"
+        return f"{some}, each entry {allowed(arguments[0])}"
+    if annotation is bool:
+        return "True or False"
+    if annotation is int:
+        return f"an int {_interval(bounds)}".rstrip()
+    if annotation is float:
+        bounded = bool({"lt", "le"} & bounds.keys())
+        return f"a {'' if bounded else 'finite '}number {_interval(bounds)}".rstrip()
+    if annotation is str:
+        return f"a string like {bounds['pattern']}" if "pattern" in bounds else "a string"
+    return "a table"
+
+
+def one_of(choices: Sequence[Any]) -> str:
+    """Return ``"'a', 'b' or 'c'"`` for the choices ``("a", "b", "c")``."""
+    *others, last = map(repr, choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _interval(bounds: Mapping[str, Any]) -> str:
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if high is None:
+        return "" if low is None else f">{'=' if 'ge' in bounds else ''} {low}"
+    if low is None:
+        return f"<{'=' if 'le' in bounds else ''} {high}"
+    if {"ge", "le"} <= bounds.keys():
+        return f"from {low} to {high}"
+    return f"in {'[' if 'ge' in bounds else '('}{low}, {high}{']' if 'le' in bounds else ')'}"
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` with NumPy's numbers as Python's and sequences as tuples."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_plain(entry) for entry in value)
+    return value
+
+
+def _explain(error: ValidationError, schema: type[Settings], values: Any) -> str:
+    return "; ".join(dict.fromkeys(_explain_one(e, schema, values) for e in error.errors()))
+
+
+def _explain_one(error: Any, schema: type[Settings], given: Any) -> str:
+    """Return what is wrong with one setting, named by its path in ``schema``."""
+    kind: Any = schema
+    constraints: Sequence[Any] = ()
+    path: list[str] = []
+    *parents, last = error["loc"] or [""]
+    missing = error["type"] == "missing"
+    for part in parents if error["type"] == "extra_forbidden" else error["loc"]:
+        kind = _without_none(kind)
+        if get_origin(kind) is tuple:
+            break  # the whole list is named, not one of its entries
+        path.append(str(part))
+        if get_origin(kind) is dict:
+            kind, constraints = get_args(kind)[1], ()
+        else:
+            field = kind.model_fields[part]
+            kind, constraints = field.annotation, field.metadata
+        given = None if missing else _entry(given, part)
+    name = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_without_none(kind).model_fields)
+        return f"{'.'.join([*path, str(last)])}: unknown setting; allowed are {known}"
+    if missing:
+        return f"{name}: missing; must be {allowed(kind, constraints)}"
+    if error["type"] == "value_error":  # of a rule, which names the field
+        return ".".join([*path, str(error["ctx"]["error"])])
+    return f"{name}: must be {allowed(kind, constraints)}, got {_shown(given)}"
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(k for k in get_args(kind) if k is not type(None))
+    return kind
+
+
+def _shown(given: Any) -> str:
+    """Return ``given`` for a line of text."""
+    text = repr(given)
+    return text if len(text) <= 100 and "\n" not in text else f"a {type(given).__name__}"
+
+
+def _entry(given: Any, part: Any) -> Any:
+    return given[part] if isinstance(given, Mapping) else getattr(given, part)
