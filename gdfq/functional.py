@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from gdfq.ops._checks import Activation, check_act
+from gdfq.nn.qact import activate as activate
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu
@@ -34,13 +31,3 @@ __all__ = [
     "unpack_codes",
     "upsample_conv2d",
 ]
-
-
-def activate(x: Tensor, act: Activation) -> Tensor:
-    """ReLU, ReLU6 or nothing."""
-    if act == "relu":
-        return F.relu(x)
-    if act == "relu6":
-        return F.relu6(x)
-    check_act(act)
-    return x

@@ -17,10 +17,10 @@ from gdfq.convert.copying import float_copy
 from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tables import ACTIVATION_MODULES, LAYERS
 from gdfq.errors import InputError
-from gdfq.functional import activate
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.copying import copied
 from gdfq.nn.given import one_line
+from gdfq.nn.qact import activate
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 
 # By its path, what a module returned in each call, in a few numbers of each sample.

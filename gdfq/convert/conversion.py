@@ -28,11 +28,10 @@ from gdfq.convert.tables import (
     is_float_activation,
 )
 from gdfq.errors import InputError
-from gdfq.functional import Activation
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.dynamic_ranges import DynamicRanges, has_dynamic
 from gdfq.nn.weight import WeightQuantizer
-from gdfq.ops._checks import Ste
+from gdfq.ops._checks import Activation, Ste
 
 
 class Converter:

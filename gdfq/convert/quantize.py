@@ -18,12 +18,11 @@ from gdfq.convert.in_place import settle_in_place
 from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tracing import check_leaves, trace
 from gdfq.errors import InputError
-from gdfq.functional import Activation
 from gdfq.nn import QAct
 from gdfq.nn.dynamic_ranges import DynamicRanges, check_dynamic_ranges, has_dynamic
 from gdfq.nn.given import plain_network
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
-from gdfq.ops._checks import Ste, check_bits, check_choice, check_ste
+from gdfq.ops._checks import Activation, Ste, check_bits, check_choice, check_ste
 
 LearnedRanges = Literal["none", "act", "weight", "both"]
 

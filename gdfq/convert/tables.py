@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gdfq.functional import Activation
 from gdfq.nn.statistics import BATCH_NORMS
+from gdfq.ops._checks import Activation
 
 LAYERS = (nn.Conv2d, nn.Linear)
 LAYER_CALLS = {F.conv2d: nn.Conv2d, F.linear: nn.Linear}

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from gdfq.distributed import joined_world
 from gdfq.errors import InputError
-from gdfq.functional import bn_leaky_relu, upsample_conv2d
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu
 from gdfq.nn.narrow_conv import narrow_conv2d
+from gdfq.ops.bn_leaky_relu import bn_leaky_relu
+from gdfq.ops.upsample_conv2d import upsample_conv2d
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):

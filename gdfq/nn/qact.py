@@ -7,18 +7,28 @@ import math
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdfq.distributed import World, joined_world
 from gdfq.errors import InputError
-from gdfq.functional import Activation, activate
 from gdfq.nn.dynamic_ranges import range_axes
-from gdfq.ops._checks import LearnedSte, Ste, check_bits, check_ste
+from gdfq.ops._checks import Activation, LearnedSte, Ste, check_act, check_bits, check_ste
 from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def activate(x: Tensor, act: Activation) -> Tensor:
+    """ReLU, ReLU6 or nothing."""
+    if act == "relu":
+        return F.relu(x)
+    if act == "relu6":
+        return F.relu6(x)
+    check_act(act)
+    return x
 
 
 class QAct(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdfq.functional import activate
 from gdfq.nn import QAct
+from gdfq.nn.qact import activate
 from gdfq.nn.weight import WeightQuantizer
 
 

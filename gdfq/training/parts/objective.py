@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gdfq.losses import kd_ce_loss
+from gdfq.ops.kd_ce_loss import kd_ce_loss
 from gdfq.training.parts.settings import Parts
 
 

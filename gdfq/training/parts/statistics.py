@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
-from gdfq.losses import bns_loss
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.statistics import Statistics
+from gdfq.ops.bns_loss import bns_loss
 from gdfq.training.parts.settings import Parts
 
 EPSILON = 1e-8

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdfq.functional import activate
 from gdfq.nn import QAct
+from gdfq.nn.qact import activate
 from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.training.start.images import Images
 
