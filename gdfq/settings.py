@@ -5,7 +5,7 @@
     class Average(Settings):
         decay: float = Field(0.0, ge=0, lt=1, description="decay of the average; 0 keeps none")
 
-    Average(decay=1)  # InputError: decay: must be a number in [0, 1), got 1
+    Average(decay=1)  # InputError: decay: must be in [0, 1), got 1
 
 The same line is checked, with the same words, as a Python argument, as a key of a TOML file and as
 an option of the command line: see :meth:`Settings.read`. Types are not converted, except that a
@@ -105,19 +105,22 @@ def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
     if annotation is bool:
         return "True or False"
     if annotation is int:
+        if bounds.keys() == {"ge", "lt"}:
+            bounds = {"ge": bounds["ge"], "le": bounds["lt"] - 1}
+        if bounds.keys() == {"ge", "le"}:
+            return f"an int from {bounds['ge']} to {bounds['le']}"
         return f"an int {_interval(bounds)}".rstrip()
     if annotation is float:
-        bounded = bool({"lt", "le"} & bounds.keys())
-        return f"a {'' if bounded else 'finite '}number {_interval(bounds)}".rstrip()
+        finite = {"lt", "le"} & bounds.keys()  # the others are checked to be
+        return " and ".join(filter(None, (_interval(bounds), "" if finite else "finite")))
     if annotation is str:
         return f"a string like {bounds['pattern']}" if "pattern" in bounds else "a string"
     return "a table"
 
 
 def one_of(choices: Sequence[Any]) -> str:
-    """Return ``"'a', 'b' or 'c'"`` for the choices ``("a", "b", "c")``."""
-    *others, last = map(repr, choices)
-    return f"{', '.join(others)} or {last}" if others else last
+    """Return the choices in words: ``"one of 'a', 'b', 'c'"``."""
+    return f"one of {', '.join(map(repr, choices))}"
 
 
 def _interval(bounds: Mapping[str, Any]) -> str:
@@ -126,8 +129,6 @@ def _interval(bounds: Mapping[str, Any]) -> str:
         return "" if low is None else f">{'=' if 'ge' in bounds else ''} {low}"
     if low is None:
         return f"<{'=' if 'le' in bounds else ''} {high}"
-    if {"ge", "le"} <= bounds.keys():
-        return f"from {low} to {high}"
     return f"in {'[' if 'ge' in bounds else '('}{low}, {high}{']' if 'le' in bounds else ')'}"
 
 
@@ -165,7 +166,7 @@ def _explain_one(error: Any, schema: type[Settings], given: Any) -> str:
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = ", ".join(_without_none(kind).model_fields)
-        return f"{'.'.join([*path, str(last)])}: unknown setting; allowed are {known}"
+        return f"{'.'.join([*path, str(last)])}: unknown key; allowed are {known}"
     if missing:
         return f"{name}: missing; must be {allowed(kind, constraints)}"
     if error["type"] == "value_error":  # of a rule, which names the field

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from gdfq.errors import InputError
-from gdfq.settings import Settings, one_of
+from gdfq.settings import Settings
 
 
 class Loss(Settings):
@@ -20,6 +20,8 @@ class Loss(Settings):
     offset: float = 0.0
     bits: Annotated[int, Field(ge=2, le=8)] | None = None
     classes: int = Field(2, ge=2)
+    seed: int = Field(0, ge=0, lt=2**63)
+    share: float = Field(0.5, ge=0, le=1)
     clip: bool = False
     layers: tuple[str, ...] = Field(("*",), min_length=1)
     epochs: tuple[Annotated[int, Field(ge=0)], ...] = (100,)
@@ -42,29 +44,34 @@ class Run(Settings):
 
 
 MISTAKES = [
-    ({"kind": "l1"}, "kind: must be 'mse' or 'kl', got 'l1'"),
-    ({"kind": ["mse"]}, "kind: must be 'mse' or 'kl', got ['mse']"),
-    ({"decay": 1}, "decay: must be a number in [0, 1), got 1"),
-    ({"decay": float("nan")}, "decay: must be a number in [0, 1), got nan"),
-    ({"decay": True}, "decay: must be a number in [0, 1), got True"),
-    ({"decay": None}, "decay: must be a number in [0, 1), got None"),
-    ({"rate": 0}, "rate: must be a finite number > 0, got 0"),
-    ({"rate": float("inf")}, "rate: must be a finite number > 0, got inf"),
-    ({"rate": "1e-3"}, "rate: must be a finite number > 0, got '1e-3'"),
-    ({"offset": float("-inf")}, "offset: must be a finite number, got -inf"),
+    ({"kind": "l1"}, "kind: must be one of 'mse', 'kl', got 'l1'"),
+    ({"kind": ["mse"]}, "kind: must be one of 'mse', 'kl', got ['mse']"),
+    ({"decay": 1}, "decay: must be in [0, 1), got 1"),
+    ({"decay": float("nan")}, "decay: must be in [0, 1), got nan"),
+    ({"decay": True}, "decay: must be in [0, 1), got True"),
+    ({"decay": None}, "decay: must be in [0, 1), got None"),
+    ({"rate": 0}, "rate: must be > 0 and finite, got 0"),
+    ({"rate": float("inf")}, "rate: must be > 0 and finite, got inf"),
+    ({"rate": "1e-3"}, "rate: must be > 0 and finite, got '1e-3'"),
+    ({"offset": float("-inf")}, "offset: must be finite, got -inf"),
     ({"bits": 9}, "bits: must be an int from 2 to 8, got 9"),
     ({"bits": 4.0}, "bits: must be an int from 2 to 8, got 4.0"),
     ({"classes": True}, "classes: must be an int >= 2, got True"),
+    (
+        {"seed": 2**63},
+        "seed: must be an int from 0 to 9223372036854775807, got 9223372036854775808",
+    ),
+    ({"share": 1.5}, "share: must be in [0, 1], got 1.5"),
     ({"clip": 1}, "clip: must be True or False, got 1"),
     ({"layers": "conv1"}, "layers: must be a non-empty list, each entry a string, got 'conv1'"),
     ({"layers": []}, "layers: must be a non-empty list, each entry a string, got []"),
     ({"epochs": [1, -1]}, "epochs: must be a list, each entry an int >= 0, got [1, -1]"),
     ({"clip": True, "kind": "kl"}, "clip: has no effect with kind = 'kl'"),
-    ({"decay": torch.zeros(9, 9)}, "decay: must be a number in [0, 1), got a Tensor"),
+    ({"decay": torch.zeros(9, 9)}, "decay: must be in [0, 1), got a Tensor"),
     (
         {"los": 1},
-        "los: unknown setting; allowed are kind, decay, rate, offset, bits, classes, clip, "
-        "layers, epochs",
+        "los: unknown key; allowed are kind, decay, rate, offset, bits, classes, seed, "
+        "share, clip, layers, epochs",
     ),
 ]
 
@@ -90,7 +97,7 @@ def test_tables_are_named_by_their_path():
         "loss: must be a table, got 3; "
         "widths.fc.weight: must be an int from 2 to 8, got 1; "
         "widths.conv.*.weight: missing; must be an int from 2 to 8; "
-        "widths.conv.*.act: unknown setting; allowed are weight"
+        "widths.conv.*.act: unknown key; allowed are weight"
     )
 
 
@@ -118,7 +125,3 @@ def test_what_is_changed_is_described():
     assert loss.changed() == {"decay": 0.5, "layers": ("conv1",)}
     assert loss.describe("nothing") == "decay=0.5, layers=('conv1',)"
     assert Loss(layers=["*"]).describe("nothing") == "nothing"
-
-
-def test_choices_in_words():
-    assert [one_of(c) for c in (("a",), ("a", 1), "abc")] == ["'a'", "'a' or 1", "'a', 'b' or 'c'"]
