@@ -28,16 +28,19 @@ COLUMNS = (
 TIME = COLUMNS.index("seconds to convert")
 HEAD = """# Networks
 
-Every network here is converted, trained for five steps of 4 bits, exported by `torch.export`, saved
-and loaded by `tests/convert/test_networks.py`, with random weights and statistics of generated
-images. Counted are the operations of the traced network: those with a quantized weight or a
-quantized output; those that stay in float because they compute nothing or because the method leaves
-them so (batch norms, pooling, sums, products); and those that a quantized network would want
-quantized and that are not. A layer reads float values where no activation is before it: the first
-one, and those behind a linear bottleneck, a sum, or squeeze and excitation; `quantize_inputs=True`
-quantizes these too.
+`tests/convert/test_networks.py` converts each of these networks, trains it for five steps at 4 bits,
+exports it by `torch.export`, saves and loads it, with random weights and statistics of generated
+images. The columns count operations of the traced network:
 
-`python -m pytest tests/convert/test_networks.py --write-table` writes this page; times are of one
+* *quantized*: with a quantized weight or a quantized output;
+* *float*: in float because they compute nothing or because the method leaves them so (batch norms,
+  pooling, sums, products);
+* *uncovered*: in float, though a quantized network should quantize them.
+
+A layer reads float values if no activation precedes it: the first layer, and those behind a linear
+bottleneck, a sum, or squeeze and excitation. `quantize_inputs=True` quantizes these too.
+
+`python -m pytest tests/convert/test_networks.py --write-table` writes this page. Times are from one
 run.
 
 """
