@@ -28,9 +28,9 @@ COLUMNS = (
 TIME = COLUMNS.index("seconds to convert")
 HEAD = """# Networks
 
-`tests/convert/test_networks.py` converts each of these networks, trains it for five steps at 4 bits,
-exports it by `torch.export`, saves and loads it, with random weights and statistics of generated
-images. The columns count operations of the traced network:
+`tests/convert/test_networks.py` converts each of these networks, trains it for five steps at 4
+bits, exports it by `torch.export`, saves and loads it, with random weights and statistics of
+generated images. The columns count operations of the traced network:
 
 * *quantized*: with a quantized weight or a quantized output;
 * *float*: in float because they compute nothing or because the method leaves them so (batch norms,
