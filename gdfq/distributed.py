@@ -1,8 +1,8 @@
-"""Several processes that train as one: what they tell each other, and how much of it.
+"""Data-parallel training: the collectives of a run, and a count of their traffic.
 
-A process that no launcher started is a world of its own: nothing here calls PyTorch's collectives
-then. In a larger world every rank works on its share of one batch, and what depends on the whole
-batch (batch-norm statistics, activation ranges, losses, gradients) is combined over the ranks.
+Without a launcher the world has one process and PyTorch's collectives are never called. In a
+larger world each rank works on a shard of one batch; batch-norm statistics, activation ranges,
+losses and gradients are combined over the ranks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from gdfq.errors import InputError, ProcessLostError
 
-# torchrun kills what has not ended 30 seconds after it was told to.
+# torchrun sends SIGKILL 30 seconds after SIGTERM.
 SECONDS_TO_LEAVE = 25.0
 
 
 @dataclass
 class Traffic:
-    """What a process gave to collectives: how often, and bytes of tensors."""
+    """Number of collective calls of a process, and bytes of its tensors in them."""
 
     calls: int = 0
     bytes: int = 0
@@ -38,16 +38,16 @@ class Traffic:
 
 @dataclass
 class World:
-    """The processes of a run; on its own, one that is alone.
+    """The processes of a run; by default a single one.
 
     Args:
         rank: of this process, from 0.
         size: number of processes.
-        store: where the launcher lets the processes leave notes for each other.
+        store: the launcher's key-value store.
 
     Attributes:
-        traffic: by purpose, what this process gave to collectives so far. A step that is replayed
-            as a CUDA graph is counted once, when it is captured.
+        traffic: this process's traffic so far, by purpose. A step replayed as a CUDA graph counts
+            once, when it is captured.
     """
 
     rank: int = 0
@@ -62,7 +62,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and prints for all."""
+        """Whether this is rank 0, which writes and prints for all."""
         return self.rank == 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
@@ -70,9 +70,9 @@ class World:
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Within, batch norms of generator and teacher and activation ranges see all ranks' batch.
+        """Compute batch-norm statistics and activation ranges over all ranks' batches within.
 
-        All ranks must run the same layers in the same order there. Nothing changes if alone.
+        All ranks must run the same layers in the same order. No effect with a single process.
         """
         token = _joined.set(self if self.parallel else None)
         try:
@@ -80,10 +80,10 @@ class World:
         finally:
             _joined.reset(token)
 
-    # ---- what is combined on the device ----
+    # ---- collectives on the device ----
 
-    def share(self, tensor: Tensor) -> Tensor:
-        """This rank's slice of ``tensor``, whose first dimension is a multiple of ``size``."""
+    def shard(self, tensor: Tensor) -> Tensor:
+        """Return this rank's slice of ``tensor``; ``size`` divides its first dimension."""
         count = tensor.shape[0] // self.size
         return tensor[self.rank * count : (self.rank + 1) * count]
 
@@ -112,17 +112,17 @@ class World:
         self._reduce(tensor, dist.ReduceOp.SUM, purpose)
 
     def max(self, tensor: Tensor, purpose: str) -> None:
-        """Replace ``tensor`` by its elements' maxima over the ranks; it holds no NaN."""
+        """Replace ``tensor``, without NaN, by its elementwise maximum over the ranks."""
         self._reduce(tensor, dist.ReduceOp.MAX, purpose)
 
     def start_averaging(
         self, parameters: Iterable[Tensor], values: dict[str, Tensor], purpose: str
     ) -> Callable[[], dict[str, Tensor]]:
-        """Begin to average gradients over the ranks, and ``values``, 0-d, along with them.
+        """Begin to average the gradients of ``parameters`` and the 0-d ``values`` over the ranks.
 
-        One collective per dtype, on a copy of the gradients behind each other. Calling the result
-        waits, puts the means into the gradients and returns those of ``values``. The same
-        parameters must have gradients on all ranks.
+        Uses one collective per dtype on a flat copy. Calling the result waits, writes the mean
+        gradients back and returns the mean values. The same parameters must have gradients on all
+        ranks.
         """
         if not self.parallel:
             return lambda: values
@@ -145,8 +145,8 @@ class World:
 
         return finish
 
-    def copy_from_first(self, *sources: nn.Module | Tensor) -> None:
-        """Give parameters and buffers, and tensors, the values that they have on rank 0."""
+    def copy_from_rank0(self, *sources: nn.Module | Tensor) -> None:
+        """Overwrite tensors, and modules' parameters and buffers, with the values of rank 0."""
         if not self.parallel:
             return
         groups: dict[Any, list[Tensor]] = {}
@@ -172,10 +172,10 @@ class World:
         traffic.calls += 1
         traffic.bytes += tensor.numel() * tensor.element_size()
 
-    # ---- what processes agree on, without the device ----
+    # ---- agreement on the CPU ----
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any rank; the same answer on all."""
+        """Whether ``flag`` is set on any rank."""
         return bool(self.largest(int(flag)))
 
     def total(self, count: int) -> int:
@@ -190,15 +190,17 @@ class World:
         self.max(agreed, "agreement")
         return int(agreed.item())
 
-    def first_says(self, choice: int) -> int:
-        """Rank 0's ``choice``."""
+    def broadcast_from_rank0(self, choice: int) -> int:
+        """Return ``choice`` of rank 0."""
         chosen = torch.tensor([choice])
-        self.copy_from_first(chosen)
+        self.copy_from_rank0(chosen)
         return int(chosen.item())
 
-    def is_news(self, error: BaseException) -> bool:
-        """Whether nobody has told of ``error``: no rank of this one or, if it is that another
-        rank is gone, of any; True if unknown.
+    def should_report(self, error: BaseException) -> bool:
+        """Whether this rank should print ``error``.
+
+        False if another rank has printed the same error or, for a :class:`ProcessLostError`, any
+        error. True where the store cannot be reached.
         """
         if self.store is None:
             return True
@@ -214,21 +216,21 @@ class World:
             return True
 
     def note_failure(self) -> None:
-        """Let ranks that lose this one know that it has told why."""
+        """Record that this rank has printed an error, so that ranks which lose it stay silent."""
         if self.store is not None:
             with suppress(RuntimeError):
                 self.store.set("gdfq/failed", "")
 
 
 def start() -> World:
-    """Join the processes that torchrun started, or be alone where it did not.
+    """Join the processes that torchrun started; without torchrun, return a world of one.
 
-    Tensors on the CPU go by gloo, those on GPUs by NCCL; ``LOCAL_RANK`` picks the GPU. A process
-    that is told to leave by SIGTERM, but hangs because another is gone, is ended 25 seconds later.
+    CPU tensors use gloo, CUDA tensors NCCL; ``LOCAL_RANK`` selects the GPU. A process that hangs
+    in a collective after SIGTERM is ended 25 seconds later.
 
     Raises:
-        InputError: the environment is not that of torchrun, the processes do not find each other,
-            or there are more of them on a machine than GPUs.
+        InputError: torchrun's environment variables are incomplete, the processes cannot connect,
+            or a machine has more processes than GPUs.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return World()
@@ -257,52 +259,51 @@ def start() -> World:
             f"environment: rank {rank} of {size} cannot meet the others at "
             f"{os.environ['MASTER_ADDR']}:{port}, MASTER_ADDR and MASTER_PORT: {reason}"
         ) from error
-    _leave_when_told()
+    _exit_after_sigterm()
     return World(rank, size, store)
 
 
-def _whole_number(name: str, least: int, most: int | None = None) -> int:
-    """The environment's variable ``name``, as torchrun sets it.
-
-    Raises:
-        InputError: it is no whole number from ``least`` to ``most``.
-    """
+def _whole_number(name: str, minimum: int, maximum: int | None = None) -> int:
+    """Read an integer from ``minimum`` to ``maximum`` from the environment variable ``name``."""
     value = os.environ[name]
     number = int(value) if value.isascii() and value.isdecimal() else -1
-    if number < least or (most is not None and number > most):
-        allowed = f"a whole number >= {least}" if most is None else f"from {least} to {most}"
+    if number < minimum or (maximum is not None and number > maximum):
+        at_least = f"a whole number >= {minimum}"
+        allowed = at_least if maximum is None else f"from {minimum} to {maximum}"
         raise InputError(f"environment: {name} must be {allowed}, got {value!r}; use torchrun")
     return number
 
 
 def stop(world: World) -> None:
-    """Leave the other processes; all of them must be done."""
+    """Destroy the process group; all processes must have finished."""
     if world.parallel:
         dist.destroy_process_group()
 
 
 def joined_world() -> World | None:
-    """The world whose ranks' batches are one now, see :meth:`World.joined`; None if alone."""
+    """Return the world inside :meth:`World.joined`; None outside or with a single process."""
     return _joined.get()
 
 
 def global_moments(
     world: World, means: Sequence[Tensor], variances: Sequence[Tensor], purpose: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Means and biased variances over all ranks from those of each, in one collective.
+    """Combine the ranks' means and biased variances into global ones, in one collective.
+
+    ``mean = avg(mean_r)`` and ``var = avg(var_r + mean_r**2) - mean**2``, averaged over ranks r in
+    float64. For float32 statistics the difference is exact enough while a mean is below 1e4
+    standard deviations.
+
+    Differentiable if every rank computes the same from the result: its gradient is then equal on
+    all ranks, and the backward pass needs no collective.
 
     Args:
-        world: whose ranks took them of equally many elements each.
-        means, variances: pairs of one shape, e.g. ``(C,)`` for every layer.
-        purpose: under which it is counted.
+        world: ranks that each took statistics over equally many elements.
+        means, variances: pairs of the same shape, e.g. ``(C,)`` for each layer.
+        purpose: key of :attr:`World.traffic`.
 
     Returns:
-        ``mean = avg(mean_r)`` and ``var = avg(var_r + mean_r**2) - mean**2``, averages over the
-        ranks r, computed and sent in float64: with float32 statistics, nothing is lost by the
-        difference while a mean is below 1e4 standard deviations.
-
-        Differentiable, under the condition that every rank computes the same from the result: the
-        gradient is then the same on every rank, and nothing has to be sent for it.
+        Global means and variances, shapes and dtypes as given.
     """
     mean = torch.cat([m.double().flatten() for m in means])
     var = torch.cat([v.double().flatten() for v in variances])
@@ -345,7 +346,7 @@ def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 
 @contextmanager
 def _others_needed() -> Iterator[None]:
-    """Within, a failure means that another process is gone."""
+    """Turn a failed collective within into a ProcessLostError."""
     try:
         yield
     except RuntimeError as error:
@@ -355,11 +356,11 @@ def _others_needed() -> Iterator[None]:
         ) from error
 
 
-def _leave_when_told() -> None:
-    """End this process some time after a SIGTERM, even where a collective never returns.
+def _exit_after_sigterm() -> None:
+    """End this process ``SECONDS_TO_LEAVE`` after a SIGTERM, even while a collective hangs.
 
-    Python's handlers run between instructions of the main thread, and there is none while it
-    waits for a process that is gone. The byte that C's handler writes wakes another thread.
+    Python runs signal handlers between bytecodes of the main thread, which never come while it
+    waits in a collective. The wakeup descriptor, written by the C handler, wakes a second thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return

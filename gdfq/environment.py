@@ -1,4 +1,4 @@
-"""What a result depends on: versions, the machine, and which kernels run on it."""
+"""The software and hardware environment that a result depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gdfq.ops import _backend, _native
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, and which kernels run on it."""
+    """Return versions, the machine, and the kernels that run on it."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 
 def not_built() -> str | None:
-    """How to get the kernels that are not in this build, in a sentence; None if all are."""
+    """Say how to build the kernels that this build lacks; None if it has all."""
     build = "`pip install --no-build-isolation --force-reinstall --no-deps .` in the source folder"
     if _native.cuda_architectures is None:
         return (
@@ -59,7 +59,11 @@ def not_built() -> str | None:
 
 
 def resolve_device(name: str) -> str:
-    """The device called so; "auto" is a GPU where there is one."""
+    """Return "cpu" or "cuda"; "auto" prefers a GPU.
+
+    Raises:
+        InputError: ``name`` is unknown, or "cuda" without a GPU.
+    """
     gpu = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
         raise InputError(f"device: must be auto, cpu, or cuda where there is a GPU, got {name!r}")

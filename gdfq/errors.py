@@ -1,10 +1,10 @@
-"""Errors that are about what the user gave, not about what the program did."""
+"""The package's exceptions."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """An argument, recipe or file that cannot be used; the message names it and what is allowed."""
+    """Invalid argument, recipe or file; the message names it and states what is allowed."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -12,4 +12,4 @@ class NonFiniteLossError(RuntimeError):
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the run is gone, so that this one cannot go on."""
+    """Another process of the run has ended, so this one cannot continue."""

@@ -1,4 +1,4 @@
-"""Settings in a line: the fields of a dataclass that are not at their defaults."""
+"""One-line descriptions of dataclasses of settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def changed_fields(settings: Any) -> dict[str, Any]:
-    """The fields of the dataclass ``settings`` that are not at their defaults."""
+    """Return the fields of the dataclass ``settings`` that differ from their defaults."""
     return {
         field.name: getattr(settings, field.name)
         for field in fields(settings)
@@ -16,6 +16,6 @@ def changed_fields(settings: Any) -> dict[str, Any]:
 
 
 def describe_fields(settings: Any, nothing: str) -> str:
-    """:func:`changed_fields` as ``name=value, ...``, or ``nothing`` where there are none."""
+    """Format :func:`changed_fields` as ``name=value, ...``, or ``nothing`` if there are none."""
     changed = changed_fields(settings).items()
     return ", ".join(f"{name}={value!r}" for name, value in changed) or nothing

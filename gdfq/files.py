@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, then renamed."""
+"""Atomic file writes (a temporary file, then a rename) and locks between processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from gdfq.errors import InputError
 
 _SUFFIX = ".partial"
-# The answer of file systems without a call: SMB, FUSE, shared folders of virtual machines.
+# Errors of file systems that lack a call: SMB, FUSE, shared folders of virtual machines.
 _UNSUPPORTED = {
     errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EISDIR,
     errno.ENOTTY,
@@ -21,13 +21,13 @@ _UNSUPPORTED = {
 
 
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Put a file of ``parts``, one after the other, at ``path``, in place of any that is there.
+    """Atomically write the concatenated ``parts`` to ``path``, replacing an existing file.
 
-    Whenever the process or the machine dies, ``path`` holds the old content or the new, whole, as
-    far as the file system can synchronize and rename; where it cannot rename, it is copied.
+    If the process or the machine dies, ``path`` holds the complete old or new content, as far as
+    the file system supports fsync and rename; without rename the file is copied.
 
     Raises:
-        OSError: it could not be written; what was at ``path`` is still there.
+        OSError: the write failed; the old content of ``path`` is intact.
     """
     beside = partial(path)
     try:
@@ -42,7 +42,7 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    # The new name is on the disk only once its folder is, which some may write to but not read.
+    # The rename is durable only after an fsync of the folder, which may be unreadable.
     with suppress(PermissionError), _if_supported():
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -53,7 +53,7 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
 
 @contextmanager
 def _if_supported() -> Iterator[None]:
-    """Within, a call that the file system does not have ends the block, not the program."""
+    """Suppress errors of calls that the file system does not support."""
     try:
         yield
     except OSError as error:
@@ -75,28 +75,28 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def partial(path: Path) -> Path:
-    """Where the content of ``path`` is while it is written."""
+    """Return the temporary file that :func:`write_file` uses for ``path``."""
     return path.with_name(f".{path.name}{_SUFFIX}")
 
 
 def is_partial(path: Path) -> bool:
-    """Whether ``path`` is what :func:`write_file` leaves behind when its process is killed."""
+    """Whether ``path`` is a temporary file of :func:`write_file`, left by a killed process."""
     return path.name.startswith(".") and path.name.endswith(_SUFFIX)
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Delete files, where that is possible."""
+    """Delete files, ignoring those that cannot be deleted."""
     for path in paths:
-        with suppress(OSError):  # in the way, but harmless
+        with suppress(OSError):
             path.unlink()
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Within, no other process can be; the system gives the lock up with its process.
+    """Hold an exclusive lock on ``path``, which the system releases when the process ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     with path.open("rb") as file:
         try:

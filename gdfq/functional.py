@@ -1,4 +1,4 @@
-"""The stateless functions: quantizers, and batch normalization fused with what follows it."""
+"""Stateless operators: quantizers, and batch normalization fused with what follows it."""
 
 from __future__ import annotations
 

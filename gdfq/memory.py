@@ -1,4 +1,4 @@
-"""The C allocator's settings, which decide how often large tensors cost page faults."""
+"""Settings of glibc's allocator, which decide how often large tensors cause page faults."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
-_keeping = False  # glibc doesn't tell
+_keeping = False  # glibc has no call to query it
 
 
 def keep_freed_memory() -> bool:
-    """Have the C allocator keep large blocks instead of returning them to the system.
+    """Have the C allocator keep large freed blocks instead of returning them to the system.
 
-    A training step frees and takes the same large tensors again; new pages cost more than the
-    arithmetic on them. For a process that trains and does little else: the ``gdfq`` command
-    calls it for its own, importing gdfq does not. Returns whether glibc was there to be told.
+    A training step frees and reallocates the same large tensors; faulting in new pages costs more
+    than the arithmetic on them. Meant for processes that mostly train: the ``gdfq`` command calls
+    it, importing gdfq does not.
+
+    Returns:
+        Whether it took effect (Linux with glibc).
     """
     global _keeping
     _keeping = True
@@ -24,10 +27,10 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """Have the C allocator behave as a process that has used large blocks finds it.
+    """Undo :func:`keep_freed_memory`.
 
-    glibc raises its own thresholds up to these as blocks are freed; larger ones go back to the
-    system at once.
+    Sets the values that glibc's dynamic thresholds reach in a process that has used large blocks;
+    larger blocks are returned to the system at once. Returns whether it took effect.
     """
     global _keeping
     _keeping = False
@@ -43,9 +46,9 @@ def return_freed_memory() -> bool:
 
 @contextmanager
 def allocator_put_back() -> Iterator[None]:
-    """Within, call the two functions above; afterwards the allocator does what it did before.
+    """Restore the allocator's settings on exit.
 
-    In a process that had called neither, that is what :func:`return_freed_memory` sets.
+    If neither function above had been called, those of :func:`return_freed_memory` are set.
     """
     before = _keeping
     try:

@@ -169,16 +169,16 @@ def batch_norm_errors(world):
                 ),
                 x, affine, grad,
             )  # fmt: skip
-            parts = [p if form == "channel" else p if p is None else world.share(p) for p in affine]
+            parts = [p if form == "channel" else p if p is None else world.shard(p) for p in affine]
             ours = _bn_results(
                 lambda n, x, w, b: global_bn_leaky_relu(n, x, w, b, world, 0.2),
-                world.share(x), parts, world.share(grad),
+                world.shard(x), parts, world.shard(grad),
             )  # fmt: skip
             if form == "channel":  # the trainer averages gradients: of a sum, times the ranks
                 for key in ("weight", "bias"):
                     world.sum(ours[key], "test")
             sliced = {
-                key: value if value.shape == ours[key].shape else world.share(value)
+                key: value if value.shape == ours[key].shape else world.shard(value)
                 for key, value in whole.items()
             }
             errors[f"{name}, {form}"] = max(
@@ -202,7 +202,7 @@ def _bn_results(function, x, affine, grad):
 def moments_far_from_zero(world):
     """Relative error of the variance of values whose mean is 1e4 of their deviations."""
     x = 1e4 + torch.randn(4096, generator=torch.Generator().manual_seed(0))
-    part = world.share(x)
+    part = world.shard(x)
     var, mean = torch.var_mean(part, correction=0)
     _, (var,) = global_moments(world, [mean.view(1)], [var.view(1)], "test")
     true = torch.var(x.double(), correction=0)

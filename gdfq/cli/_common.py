@@ -91,7 +91,7 @@ SECONDS_BEHIND_THE_CAUSE = 3.0
 def leave(world: World, error: BaseException) -> NoReturn:
     """Tell of an error, once for all processes, and end this one of many at once."""
     message, code = explain(error)
-    if world.is_news(error):
+    if world.should_report(error):
         errors.quiet = False
         text = message or "".join(traceback.format_exception(error)).rstrip()
         print_error(f"gdfq: rank {world.rank}: {text}")

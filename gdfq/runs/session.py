@@ -275,7 +275,7 @@ class _Session(TrainerCallback):
     def load_newest(self) -> None:
         """Go back to the newest sound checkpoint, if there is one."""
         found = newest_sound(self.folder, self.progress.warning) if self.world.first else None
-        step = self.world.first_says(found[1]["trainer"]["steps_done"] if found else -1)
+        step = self.world.broadcast_from_rank0(found[1]["trainer"]["steps_done"] if found else -1)
         if not self.world.first and step >= 0:
             path = checkpoint_path(self.folder, step)
             found = path, read_checkpoint(path)

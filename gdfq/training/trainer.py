@@ -222,7 +222,7 @@ class GDFQTrainer:
         if self.world.parallel:
             globalize_batch_norms(self.generator, "generator")
             state = self.random.get_state()
-            self.world.copy_from_first(self.teacher, self.student, self.generator, state)
+            self.world.copy_from_rank0(self.teacher, self.student, self.generator, state)
             self.random.set_state(state)
         sequence.prepare(start, self.student)
         self.fused = _fuse(student, images) if fuse else None
@@ -347,7 +347,7 @@ class GDFQTrainer:
         corrected, generator = copy.deepcopy((student, self.generator))
         state = self.random.get_state()
         samples = [
-            tuple(map(self.world.share, self.sample())) for _ in range(self.calibration_batches)
+            tuple(map(self.world.shard, self.sample())) for _ in range(self.calibration_batches)
         ]
         self.random.set_state(state)
         images = Images(partial(self.make_images, generator=generator), samples, self.world)
@@ -404,7 +404,7 @@ class GDFQTrainer:
 
     def _generator_step(self, tuning: bool) -> tuple[Finish, Tensor, Tensor, Tensor]:
         """The generator's update, and the images, their labels and the teacher's logits."""
-        z, labels = map(self.world.share, self.sample())
+        z, labels = map(self.world.shard, self.sample())
         with autocast(self.precision, self.device):
             images = self.make_images(z, labels)
             teacher_logits, statistics = self.teacher(images)
@@ -503,7 +503,7 @@ class GDFQTrainer:
         Sets its activation ranges, and does what ``start`` says.
         """
         self._set_modes()
-        samples = [tuple(map(self.world.share, self.sample())) for _ in range(batches)]
+        samples = [tuple(map(self.world.shard, self.sample())) for _ in range(batches)]
         images = Images(self.make_images, samples, self.world)
         with (
             multiplications(self.precision, self.device),
@@ -726,7 +726,7 @@ class GDFQTrainer:
         uncounted = WARM_UP_STEPS + 1 if self.cuda_graph else 1  # what is timed is the graph
         chosen, self.memory_format_seconds = fastest_memory_format(make_step, uncounted)
         names = get_args(MemoryFormat)
-        return names[self.world.first_says(names.index(chosen))]
+        return names[self.world.broadcast_from_rank0(names.index(chosen))]
 
     def _require_sound_answers(self, losses: dict[str, Tensor]) -> None:
         """Raise an InputError where the teacher's answers are not finite before any update."""
