@@ -1,4 +1,4 @@
-"""A test set whose images are small enough to be in memory together."""
+"""Test sets that fit into memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from gdfq.errors import InputError
 
 
 class ArraySet:
-    """Images ``(N, H, W, C)`` of unsigned bytes, C = 1 or 3, and N labels.
+    """A test set of uint8 images ``(N, H, W, C)``, C = 1 or 3, and N labels.
 
     Raises:
-        InputError: they do not fit each other, or there are none.
+        InputError: images have another shape or dtype, their number is not that of the labels, or
+            there are none.
     """
 
     decodes = False

@@ -1,4 +1,4 @@
-"""Pictures to normalized batches, decoded by several processes; and what is measured on them."""
+"""Normalized batches of a test set, decoded by several processes, and accuracy on them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class Batches:
-    """Batches of a test set, normalized: ``(N, C, H, W)`` float32 and labels ``(N,)`` int64.
+    """Normalized batches of a test set: images ``(N, C, H, W)`` float32, labels ``(N,)`` int64.
 
     Args:
         test_set: from :func:`gdfq.data.open_test_set`.
-        preprocessing: how a picture becomes the network's input.
-        batch_size: pictures in a batch, the last may have fewer; None is 250, or 64 of those larger
-            than 64 pixels, of which workers hold several batches in shared memory.
-        workers: processes that decode; None is one a core, at most 8, where there is something to
-            decode, and 0 is this process.
-        rank, ranks: with several processes, each has the pictures ``rank, rank + ranks, ...``.
+        preprocessing: from a picture to the network's input.
+        batch_size: pictures per batch (the last may have fewer). None selects 250, or 64 for images
+            above 64 pixels, since workers hold several batches in shared memory.
+        workers: decoding processes; 0 decodes in this process. None selects one per core, at most
+            8, or 0 for test sets that need no decoding.
+        rank, ranks: this process takes the pictures ``rank, rank + ranks, ...``.
 
-    ``len()`` is the number of batches, ``pictures`` that of pictures in them, both of this rank;
-    ``name`` and ``note`` are the test set's.
+    Attributes:
+        pictures: number of pictures of this rank; ``len()`` is its number of batches.
+        name, note: of the test set.
 
     Raises:
         InputError: the network takes neither gray nor RGB images, or the first picture cannot be
@@ -69,7 +70,7 @@ class Batches:
         decoded = _Decoded(test_set, preprocessing, range(rank, len(test_set), ranks))
         self.pictures = len(decoded)
         if self.pictures:
-            decoded[0]  # where none can be decoded, this is found before training
+            decoded[0]  # fail before training if pictures cannot be decoded
         shape = (1, -1, 1, 1)
         self.mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(shape)
         self.std = torch.tensor(preprocessing.std, dtype=torch.float32).view(shape)
@@ -85,7 +86,7 @@ class Batches:
             for pixels, labels in self.loader:
                 yield (pixels.float() / 255 - self.mean) / self.std, labels
         except InputError as error:
-            # From a worker it comes with a traceback, the error itself at its end.
+            # A worker's error is the last line of a traceback.
             *_, line = str(error).strip().splitlines()
             raise InputError(line.split("InputError: ", 1)[-1]) from error
         except RuntimeError as error:
@@ -98,7 +99,7 @@ class Batches:
 
 
 class _Decoded(Dataset[tuple[Tensor, int]]):
-    """Some of a test set's pictures, resized and cropped: ``(C, H, W)`` bytes, and the class."""
+    """A subset of a test set, resized and cropped: ``(C, H, W)`` uint8 and the class."""
 
     def __init__(
         self, test_set: LabelledPictures, preprocessing: Preprocessing, indices: range
@@ -118,10 +119,10 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
 
 
 def resize_and_crop(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """``picture`` in the mode and size of the network's input.
+    """Convert ``picture`` to the mode and size of the network's input.
 
-    The shorter edge becomes ``resize`` (for ``"squash"`` both), the longer one in proportion,
-    rounded down; then the middle is cut out. As torchvision's ``Resize`` and ``CenterCrop``.
+    As torchvision's ``Resize`` and ``CenterCrop``: the shorter edge becomes ``resize``, the longer
+    one in proportion, rounded down; with ``"squash"`` both become ``resize``. The center is kept.
     """
     picture = picture.convert(MODES[preprocessing.channels])
     width, height = picture.size
@@ -145,14 +146,13 @@ def _one_thread(worker: int) -> None:
 def confusion(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World | None = None
 ) -> Tensor:
-    """How ``model`` takes the images in ``batches``: ``(classes, classes)`` int64 counts.
+    """Return the confusion matrix of ``model``: ``(classes, classes)`` int64 counts on the CPU.
 
-    ``[i, j]`` of the images labelled ``i`` are taken for class ``j``, on the CPU. Each rank of
-    ``world`` has its own batches; all must call it, and all get the counts of all.
+    Entry ``[i, j]`` counts images of class ``i`` predicted as ``j``. All ranks of ``world`` must
+    call it, each with its own batches; all get the sum over the ranks.
 
     Raises:
-        InputError: a picture cannot be read, or its label is none of the network's classes, on any
-            rank.
+        InputError: on any rank a picture cannot be read, or the network lacks its class.
     """
     world = world or World()
     device = next(model.parameters()).device
@@ -185,16 +185,13 @@ def confusion(
 def top1(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World | None = None
 ) -> float:
-    """Share of the images in ``batches`` that ``model`` classifies as their labels, in percent.
+    """Return the top-1 accuracy of ``model`` in percent.
 
-    Each rank of ``world`` has its own batches; all must call it, and all get the share of all.
-
-    Raises:
-        InputError: see :func:`confusion`.
+    For ``world`` and errors see :func:`confusion`.
     """
-    return share(confusion(model, batches, world))
+    return accuracy(confusion(model, batches, world))
 
 
-def share(counts: Tensor) -> float:
-    """Top-1 in percent, of counts by :func:`confusion`."""
+def accuracy(counts: Tensor) -> float:
+    """Return the top-1 accuracy in percent from counts of :func:`confusion`."""
     return 100.0 * int(counts.trace()) / int(counts.sum())

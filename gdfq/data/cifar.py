@@ -1,4 +1,4 @@
-"""The test images of CIFAR-10 and CIFAR-100, from the files that torchvision reads too."""
+"""The test sets of CIFAR-10 and CIFAR-100, in the files that torchvision uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 
-# Per data set: folder, file of the test images, key of their labels, archive.
+# For each data set: folder, file of the test images, key of their labels, archive.
 FILES = {
     "cifar10": ("cifar-10-batches-py", "test_batch", "labels", "cifar-10-python.tar.gz"),
     "cifar100": ("cifar-100-python", "test", "fine_labels", "cifar-100-python.tar.gz"),
@@ -32,8 +32,8 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
-# The files are pickles, which could name any callable. These make arrays, numbers and bytes, and do
-# nothing else. Which of them a file names depends on the protocol and on the version of numpy.
+# A pickle can name any callable; these only construct arrays, numbers and bytes. Which ones a file
+# uses depends on the protocol and on the version of numpy.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
 _FROM_BUFFER = np.zeros(0).__reduce_ex__(5)[0]
 _SCALAR = np.int64(0).__reduce__()[0]
@@ -47,12 +47,12 @@ ALLOWED = {
     ("numpy.core.multiarray", "scalar"): _SCALAR,
     ("numpy._core.multiarray", "scalar"): _SCALAR,
     ("_codecs", "encode"): _latin1,
-    ("__builtin__", "bytes"): bytes,  # of none
+    ("__builtin__", "bytes"): bytes,  # for b""
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads numbers, strings, lists, dictionaries and numpy arrays; refuses all else."""
+    """Unpickles numbers, strings, lists, dictionaries and numpy arrays; refuses all else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
@@ -61,22 +61,22 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def open_cifar(name: Literal["cifar10", "cifar100"], root: Path) -> ArraySet:
-    """The 10,000 test images, 32x32.
+    """Read the 10,000 test images, 32x32 RGB.
 
     Args:
-        name: which of the two.
-        root: the archive, or its extracted folder (``cifar-10-batches-py``), or the file of the
-            test images in that; or a folder that has one of them, or whose folders have. The
-            archive is not unpacked to disk.
+        name: of the data set.
+        root: the archive, its extracted folder (``cifar-10-batches-py``), the file of test images
+            in it, or a folder with one of these up to one level down. The archive is not unpacked
+            to disk.
 
     Raises:
-        InputError: they are not there, or not what they should be.
+        InputError: the files are missing, damaged, or not of this data set.
     """
     folder, file, key, archive = FILES[name]
     content, path = _content(root, folder, file, archive)
     try:
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-        # Written by Python 2, its strings are bytes; rewritten by Python 3 they may not be.
+        # Keys are bytes in files of Python 2, text in files rewritten by Python 3.
         batch = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
         images = batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return ArraySet(name, images, batch[key])
@@ -87,7 +87,7 @@ def open_cifar(name: Literal["cifar10", "cifar100"], root: Path) -> ArraySet:
 
 
 def _content(root: Path, folder: str, file: str, archive: str) -> tuple[bytes, Path]:
-    """The bytes of the test images' file, and where they were found."""
+    """Return the bytes of the test images' file, and the file or archive they are from."""
     if not root.exists():
         raise InputError(f"data: there is no {root}; set data_path or GDFQ_DATA")
     try:

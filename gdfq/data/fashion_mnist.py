@@ -1,4 +1,4 @@
-"""The test images of Fashion-MNIST, which are in the package."""
+"""The test set of Fashion-MNIST, included in the package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASS_NAMES = (
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array in the IDX format of MNIST: unsigned bytes, gzipped."""
+    """Read a gzipped uint8 array in MNIST's IDX format."""
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
@@ -33,7 +33,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def open_fashion_mnist() -> ArraySet:
-    """The 10,000 test images, 28x28 and gray."""
+    """Read the 10,000 test images, 28x28 gray."""
     images = read_idx(FOLDER / "t10k-images-idx3-ubyte.gz")
     labels = read_idx(FOLDER / "t10k-labels-idx1-ubyte.gz")
     return ArraySet("fashion-mnist", images[..., None], labels)

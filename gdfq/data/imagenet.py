@@ -1,4 +1,4 @@
-"""The validation images of ImageNet, from folders or from tar files, decoded as they are needed."""
+"""The validation set of ImageNet, from folders or tar files, decoded on access."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ ENDINGS = (
 TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-# Folders that systems put beside a user's own; all others of theirs begin with a dot.
+# Folders that operating systems create without a leading dot.
 SYSTEM = {
     "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot", "__macosx",
     "lost+found", "$recycle.bin", "system volume information",
 }  # fmt: skip
-# Names of a data set's parts, so never those of its classes.
+# Names of a data set's splits, never of classes.
 PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
 class Where:
-    """Bytes of one picture: ``size`` at ``offset`` of ``file``, or all where offset is None."""
+    """Location of a picture: ``size`` bytes at ``offset`` of ``file``; None is the whole file."""
 
     file: Path
     name: str
@@ -44,7 +44,7 @@ class Where:
 
 
 class PictureFiles:
-    """Pictures in files, and their labels; each is decoded when it is asked for.
+    """A test set of picture files, decoded on access.
 
     Raises:
         InputError: a file is empty.
@@ -84,7 +84,7 @@ class PictureFiles:
     def _bytes(self, where: Where) -> bytes:
         if where.offset is None:
             return where.file.read_bytes()
-        # A process that decodes has a file of its own: a position in it cannot be shared.
+        # Each process opens the file itself: a forked one would share the file position.
         if self._tar is None or self._tar[:2] != (os.getpid(), where.file):
             self._tar = (os.getpid(), where.file, where.file.open("rb"))
         file = self._tar[2]
@@ -96,16 +96,15 @@ class PictureFiles:
 
 
 def _with_8_bits(picture: Image.Image) -> Image.Image:
-    """``picture`` in a mode that converts to gray and to RGB without a loss of range.
+    """Convert ``picture`` to a mode that Pillow converts to gray and RGB without clipping.
 
-    Pillow clips gray pixels of 16 bits; here the upper 8 bits count, as in Pillow's own reading of
-    16-bit colors.
+    Pillow clips 16-bit gray pixels; this keeps their upper 8 bits, as Pillow does for 16-bit RGB.
 
     Raises:
-        ValueError: nothing says which value is white, or Pillow does not convert its colors.
+        ValueError: the value of white is unknown, or Pillow cannot convert the colors.
     """
     if picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM"):
-        tags = getattr(picture, "tag_v2", {})  # of a TIFF: 258 is bits, 262 = 0 that 0 is white
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF: 258 is its bits, 262 = 0: 0 is white
         pixels = np.asarray(picture) >> (tags.get(258, (16,))[0] - 8)
         return Image.fromarray((255 - pixels if tags.get(262) == 0 else pixels).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -118,7 +117,7 @@ def _with_8_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
-# ---- where the pictures are ----
+# ---- finding the pictures ----
 
 
 class Folder(Protocol):
@@ -126,9 +125,7 @@ class Folder(Protocol):
 
     Attributes:
         name: without its path.
-        folders: in it; links on disk are followed.
-        pictures: in it, directly.
-        linked: whether it is a link.
+        linked: whether it is a symbolic link.
     """
 
     name: str
@@ -136,15 +133,15 @@ class Folder(Protocol):
 
     @property
     def folders(self) -> list[Folder]:
-        """Those in it."""
+        """Its subfolders, including linked ones."""
 
     @property
     def pictures(self) -> list[Where]:
-        """Those in it."""
+        """The pictures directly in it."""
 
 
 class _OnDisk:
-    """A folder that is read when it is asked for what it has."""
+    """A folder on disk, read on access."""
 
     def __init__(self, path: Path, linked: bool = False) -> None:
         self.path = path
@@ -190,17 +187,17 @@ def _is_picture(name: str) -> bool:
 
 
 def open_imagenet(root: Path) -> PictureFiles:
-    """The pictures of ``root``.
+    """Find the pictures of ``root`` and their classes, see :func:`class_order`.
+
+    Hidden files and those of operating systems are skipped. Nothing is unpacked to disk.
 
     Args:
-        root: a folder of class folders, or of pictures with the devkit (its archive or its
-            unpacked folder) beside them; one that has such a folder in ``val``, or as the only one
-            in it; a tar file of the same; the validation set's tar file, or the folder that has
-            it. Classes are counted as :func:`class_order` says. Nothing is unpacked. What is
-            hidden, or a system's own, is left out.
+        root: a folder of class folders; a folder of pictures with the devkit (archive or unpacked)
+            beside them; a folder with such a folder as ``val`` or as its only subfolder; a tar file
+            of any of these; or the validation set's tar file or the folder with it.
 
     Raises:
-        InputError: there is no such thing, or no picture in it, or an empty one.
+        InputError: ``root`` does not exist, has no pictures or no labels, or a picture is empty.
     """
     if root.is_file():
         return _labelled(_read_tar(root), [root.parent], root)
@@ -213,7 +210,7 @@ def open_imagenet(root: Path) -> PictureFiles:
 
 
 def _labelled(folder: Folder, near: list[Path], root: Path) -> PictureFiles:
-    """The pictures below ``folder`` with their classes; a devkit may be in one of ``near``."""
+    """Return the pictures below ``folder`` with labels; search a devkit in the folders ``near``."""
     while True:
         if isinstance(folder, _OnDisk):
             near = [folder.path, *near]
@@ -258,7 +255,7 @@ def _labelled(folder: Folder, near: list[Path], root: Path) -> PictureFiles:
 
 
 def _all(folder: Folder) -> Iterator[Where]:
-    """The pictures below ``folder``; links to folders are not followed, which could be circles."""
+    """Yield the pictures below ``folder``, skipping linked folders, which could form cycles."""
     yield from folder.pictures
     for inner in folder.folders:
         if not inner.linked:
@@ -274,13 +271,13 @@ def _some(names: list[str]) -> str:
 
 
 def class_order(names: Iterable[str]) -> tuple[list[str], str]:
-    """Names of class folders in the order of their classes, and what is to be said of that order.
+    """Return class folders in the order of their classes, and a note if that needs explaining.
 
-    That of the names as text, as of torchvision's ``ImageFolder``, but where names say numbers
-    these count: ``0`` to ``11``, ``v2_class0`` to ``v2_class11``, ``1_cat`` to ``12_dog`` (one text
-    before the numbers, in upper or lower case, and no number twice; before letters, as in ``0cat``,
-    none left out) are in the order of the numbers. Where only some names are numbers, these are
-    their classes' indices, and the others are what is left.
+    Numbered names are in numerical order: ``0`` to ``11``, ``v2_class0`` to ``v2_class11``,
+    ``1_cat`` to ``12_dog``. They must share one prefix, ignoring case, without a repeated number;
+    if letters follow directly (``0cat``), no number may be missing. If only some names are plain
+    numbers, these are class indices and the other names fill the gaps. All other names are in text
+    order, as in torchvision's ``ImageFolder``.
     """
     text = sorted(names)
     folded = [name.casefold() for name in text]
@@ -325,13 +322,13 @@ def _difference(order: list[str], other: list[str], how: str, imagefolder: str =
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """To sort by as people do: numbers by their value, letters whether upper or lower case."""
+    """Sort key of natural order: numbers by value, letters ignoring case."""
     pieces = re.findall(r"(\D*)(\d*)", name.casefold())
     return [(text, int(number or 0)) for text, number in pieces]
 
 
 def _read_tar(path: Path) -> _InTar:
-    """One pass over the headers; pictures are read where they lie."""
+    """Index the pictures of an uncompressed tar file in one pass over its headers."""
     root = _InTar("")
     try:
         with tarfile.open(path, "r:") as tar:
@@ -355,7 +352,7 @@ def _read_tar(path: Path) -> _InTar:
     return root
 
 
-# ---- labels that are in ImageNet's devkit ----
+# ---- labels from ImageNet's devkit ----
 
 
 def _in_order_of_names(
@@ -376,7 +373,7 @@ def _in_order_of_names(
 
 
 def _truth(path: Path, truth: bytes, meta: bytes) -> tuple[list[int], int]:
-    """Labels of the validation set in its order, counted in the order of the WordNet names."""
+    """Return the validation set's labels, ordered by WordNet ID, and the number of classes."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -385,7 +382,7 @@ def _truth(path: Path, truth: bytes, meta: bytes) -> tuple[list[int], int]:
         ) from error
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        # Numbers of the devkit, of which those without children are classes.
+        # The devkit's numbers of synsets; those without children are the classes.
         names = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if s["num_children"] == 0}
         order = {name: label for label, name in enumerate(sorted(names.values()))}
         numbers = [int(line) for line in truth.split()]
@@ -399,7 +396,7 @@ def _truth(path: Path, truth: bytes, meta: bytes) -> tuple[list[int], int]:
 
 
 def _devkit(near: list[Path]) -> tuple[Path, bytes, bytes] | None:
-    """Where it was found, ground truth and meta data, from the devkit's archive or its folder."""
+    """Return folder, ground truth and metadata of a devkit, packed or unpacked, if any."""
     for folder in near:
         unpacked = folder / DEVKIT.removesuffix(".tar.gz") / "data"
         packed = folder / DEVKIT

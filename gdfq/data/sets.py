@@ -23,8 +23,8 @@ class LabelledPictures(Protocol):
 
     Attributes:
         name: of the data set.
-        decodes: whether pictures are decoded from files, which other processes can do.
-        note: on how classes were found, where that is not plain; else empty.
+        decodes: whether pictures are decoded from files, which worker processes can do.
+        note: how classes were found, if that needs explaining; else empty.
     """
 
     name: str
@@ -35,21 +35,21 @@ class LabelledPictures(Protocol):
         """Number of pictures."""
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """A picture and its class."""
+        """Return a picture and its class."""
 
 
 def open_test_set(name: str, path: str | None, num_classes: int) -> LabelledPictures:
-    """The test set ``name``, opened but not read.
+    """Open the test set ``name``.
 
     Args:
         name: ``"fashion-mnist"`` (in the package), ``"cifar10"``, ``"cifar100"`` or ``"imagenet"``.
-        path: where it is; see :func:`gdfq.data.cifar.open_cifar` and
-            :func:`gdfq.data.imagenet.open_imagenet`. None looks in the folder that the
-            environment variable GDFQ_DATA names (for ImageNet in ``imagenet`` there).
+        path: see :func:`gdfq.data.cifar.open_cifar` and :func:`gdfq.data.imagenet.open_imagenet`.
+            None uses the folder in the environment variable GDFQ_DATA (ImageNet: its subfolder
+            ``imagenet``).
         num_classes: of the network.
 
     Raises:
-        InputError: it is not there, or has another number of classes; the message has the path.
+        InputError: the test set is not at ``path``, or its classes do not fit ``num_classes``.
     """
     if name == "fashion-mnist":
         return _fitting(open_fashion_mnist(), num_classes)
@@ -83,6 +83,6 @@ def _fitting(images: ArraySet, num_classes: int) -> ArraySet:
 
 
 def class_names(data: str, num_classes: int) -> tuple[str, ...]:
-    """What to call the classes in a picture."""
+    """Return the display names of the classes."""
     known = {"fashion-mnist": fashion_mnist.CLASS_NAMES, "cifar10": cifar.CLASS_NAMES}
     return known.get(data) or tuple(f"class {label}" for label in range(num_classes))

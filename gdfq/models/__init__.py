@@ -1,4 +1,4 @@
-"""Networks: the generator, and those of the embedded teacher's kind."""
+"""The generator, and residual networks for small images such as the embedded teacher."""
 
 from gdfq.models.generator import Generator
 from gdfq.models.resnet import CifarResNet, cifar_resnet, resnet20

@@ -18,8 +18,8 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are learned per class.
 
     Takes ``x`` of shape ``(N, C, H, W)`` and ``labels`` of shape ``(N,)``; returns
-    ``weight[label] * normalize(x) + bias[label]``. Labels ``(N, num_classes)`` are shares of each
-    class, which mix scales and shifts. Scales start at 1, shifts at 0.
+    ``weight[label] * normalize(x) + bias[label]``. Soft labels ``(N, num_classes)`` mix the
+    classes' scales and shifts. Scales start at 1, shifts at 0.
 
     Source: Dumoulin et al., "A learned representation for artistic style", ICLR 2017.
     """
@@ -39,7 +39,7 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
 
 
 def _embed(embedding: nn.Embedding, labels: Tensor) -> Tensor:
-    """What ``embedding`` holds of each label, a class or shares of all classes."""
+    """Embed labels: classes ``(N,)`` or soft labels ``(N, num_classes)``."""
     if labels.dim() == 1:
         return embedding(labels)
     with torch.autocast(labels.device.type, enabled=False):
@@ -49,7 +49,7 @@ def _embed(embedding: nn.Embedding, labels: Tensor) -> Tensor:
 def _normalize(
     norm: nn.BatchNorm2d, x: Tensor, labels: Tensor | None, negative_slope: float = 1.0
 ) -> Tensor:
-    """``norm`` of ``x``, then a leaky ReLU; a slope of 1 is none."""
+    """Apply ``norm`` to ``x``, then a leaky ReLU; a slope of 1 omits it."""
     weight: Tensor | None = norm.weight
     bias: Tensor | None = norm.bias
     if isinstance(norm, ConditionalBatchNorm2d):
@@ -80,21 +80,21 @@ def _normalize(
 
 
 class Generator(nn.Module):
-    """Images from noise and class labels.
+    """Generates images from noise and class labels.
 
     Args:
         num_classes: number of classes, >= 1.
-        image_size: height and width in pixels, >= 4. The stages double twice; where that is not a
-            multiple of 4, the next one is made and its last rows and columns are cut off.
-        channels: of the images.
-        latent_dim: size of the noise vector.
-        conditional_bn: False is the paper's generator for small images, where the label's
-            embedding is multiplied into the noise; True is the one for ImageNet, where the label
-            selects scale and shift of each batch norm.
-        width: channels of the first two stages; the third has half as many. 128 in the paper.
+        image_size: height and width in pixels, >= 4. Two stages double the resolution; a size that
+            is not a multiple of 4 is cropped from the next multiple.
+        channels: of the images, >= 1.
+        latent_dim: size of the noise vector, >= 1.
+        conditional_bn: False is the paper's generator for small images, which multiplies the noise
+            by the label's embedding; True is the one for ImageNet, where the label selects scale
+            and shift of each batch norm.
+        width: channels of the first two stages, >= 2; the third has half as many. 128 in the paper.
 
     Raises:
-        InputError: an argument is not one of the above.
+        InputError: an argument is too small.
 
     Source: Xu et al., ECCV 2020, section 3.2, and the architectures of its experiments.
     """
@@ -144,12 +144,12 @@ class Generator(nn.Module):
         self.bn3 = nn.BatchNorm2d(channels, affine=False)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images ``(N, channels, image_size, image_size)`` of the classes ``labels``.
+        """Generate normalized images ``(N, channels, image_size, image_size)``.
 
         Args:
             z: ``(N, latent_dim)`` standard normal noise.
-            labels: ``(N,)`` int64 classes, or ``(N, num_classes)`` shares of each: then what is
-                learned per class is mixed by them.
+            labels: ``(N,)`` int64 classes, or ``(N, num_classes)`` soft labels, which mix the
+                parameters learned per class.
         """
         if not self.conditional_bn:
             z = z * _embed(self.label_embedding, labels)

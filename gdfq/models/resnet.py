@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
@@ -37,7 +37,10 @@ class CifarResNet(nn.Module):
     """Three stages of :class:`BasicBlock`, 16, 32 and 64 channels wide.
 
     ``forward`` takes float images ``(N, channels, H, W)`` and returns logits ``(N, num_classes)``.
-    ``depth`` is 6 n + 2: n blocks of two convolutions a stage.
+    ``depth`` is 6 n + 2, with n blocks of two convolutions per stage.
+
+    Raises:
+        InputError: ``depth`` is not 6 n + 2 with n >= 1.
     """
 
     def __init__(self, depth: int, num_classes: int, channels: int = 3) -> None:
@@ -62,17 +65,17 @@ class CifarResNet(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images ``(N, channels, H, W)`` to logits ``(N, num_classes)``."""
+        """Map images ``(N, channels, H, W)`` to logits ``(N, num_classes)``."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
 def cifar_resnet(depth: int, num_classes: int, channels: int = 3) -> CifarResNet:
-    """The network of ``depth`` 20, 32, 44, 56, 110, ..., freshly initialized."""
+    """Return a residual network of ``depth`` 20, 32, 44, 56, 110, ..., freshly initialized."""
     return CifarResNet(depth, num_classes, channels)
 
 
 def resnet20(num_classes: int, channels: int = 3) -> CifarResNet:
-    """ResNet-20 for small images, freshly initialized."""
+    """Return a ResNet-20 for small images, freshly initialized."""
     return CifarResNet(20, num_classes, channels)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdfq.data import Batches, confusion, open_test_set, share
+from gdfq.data import Batches, accuracy, confusion, open_test_set
 from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.nn import effective_act_bits, effective_weight_bits
@@ -141,7 +141,7 @@ class MeasureOnData(Measure):
         pictures = self.world.total(self.batches.pictures)
         note = f", {self.batches.note}" if self.batches.note else ""
         self.result.evaluation = f"{pictures:,} test images of {self.batches.name}{note}"
-        return share(counts)
+        return accuracy(counts)
 
     def _skip(self, problem: str) -> str:
         self.result.evaluation = f"skipped: {problem}"
@@ -174,7 +174,7 @@ class MeasureOnBatches(Measure):
         self.count = 0
         self.counts = confusion(model, self._counted(), self.world)
         self.result.evaluation = f"{self.world.total(self.count):,} images given as batches"
-        return share(self.counts)
+        return accuracy(self.counts)
 
     def _counted(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.batches:

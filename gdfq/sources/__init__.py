@@ -1,4 +1,4 @@
-"""Teachers from where people have them: other packages, their own code, this package."""
+"""Loading of teachers from model packages, the user's code, or this package."""
 
 from gdfq.sources.preprocessing import DATA_SETS, Preprocessing
 from gdfq.sources.registries import InMemory, find_source

@@ -1,4 +1,4 @@
-"""What images a network takes: what the recipe, its source and the data set say, together."""
+"""Preprocessing of a network's input, from the recipe, the network's source and the data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# What networks trained on a data set expect of its images.
+# The usual input of networks trained on each data set.
 DATA_SETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         "num_classes": 10, "image_size": 28, "channels": 1, "mean": [0.2860], "std": [0.3530],
@@ -35,13 +35,13 @@ DATA_SETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes a network's input: resized, cropped, scaled to [0, 1], normalized.
+    """The steps from a picture to a network's input: resize, crop, scale to [0, 1], normalize.
 
     Attributes:
         num_classes: of the network's logits.
         image_size: height and width of the input, >= 4.
         channels: of the input; 1 is gray, 3 is RGB.
-        mean, std: per channel, what the input was shifted by and divided by.
+        mean, std: per channel; the input is ``(pixel - mean) / std``.
         resize: length of the picture's shorter edge before the crop (both edges for ``"squash"``).
         crop: ``"center"`` keeps the picture's shape, ``"squash"`` resizes both edges.
         interpolation: of the resizing.
@@ -57,12 +57,12 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
 
     def fields(self) -> dict[str, Any]:
-        """As keys and values of a recipe's [teacher]."""
+        """Return keys and values of a recipe's [teacher]."""
         return asdict(self)
 
 
 def image_size(model: str, given: dict[str, Any], facts: dict[str, Any], data: str) -> int:
-    """Height and width of the input: as given, else the source's, else the data set's."""
+    """Return the input's height and width: as given, else the source's, else the data set's."""
     for known in (given, facts, DATA_SETS.get(data, {})):
         if "image_size" in known:
             return known["image_size"]
@@ -74,18 +74,18 @@ def image_size(model: str, given: dict[str, Any], facts: dict[str, Any], data: s
 def resolve(
     model: str, num_classes: int, given: dict[str, Any], facts: dict[str, Any], data: str
 ) -> tuple[Preprocessing, list[str]]:
-    """Everything about the input, and a line for each thing that nobody said.
+    """Return the preprocessing and a note for each value that had to be assumed.
 
     Args:
-        model: the network, for messages.
-        num_classes: of its logits, as tried.
-        given: what the recipe says; comes first.
-        facts: what the source says.
-        data: the data set of the evaluation, whose usual values come last.
+        model: the network's name in messages.
+        num_classes: number of its logits.
+        given: the recipe's values, which take precedence.
+        facts: the source's values.
+        data: the evaluation's data set, whose usual values come last.
 
     Raises:
-        InputError: nothing says what the image size is, or entries of ``mean`` or ``std`` are
-            not one a channel.
+        InputError: the image size is unknown, ``mean`` or ``std`` does not have one entry per
+            channel, or ``resize`` is below the image size.
     """
     usual = DATA_SETS.get(data, {})
     size = image_size(model, given, facts, data)
@@ -104,7 +104,7 @@ def resolve(
             )
     if "resize" not in given:
         origin = facts if "resize" in facts else usual
-        if "resize" in origin:  # in proportion, where another size of image was given
+        if "resize" in origin:  # in proportion to the image size
             known["resize"] = math.ceil(size * origin["resize"] / origin["image_size"])
         else:
             known["resize"] = size

@@ -1,4 +1,4 @@
-"""Where networks come from, each with what it knows about their input and weights."""
+"""Sources of networks: torchvision, timm, pytorchcv, this package, and the user's code."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FORMS = "torchvision:NAME, timm:NAME, pytorchcv:NAME, gdfq:NAME or package.modul
 
 
 class Source:
-    """A place that networks come from, and one network of it.
+    """A network of one source.
 
     Args:
-        name: of the network, there.
+        name: of the network within the source.
 
     Raises:
-        InputError: it has no such network, or its package is not installed.
+        InputError: the source has no such network, or its package is not installed.
     """
 
     prefix: ClassVar[str]
@@ -47,19 +47,19 @@ class Source:
 
     @property
     def model(self) -> str:
-        """As it is named in a recipe."""
+        """Its name in a recipe."""
         return f"{self.prefix}:{self.name}"
 
     def tags(self) -> list[str]:
-        """The weights that the source has for this network, the usual ones first."""
+        """Return the names of the source's weights for this network, the default first."""
         return []
 
     def facts(self, tag: str | None) -> dict[str, Any]:
-        """What the source knows about the input, under the names of a recipe's [teacher]."""
+        """Return the known properties of the input, with the keys of a recipe's [teacher]."""
         return {}
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
-        """The network, with the weights ``tag`` or, without one, freshly initialized."""
+        """Build the network with the weights ``tag``; freshly initialized if None."""
         raise NotImplementedError
 
 
@@ -74,13 +74,13 @@ class Torchvision(Source):
         _check_name(self.model, name, self.package.list_models(self.package))
 
     def tags(self) -> list[str]:
-        """Names of the network's weights, the default ones first."""
+        """Return the names of its weights, the default first."""
         weights = self.package.get_model_weights(self.name)
         default = [weights.DEFAULT.name] if len(weights) else []
         return default + [name for name in weights.__members__ if name not in ("DEFAULT", *default)]
 
     def facts(self, tag: str | None) -> dict[str, Any]:
-        """From the transforms that belong to the weights, or to the default ones."""
+        """Read the transforms of the weights ``tag``, or of the default ones."""
         tag = tag or next(iter(self.tags()), None)
         if tag is None:
             return {}
@@ -96,20 +96,20 @@ class Torchvision(Source):
         }
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
-        """``torchvision.models.get_model``."""
+        """Call ``torchvision.models.get_model``."""
         if given.get("channels", 3) != 3:
             raise InputError(
                 f"channels: torchvision's networks take 3, got {given['channels']}; a factory of "
                 "your own can change the first layer"
             )
-        options = _chosen(given, num_classes="num_classes")
+        options = _renamed(given, num_classes="num_classes")
         if self.name in ("googlenet", "inception_v3"):
-            options["init_weights"] = tag is None  # they warn where nobody says
+            options["init_weights"] = tag is None  # they warn without it
         return self.package.get_model(self.name, weights=tag, **options)
 
 
 class Timm(Source):
-    """timm's networks; a name may end in the tag of its weights, ``resnet18.a1_in1k``."""
+    """timm's networks; a name may include a tag of weights, as in ``resnet18.a1_in1k``."""
 
     prefix = "timm"
 
@@ -129,7 +129,7 @@ class Timm(Source):
         return [name.partition(".")[2] for name in names]
 
     def tags(self) -> list[str]:
-        """Tags of the network's weights; one in the name is the only one."""
+        """Return the tag in the name, or all tags of its weights, the default first."""
         if self.tag:
             return [self.tag]
         tags = self._all_tags()
@@ -137,7 +137,7 @@ class Timm(Source):
         return sorted(tags, key=lambda tag: usual is None or tag != usual.tag)
 
     def facts(self, tag: str | None) -> dict[str, Any]:
-        """timm's data config for the weights, or for the default ones."""
+        """Read timm's data config of the weights ``tag``, or of the default ones."""
         from timm.data import resolve_data_config
 
         tag = tag or self.tag
@@ -161,14 +161,14 @@ class Timm(Source):
         return facts
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
-        """``timm.create_model``."""
+        """Call ``timm.create_model``."""
         name = f"{self.architecture}.{tag}" if tag else self.name
-        options = _chosen(given, num_classes="num_classes", channels="in_chans")
+        options = _renamed(given, num_classes="num_classes", channels="in_chans")
         return self.package.create_model(name, pretrained=tag is not None, **options)
 
 
 class Pytorchcv(Source):
-    """pytorchcv's networks, of which there is one set of weights each, ``pretrained``."""
+    """pytorchcv's networks; each has one set of weights, ``pretrained``."""
 
     prefix = "pytorchcv"
 
@@ -179,11 +179,11 @@ class Pytorchcv(Source):
         _check_name(self.model, name, self.provider._models)
 
     def tags(self) -> list[str]:
-        """One."""
+        """Return ``pretrained``."""
         return ["pretrained"]
 
     def facts(self, tag: str | None) -> dict[str, Any]:
-        """The network's attributes, with the normalization of the data set in its name."""
+        """Combine the network's attributes and the normalization of the data set in its name."""
         with torch.device("meta"):
             network = self.provider.get_model(self.name)
         size = getattr(network, "in_size", None)
@@ -195,20 +195,20 @@ class Pytorchcv(Source):
         facts = {"image_size": size[0]}
         if self.name.endswith("_svhn"):
             return facts
-        # As pytorchcv measures its networks for ImageNet: 0.875 of the shorter edge.
+        # pytorchcv evaluates on ImageNet with a crop of 0.875 of the shorter edge.
         resize = math.ceil(size[0] / 0.875)
         return {
             **facts, "channels": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": resize,
         }  # fmt: skip
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
-        """``pytorchcv.model_provider.get_model``."""
-        options = _chosen(given, num_classes="num_classes", channels="in_channels")
+        """Call ``pytorchcv.model_provider.get_model``."""
+        options = _renamed(given, num_classes="num_classes", channels="in_channels")
         return self.provider.get_model(self.name, pretrained=tag is not None, **options)
 
 
 class Embedded(Source):
-    """This package's residual networks for small images; the weights of one are embedded."""
+    """This package's residual networks for small images; ResNet-20 comes with weights."""
 
     prefix = "gdfq"
 
@@ -220,15 +220,15 @@ class Embedded(Source):
         self.depth = int(name.removeprefix("resnet"))
 
     def tags(self) -> list[str]:
-        """``builtin``, for ResNet-20."""
+        """Return ``builtin`` for ResNet-20, else nothing."""
         return ["builtin"] if self.name == "resnet20" else []
 
     def facts(self, tag: str | None) -> dict[str, Any]:
-        """Those of the embedded weights, which were trained on Fashion-MNIST."""
+        """Return those of Fashion-MNIST for the embedded weights, which were trained on it."""
         return DATA_SETS["fashion-mnist"] if tag else {}
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
-        """:func:`gdfq.models.cifar_resnet`."""
+        """Call :func:`gdfq.models.cifar_resnet`."""
         facts = {**self.facts(tag), **given}
         if "num_classes" not in facts:
             raise InputError(f"num_classes: must be given for {self.model}")
@@ -239,10 +239,10 @@ class Embedded(Source):
 
 
 class Factory(Source):
-    """A callable that returns a network, or a network, in any module that can be imported.
+    """A network, or a callable that returns one, in an importable module.
 
-    The working directory is looked in too, as by ``python -m``. ``num_classes`` and ``channels``
-    are passed to it where they are given and it has such a parameter.
+    The working directory is searched too, as by ``python -m``. The callable gets ``num_classes``
+    and ``channels`` if they are given and it has such parameters.
     """
 
     prefix = ""
@@ -261,7 +261,9 @@ class Factory(Source):
                 f"model: there is no module {error.name!r} to import, for {name!r}; must be {FORMS}"
             ) from error
         except Exception as error:
-            raise InputError(f"model: importing {module} failed: {_told(error)}") from error
+            raise InputError(
+                f"model: importing {module} failed: {_describe_error(error)}"
+            ) from error
         for part in path.split("."):
             if not hasattr(found, part):
                 names = [key for key, value in vars(found).items() if callable(value)]
@@ -273,15 +275,15 @@ class Factory(Source):
 
     @property
     def model(self) -> str:
-        """As it is named in a recipe."""
+        """Its name in a recipe, ``package.module:factory``."""
         return self.name
 
     def tags(self) -> list[str]:
-        """``builtin``: the network as the factory makes it."""
+        """Return ``builtin``: the weights that the factory's network has."""
         return ["builtin"]
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
-        """What the factory returns."""
+        """Call the factory."""
         network = self.factory
         if not isinstance(network, nn.Module):
             try:
@@ -289,7 +291,7 @@ class Factory(Source):
                 passed = {k: given[k] for k in ("num_classes", "channels") if k in given}
                 network = self.factory(**{k: v for k, v in passed.items() if k in accepted})
             except Exception as error:
-                raise InputError(f"model: {self.name} failed: {_told(error)}") from error
+                raise InputError(f"model: {self.name} failed: {_describe_error(error)}") from error
         if not isinstance(network, nn.Module):
             raise InputError(
                 f"model: {self.name} returned a {type(network).__name__}, not an nn.Module"
@@ -298,16 +300,16 @@ class Factory(Source):
 
 
 class InMemory(Source):
-    """A network that exists in the caller's program; its weights stay in the run's folder.
+    """A network passed as an object; the run's folder keeps its weights, but not its code.
 
-    A recipe names it ``memory:CLASS``, which finds nothing: who reads the recipe gives the network.
+    A recipe names it ``memory:CLASS``; whoever opens the run must pass the network again.
 
     Args:
-        name: of its class; where ``network`` is given, its own.
-        network: it.
+        name: of its class; replaced by that of ``network``.
+        network: the caller's network.
 
     Raises:
-        InputError: there is no ``network``, or it has no values to copy.
+        InputError: ``network`` is missing, not an ``nn.Module``, or has no values to copy.
     """
 
     prefix = "memory"
@@ -329,17 +331,17 @@ class InMemory(Source):
         self.name = type(self.network).__name__
 
     def tags(self) -> list[str]:
-        """``builtin``: the network's own."""
+        """Return ``builtin``: the network's own weights."""
         return ["builtin"]
 
     def facts(self, tag: str | None) -> dict[str, Any]:
-        """The channels that the first convolution reads."""
+        """Return the input channels of the first convolution."""
         convolutions = (m for m in self.network.modules() if isinstance(m, nn.Conv2d))
         first = next(convolutions, None)
         return {} if first is None else {"channels": first.in_channels}
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
-        """A copy in float32, on the CPU."""
+        """Return a float32 copy on the CPU."""
         return copied(self.network).cpu().float()
 
 
@@ -349,10 +351,10 @@ REGISTRIES: dict[str, type[Source]] = {
 
 
 def find_source(model: str) -> Source:
-    """The source and network that ``model`` names.
+    """Return the source of ``model``, see ``FORMS``.
 
     Raises:
-        InputError: there is none; near matches are listed.
+        InputError: there is no such network; the message lists near matches.
     """
     prefix, _, name = model.partition(":")
     if not name:
@@ -363,27 +365,26 @@ def find_source(model: str) -> Source:
 
 
 def build_pretrained(source: Source, tag: str, given: dict[str, Any]) -> nn.Module:
-    """``source.build`` with weights that its library may have to download.
+    """Call ``source.build`` with the weights ``tag``, which its library may have to download.
 
     Raises:
-        InputError: they cannot be had; one line says why.
+        InputError: the weights cannot be loaded; one line says why.
     """
     try:
-        with only_weights(), _fewer_messages():
+        with only_weights(), _without_warnings():
             return source.build(tag, given)
     except InputError:
         raise
     except Exception as error:
         if isinstance(error, ValueError) and "num_classes" in str(error):
             raise InputError(f"num_classes: {error}") from error
-        raise InputError(
-            f"weights: {tag} of {source.model} {refusal(error) or f'failed: {_told(error)}'}"
-        ) from error
+        problem = refusal(error) or f"failed: {_describe_error(error)}"
+        raise InputError(f"weights: {tag} of {source.model} {problem}") from error
 
 
 @contextmanager
-def _fewer_messages() -> Any:
-    """Without the warnings of every attempt to download; the last one's error is what counts."""
+def _without_warnings() -> Any:
+    """Suppress the warning of each failed download attempt; the last attempt raises."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -399,8 +400,8 @@ def _package(name: str, model: str) -> Any:
         raise InputError(f"model: {model} needs {name}: pip install {name} ({error})") from error
 
 
-def _chosen(given: dict[str, Any], **names: str) -> dict[str, Any]:
-    """Arguments of a library for what was given; ``names`` are the library's."""
+def _renamed(given: dict[str, Any], **names: str) -> dict[str, Any]:
+    """Return the given values under the library's argument ``names``."""
     return {theirs: given[ours] for ours, theirs in names.items() if ours in given}
 
 
@@ -412,7 +413,7 @@ def _check_name(model: str, name: str, known: Iterable[str]) -> None:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message: names that look like ``name``."""
+    """Format names similar to ``name`` as the end of a message."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     if near:
@@ -420,8 +421,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; it has {', '.join(known)}" if 0 < len(known) <= 8 else ""
 
 
-def _told(error: Exception) -> str:
-    """An error of other people's code in one line, with where it was raised."""
+def _describe_error(error: Exception) -> str:
+    """Describe an error raised by foreign code in one line, with file and line number."""
     lines = str(error).splitlines()
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f" ({Path(frame.filename).name}:{frame.lineno})"

@@ -1,4 +1,4 @@
-"""Weights from files, of which nothing is ever executed."""
+"""Loading of weights from files without executing any code in them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 
 from gdfq.errors import InputError
 
-# Of several entries that fit, the one under the first of these keys is a training script's network.
+# Keys under which training scripts save the network, in order of preference.
 NESTED = ("state_dict", "model", "model_state_dict")
-# Weights averaged over the training, which scripts keep beside the trained ones.
+# Names of weights averaged over the training, which scripts save beside the trained ones.
 AVERAGES = re.compile(
     r"(^|[._-]|(?<=[a-z])(?=[A-Z]))(?i:ema|swa|avg|averaged?|shadow|mean_?teacher)([._-]|$)"
 )
-# What torch.compile, FSDP and activation checkpointing put into names, anywhere.
+# Name components that torch.compile, FSDP and activation checkpointing insert anywhere.
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Files of old versions of PyTorch have no such counters, and nothing here reads them.
+# Files of old PyTorch versions lack these counters, and gdfq does not use them.
 COUNTER = "num_batches_tracked"
 NO_PREFIX = "names without a prefix"
 
 
 @contextmanager
 def only_weights() -> Iterator[None]:
-    """In here ``torch.load`` reads tensors only, in libraries too, whatever they ask for."""
+    """Make every ``torch.load``, also in libraries, refuse anything but tensors."""
     key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(key)
     os.environ[key] = "1"
@@ -48,8 +48,8 @@ def only_weights() -> Iterator[None]:
 
 
 def refusal(error: Exception) -> str | None:
-    """Why a file was refused that holds more than tensors; None if ``error`` is another."""
-    # torch names what the file would call: "unsupported GLOBAL posix.system whose module ..."
+    """Say why a file with more than tensors was refused; None if ``error`` is a different one."""
+    # torch names the callable in the file: "unsupported GLOBAL posix.system whose module ..."
     called = re.search(r"GLOBAL (\S+)", str(error))
     if "TorchScript" in str(error):
         named = "a TorchScript program"
@@ -66,14 +66,14 @@ def refusal(error: Exception) -> str | None:
 
 @dataclass(frozen=True)
 class _State:
-    """Tensors by name in a file, and how those of a network are called there.
+    """A candidate for a network's state: one dictionary of tensors in a file.
 
     Attributes:
-        key: where in the file, ``"model"`` or ``"ema.module"``; empty for the file itself.
-        prefix: of the network's names.
-        tensors: all of them, under their own names.
-        missing: the network's names that are not there.
-        fits: whether nothing is missing and all shapes are the network's.
+        key: of the dictionary, ``"model"`` or ``"ema.module"``; empty for the file itself.
+        prefix: before each of the network's names.
+        tensors: the dictionary.
+        missing: names of the network that it lacks.
+        fits: whether no name is missing and all shapes match.
     """
 
     key: str
@@ -84,12 +84,12 @@ class _State:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         names = [repr(self.key)] * bool(self.key) + [f"'{self.prefix}*'"] * bool(self.prefix)
         return ", ".join(names)
 
     def alone(self, path: Path) -> str:
-        """How to take it, whatever else ``path`` holds."""
+        """Say how to select it from the file ``path``."""
         if not self.key or self.prefix:
             return f"to take {self.name or 'the rest'}, leave the other entries out of the file"
         keys = "".join(f"[{key!r}]" for key in self.key.split("."))
@@ -97,25 +97,25 @@ class _State:
 
     @property
     def averaged(self) -> bool:
-        """Whether it is of weights averaged over the training, by its name."""
+        """Whether its name says that the weights are averaged over the training."""
         return bool(AVERAGES.search(f"{self.key}.{self.prefix}"))
 
     @property
     def described(self) -> str:
-        """How messages call it beside the one that is taken."""
+        """Its name in messages, with its difference to the selected state."""
         kinds = ["averages"] * self.averaged
         kinds += [] if self.fits else [f"without {self.missing[0]!r}"]
         return (self.name or NO_PREFIX) + (f" ({', '.join(kinds)})" if kinds else "")
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """Smaller for what is taken first."""
+        """Sort key; the smallest is preferred."""
         first = self.key.partition(".")[0]
         return self.averaged, NESTED.index(first) if first in NESTED else len(NESTED)
 
 
 def _read(path: Path) -> Any:
-    """What is in a safetensors file or one of ``torch.save``.
+    """Read a file of safetensors or ``torch.save``.
 
     Raises:
         InputError: it cannot be read, or holds more than tensors and plain containers.
@@ -123,7 +123,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # The warnings advise to read the file in a way that executes it.
+        # The warnings advise weights_only=False, which would execute code.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -137,7 +137,7 @@ def _read(path: Path) -> Any:
 
 
 def _dictionaries(content: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors of each dictionary in ``content``, by where it is."""
+    """Yield the dotted key and the tensors of each dictionary nested in ``content``."""
     if not isinstance(content, dict):
         return
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -149,7 +149,7 @@ def _dictionaries(content: Any, key: str = "") -> Iterator[tuple[str, dict[str, 
 
 
 def _states(content: Any, own: dict[str, Tensor]) -> list[_State]:
-    """What could be the state of a network whose state is ``own``: best first."""
+    """Return candidates for the state of a network with the state ``own``, best first."""
     needed = {name for name in own if name.rpartition(".")[2] != COUNTER}
     unwrap = not any(WRAPPERS.search(name) for name in own)
     found = []
@@ -162,7 +162,7 @@ def _states(content: Any, own: dict[str, Tensor]) -> list[_State]:
             prefixes = [name[:start] for start in starts if name[start:] in needed]
             count.update(p for p in prefixes if p[-1:] in ("", ".") or AVERAGES.search(p))
         averages = {p: n for p, n in count.items() if AVERAGES.search(p)}
-        for prefix in dict.fromkeys([*_most(count), *_most(averages)] or [""]):
+        for prefix in dict.fromkeys([*_most_frequent(count), *_most_frequent(averages)] or [""]):
             missing = [name for name in own if name in needed and prefix + name not in tensors]
             fits = not missing and all(tensors[prefix + n].shape == own[n].shape for n in needed)
             found.append(_State(key, prefix, tensors, missing, fits))
@@ -170,12 +170,12 @@ def _states(content: Any, own: dict[str, Tensor]) -> list[_State]:
     return [state for state in found if len(state.missing) < len(needed)] or found
 
 
-def _most(count: dict[str, int]) -> list[str]:
+def _most_frequent(count: dict[str, int]) -> list[str]:
     return [prefix for prefix, number in count.items() if number == max(count.values())]
 
 
 def _listed(content: dict[Any, Any]) -> str:
-    """The entries of ``content`` in a line."""
+    """Format the entries of ``content`` in a line."""
     entries = [
         f"{key!r} ({f'{len(value)} entries' if isinstance(value, dict) else type(value).__name__})"
         for key, value in content.items()
@@ -184,19 +184,18 @@ def _listed(content: dict[Any, Any]) -> str:
 
 
 def load_state(network: nn.Module, path: Path, model: str) -> list[str]:
-    """Load the file ``path`` into ``network``, called ``model`` in messages.
+    """Load the weights in the file ``path`` into ``network``, called ``model`` in messages.
 
-    The state may be under keys of a training script, and each of its names may start with
-    ``"module."`` or another prefix: what has all of the network's names is taken. Of several, the
-    one under ``"state_dict"``, ``"model"`` or ``"model_state_dict"``, and weights that are averaged
-    over the training last.
+    The state may be nested under keys, and its names may have a prefix such as ``"module."``. The
+    entry with all of the network's names is loaded; among several, the one under ``"state_dict"``,
+    ``"model"`` or ``"model_state_dict"``, and weights averaged over the training last.
 
     Returns:
-        A line about what was taken, where the file has more that could have been.
+        A note about the choice, if the file has other candidates.
 
     Raises:
-        InputError: the file cannot be read, or a key is missing, unexpected, of another shape or of
-            numbers that are no weights; the first of each is named. Or several entries fit alike.
+        InputError: the file cannot be read; several entries fit equally; or a tensor is missing,
+            unexpected, of a different shape, or not of floating-point weights. The first is named.
     """
     content = _read(path)
     if not isinstance(content, dict) or not content:
@@ -219,7 +218,7 @@ def load_state(network: nn.Module, path: Path, model: str) -> list[str]:
         raise InputError(
             f"weights: {path} holds several states that fit {model}: {names}; {taken.alone(path)}"
         )
-    # Averages may be under names that only begin in another way.
+    # Averages may lie in the same dictionary under another prefix.
     averages = tuple(s.prefix for s in others if s.key == taken.key and s.prefix and s.averaged)
     state, left = {}, []
     for name, value in taken.tensors.items():
@@ -252,7 +251,7 @@ def load_state(network: nn.Module, path: Path, model: str) -> list[str]:
 
 
 def _load(network: nn.Module, own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
-    """Load ``state`` into ``network``; what prevents it, or nothing."""
+    """Load ``state`` into ``network``; return the problem that prevents it, or ``""``."""
     shared = [name for name in own if name in state]
     problems = [
         f"{name!r} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
@@ -260,7 +259,7 @@ def _load(network: nn.Module, own: dict[str, Tensor], state: dict[str, Tensor]) 
         if state[name].shape != own[name].shape
     ]
     problems = problems or [
-        f"{name!r} {why}" for name in shared if (why := _no_numbers(state[name], own[name]))
+        f"{name!r} {why}" for name in shared if (why := _unusable(state[name], own[name]))
     ]
     if problems:
         count, problems = len(problems), problems[:1]
@@ -278,8 +277,8 @@ def _load(network: nn.Module, own: dict[str, Tensor], state: dict[str, Tensor]) 
     return ", ".join(problems) + more
 
 
-def _no_numbers(value: Tensor, own: Tensor) -> str | None:
-    """Why ``value`` cannot stand for the network's ``own``, or None."""
+def _unusable(value: Tensor, own: Tensor) -> str | None:
+    """Say why ``value`` cannot replace the network's tensor ``own``; None if it can."""
     dtype = str(value.dtype).removeprefix("torch.")
     wanted = str(own.dtype).removeprefix("torch.")
     if value.is_meta:

@@ -1,4 +1,4 @@
-"""A teacher, ready: its network with weights, and what it takes."""
+"""Loading of a teacher: its network, weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """What :func:`load_teacher` returns.
+    """A teacher as :func:`load_teacher` returns it.
 
     Attributes:
         network: in evaluation mode, float32, on the CPU.
-        weights: where its weights come from, exactly: a file's full path, or a tag of the source.
-        preprocessing: what it takes.
-        notes: a line for each thing that was decided because nobody said.
+        weights: exact origin of its weights: a file's full path, or a tag of the source.
+        preprocessing: of its input.
+        notes: a line for each assumption or choice made while loading.
     """
 
     network: nn.Module
@@ -53,28 +53,29 @@ def load_teacher(
     network: nn.Module | None = None,
     **given: Any,
 ) -> LoadedTeacher:
-    """The network that ``model`` names, with weights, tried on an image.
+    """Load the network ``model`` with weights, and check it on random images.
 
     Args:
         model: ``torchvision:NAME``, ``timm:NAME``, ``pytorchcv:NAME``, ``gdfq:NAME`` or
             ``package.module:factory``.
-        weights: a file (safetensors or a state dict of ``torch.save``, of which nothing is
-            executed), ``"pretrained"`` or a tag of the source (downloaded by its library),
-            ``"builtin"`` (embedded in this package, or as the factory makes them) or
-            ``"random"``. None is what the source has, except for a factory.
-        data: data set of the evaluation, see ``DATA_SETS``; its usual values are the last resort.
-        seed: of what a network without weights is initialized with.
-        network: what ``model`` names, where the caller has it: a copy of it is the teacher, with
-            its own weights unless ``weights`` is a file.
-        given: fields of :class:`Preprocessing`, which come before what the source says.
+        weights: a file (safetensors or a state dict of ``torch.save``, read without executing
+            code), ``"pretrained"`` or a tag of the source (downloaded by its library),
+            ``"builtin"`` (embedded in this package, or the factory's own) or ``"random"``. None
+            selects the source's default weights; a factory has none.
+        data: data set of the evaluation, see ``DATA_SETS``; supplies values unknown otherwise.
+        seed: of the initialization with ``"random"`` weights.
+        network: the caller's network, which is copied, with its own weights unless ``weights`` is
+            a file; ``model`` is then its name.
+        given: fields of :class:`Preprocessing`, which take precedence over the source's.
 
     Raises:
-        InputError: there is no such network or file, the weights do not fit or cannot be had, the
-            network does not take such images, or does not return logits of such a shape.
+        InputError: the network or file does not exist, the weights do not fit or cannot be
+            loaded, the network does not accept the images, or its output is not logits
+            ``(N, num_classes)``.
     """
     given = {key: value for key, value in given.items() if value is not None}
     source = find_source(model) if network is None else InMemory(model, network)
-    kind, weights = _which_weights(source, weights)
+    kind, weights = _resolve_weights(source, weights)
     tag = weights if kind == "tag" else None
     facts = source.facts(tag)
     if network is not None:
@@ -82,7 +83,7 @@ def load_teacher(
     size = preprocessing.image_size(model, given, facts, data)
     asked = dict(given)
     if isinstance(source, Embedded) and data in DATA_SETS:
-        # These networks are made for a number of classes; there is no usual one but the data's.
+        # These networks have no default number of classes; use the data set's.
         asked = {k: DATA_SETS[data][k] for k in ("num_classes", "channels")} | asked
 
     notes: list[str] = []
@@ -95,9 +96,9 @@ def load_teacher(
             notes = load_state(loaded, Path(weights), model)
         shape = (asked.get("channels", facts.get("channels", 3)), size, size)
         if kind == "random":
-            _settle_batch_norms(loaded, shape, model, facts.get("image_size"))
+            _initialize_batch_norms(loaded, shape, model, facts.get("image_size"))
     loaded.eval()
-    classes = _try(loaded, shape, model, facts.get("image_size"))
+    classes = _count_classes(loaded, shape, model, facts.get("image_size"))
     if given.get("num_classes", classes) != classes:
         raise InputError(
             f"num_classes: {given['num_classes']} given, but {model} with these weights has "
@@ -117,19 +118,19 @@ def load_teacher(
 
 
 def expected_image_size(model: str, weights: str | None, data: str, given: int | None) -> int:
-    """Height and width of the images that the network takes, without making it."""
+    """Return the height and width of the network's input without building the network."""
     facts: dict[str, Any] = {}
     if not model.startswith(f"{InMemory.prefix}:"):
         source = find_source(model)
-        kind, weights = _which_weights(source, weights)
+        kind, weights = _resolve_weights(source, weights)
         facts = source.facts(weights if kind == "tag" else None)
     model = model.removeprefix(f"{InMemory.prefix}:")
     asked = {} if given is None else {"image_size": given}
     return preprocessing.image_size(model, asked, facts, data)
 
 
-def _which_weights(source: Source, weights: str | None) -> tuple[str, str]:
-    """``"random"``, ``"tag"`` or ``"file"``, and the weights' exact name."""
+def _resolve_weights(source: Source, weights: str | None) -> tuple[str, str]:
+    """Return the kind of weights, ``"random"``, ``"tag"`` or ``"file"``, and their exact name."""
     tags = source.tags()
     if weights == "random":
         return "random", weights
@@ -153,8 +154,8 @@ def _which_weights(source: Source, weights: str | None) -> tuple[str, str]:
     raise InputError(f"weights: for {source.model} must be {allowed}; got {weights!r}")
 
 
-def _refused(error: Exception, shape: Shape, model: str, usual: int | None) -> InputError:
-    """The error that ``model`` does not take such images; ``usual``: the size its source says."""
+def _image_error(error: Exception, shape: Shape, model: str, usual: int | None) -> InputError:
+    """Return the error for images that ``model`` does not take; ``usual``: its source's size."""
     made_for = f"; it is made for {usual}x{usual}" if usual not in (None, shape[1]) else ""
     return InputError(
         f"model: {model} does not take images of {'x'.join(map(str, shape))} (channels, height, "
@@ -163,15 +164,15 @@ def _refused(error: Exception, shape: Shape, model: str, usual: int | None) -> I
 
 
 @torch.no_grad()
-def _try(network: nn.Module, shape: Shape, model: str, usual: int | None) -> int:
-    """The number of classes, by a forward pass of noise, which ``network`` leaves as it is."""
+def _count_classes(network: nn.Module, shape: Shape, model: str, usual: int | None) -> int:
+    """Return the number of classes, found by a forward pass on random images."""
     try:
         images = torch.randn(
             2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32
         )
         logits = call_and_keep_images(network, images)
     except Exception as error:
-        raise _refused(error, shape, model, usual) from error
+        raise _image_error(error, shape, model, usual) from error
     logits = require_logits(logits, f"model: {model}")
     if logits.dim() != 2:
         raise InputError(
@@ -184,16 +185,18 @@ def _try(network: nn.Module, shape: Shape, model: str, usual: int | None) -> int
 
 
 @torch.no_grad()
-def _settle_batch_norms(network: nn.Module, shape: Shape, model: str, usual: int | None) -> None:
-    """Give fresh batch norms the statistics of noise, without which deep networks overflow."""
+def _initialize_batch_norms(
+    network: nn.Module, shape: Shape, model: str, usual: int | None
+) -> None:
+    """Set batch-norm statistics from a batch of noise; deep networks overflow without it."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0  # this batch's, and nothing of what was there
+        norm.momentum = 1.0  # replace the running statistics by this batch's
     try:
         network.train()(torch.randn(8, *shape, dtype=torch.float32))
     except Exception as error:
-        raise _refused(error, shape, model, usual) from error
+        raise _image_error(error, shape, model, usual) from error
     finally:
         for norm, momentum in zip(norms, kept, strict=True):
             norm.momentum = momentum
