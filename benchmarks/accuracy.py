@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy_tables import Outcome, path_of, write
-from examples.train_teacher import load_split
+from examples.train_teacher import FASHION_MNIST, load_split
 from gdfq.data import top1
 from gdfq.errors import NonFiniteLossError
 from gdfq.recipes import Recipe
@@ -131,7 +131,7 @@ def held_out(trainer: GDFQTrainer) -> Tensor:
 @torch.no_grad()
 def take_real_images(recording: Recording, teacher: nn.Module, data: Path, seed: int) -> None:
     """Put training images and their labels in place of the generator's, as many a step."""
-    images, labels = load_split(data, "train")
+    images, labels = load_split(FASHION_MNIST, data, "train")
     random = torch.Generator().manual_seed(seed)
     for step, (generated, *_) in enumerate(recording.steps):
         chosen = torch.randint(len(labels), (len(generated),), generator=random)

@@ -18,15 +18,15 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from examples.train_teacher import MEAN, STD, augment, load_split
+from examples.train_teacher import FASHION_MNIST, load_split
 from gdfq.data import top1
-from gdfq.data.fashion_mnist import read_idx
 
 IMAGE_SIZE = 64
 CLASSES = 10
 TEST_IMAGES = Path(__file__).parents[1] / "gdfq" / "assets" / "fashion_mnist"
 # Of a pixel in [0, 1].
-RANGE = (-MEAN / STD, (1 - MEAN) / STD)
+(_MEAN,), (_STD,) = FASHION_MNIST.mean, FASHION_MNIST.std
+RANGE = (-_MEAN / _STD, (1 - _MEAN) / _STD)
 
 
 def resnet18(weights: Path | None = None) -> nn.Module:
@@ -43,18 +43,14 @@ def enlarged(images: Tensor) -> Tensor:
 
 def batches(count: int = 10_000, size: int = 200) -> Iterator[tuple[Tensor, Tensor]]:
     """The first test images ``(N, 1, 64, 64)``, with labels."""
-    images, labels = (
-        torch.from_numpy(read_idx(TEST_IMAGES / f"t10k-{name}-ubyte.gz").copy())
-        for name in ("images-idx3", "labels-idx1")
-    )
-    images = (images[:count].unsqueeze(1).float() / 255 - MEAN) / STD
-    for part, answers in zip(images.split(size), labels[:count].long().split(size), strict=True):
+    images, labels = load_split(FASHION_MNIST, TEST_IMAGES, "test")
+    for part, answers in zip(images[:count].split(size), labels[:count].split(size), strict=True):
         yield enlarged(part), answers
 
 
 def train(data: Path, steps: int, batch_size: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    images, labels = load_split(data, "train")
+    images, labels = load_split(FASHION_MNIST, data, "train")
     network = resnet18().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -63,7 +59,7 @@ def train(data: Path, steps: int, batch_size: int, seed: int) -> nn.Module:
     start = time.perf_counter()
     for step in range(steps):
         chosen = torch.randint(0, len(labels), (batch_size,))
-        batch = enlarged(augment(images[chosen]))
+        batch = enlarged(FASHION_MNIST.augment(images[chosen]))
         logits = network(batch.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, labels[chosen])
         optimizer.zero_grad()

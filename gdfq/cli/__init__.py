@@ -12,6 +12,7 @@ import typer
 from gdfq import __version__, distributed
 from gdfq.cli._common import EXIT_FAILED, NARROW, console, errors, explain, leave, print_error, tell
 from gdfq.cli.bench import bench
+from gdfq.cli.data import data
 from gdfq.cli.evaluate import evaluate
 from gdfq.cli.export import export
 from gdfq.cli.info import info
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    quantize, sweep, suggest_bits, evaluate, export, report, inspect, recipes, bench, info,
+    quantize, sweep, suggest_bits, evaluate, export, report, inspect, recipes, data, bench, info,
 ):  # fmt: skip
     app.command()(command)
 

@@ -60,20 +60,23 @@ class _ArraysOnly(pickle.Unpickler):
         return ALLOWED[module, name]
 
 
-def open_cifar(name: Literal["cifar10", "cifar100"], root: Path) -> ArraySet:
-    """Read the 10,000 test images, 32x32 RGB.
+def open_cifar(
+    name: Literal["cifar10", "cifar100"], root: Path, file: str | None = None
+) -> ArraySet:
+    """Read the 10,000 test images, 32x32 RGB, or the images of another file.
 
     Args:
         name: of the data set.
         root: the archive, its extracted folder (``cifar-10-batches-py``), the file of test images
             in it, or a folder with one of these up to one level down. The archive is not unpacked
             to disk.
+        file: name of the file to read, such as ``"data_batch_1"``; None reads the test images.
 
     Raises:
         InputError: the files are missing, damaged, or not of this data set.
     """
-    folder, file, key, archive = FILES[name]
-    content, path = _content(root, folder, file, archive)
+    folder, test_file, key, archive = FILES[name]
+    content, path = _content(root, folder, file or test_file, archive)
     try:
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         # Keys are bytes in files of Python 2, text in files rewritten by Python 3.

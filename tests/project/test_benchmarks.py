@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from benchmarks import accuracy, gpu_check, sizes, step, table
-from examples.train_teacher import load_split
+from examples.train_teacher import FASHION_MNIST, load_split
 from gdfq.models.resnet import resnet20
 from gdfq.recipes import load_recipe
 from gdfq.training import GDFQTrainer, Parts, Start
@@ -156,7 +156,7 @@ def test_real_images_take_the_place_of_the_generator_s(tmp_path):
     recording = accuracy.Recording({}, {}, steps, torch.empty(0))
     teacher = torch.nn.Flatten()
     accuracy.take_real_images(recording, teacher, tmp_path, seed=0)
-    real, _ = load_split(tmp_path, "train")
+    real, _ = load_split(FASHION_MNIST, tmp_path, "train")
     for batch, classes, logits in recording.steps:
         assert torch.equal(batch, real[classes])
         assert batch.stride() == generated.stride()
