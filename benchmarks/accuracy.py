@@ -29,11 +29,10 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy_tables import Outcome, path_of, write
 from examples.train_teacher import FASHION_MNIST, load_split
-from gdfq.data import top1
+from gdfq.data import open_batches, top1
 from gdfq.errors import NonFiniteLossError
 from gdfq.recipes import Recipe
 from gdfq.recipes.networks import build_generator, build_student, build_teacher
-from gdfq.runs.measure import open_batches
 from gdfq.sources import LoadedTeacher
 from gdfq.sweeps.criterion import compare
 from gdfq.sweeps.plan import Run, read_plan

@@ -42,8 +42,7 @@ from benchmarks.table import where
 from gdfq.environment import environment
 from gdfq.export import export_onnx, packed, runtimes
 from gdfq.export.parity import compare
-from gdfq.export.source import open_images
-from gdfq.runs.folder import load_run
+from gdfq.runs.run import Run
 
 BITS = {"W4A4": (4, 4), "W3A3": (3, 3), "W2A4": (2, 4)}
 # A short run: what is compared is a student with its file, not the method's accuracy.
@@ -64,21 +63,20 @@ def make_run(folder: Path, weight_bits: int, act_bits: int) -> Path:
     return out
 
 
-def measure(run: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    recipe, teacher, student = load_run(run)
-    images = open_images(run, recipe)
+def measure(folder_of_run: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    run = Run(folder_of_run)
+    images = run.check_images()
     files = {"float": folder / "float.onnx"}
-    export_float(teacher.network, images, files["float"])
-    steps = json.loads((run / "result.json").read_text())["steps"]
-    result: dict[str, Any] = {"date": date.today().isoformat(), "steps": steps}
-    result["bytes"] = {"student.safetensors": (run / "student.safetensors").stat().st_size}
+    export_float(run.teacher, images, files["float"])
+    result: dict[str, Any] = {"date": date.today().isoformat(), "steps": run.result.steps}
+    result["bytes"] = {"student.safetensors": (run.folder / "student.safetensors").stat().st_size}
     for name, options in FILES.items():
         files[name] = folder / f"{name}.onnx"
-        export_onnx(student, files[name], images.example, input_range=images.range, **options)
-        parities = compare(student, files[name], open_images(run, recipe).batches)
+        export_onnx(run.student, files[name], images.example, input_range=images.range, **options)
+        parities = compare(run.student, files[name], run.check_images().batches)
         result[name] = {p.runtime: asdict(p) for p in parities}
-        print(run.name, name, result[name], flush=True)
-    packed.save(student, folder / "packed", recipe)
+        print(run.folder.name, name, result[name], flush=True)
+    packed.save(run.student, folder / "packed", run.recipe)
     written = {name: path.stat().st_size for name, path in files.items()}
     result["bytes"] |= written | {"packed": (folder / "packed").stat().st_size}
     for runtime in runtimes.NAMES:

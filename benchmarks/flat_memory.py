@@ -33,9 +33,9 @@ def resident() -> float:
 class Memory(PlainProgress):
     """Prints resident memory now and then."""
 
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Take the time, and print the memory every few steps."""
-        super().step(trainer, losses)
+        super().on_step(trainer, losses)
         if trainer.steps_done % EVERY == 0:
             print(f"step {trainer.steps_done}: {resident():.1f} MB", flush=True)
 

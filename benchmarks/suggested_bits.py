@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from gdfq.bit_widths.allocation import allocate
 from gdfq.bit_widths.sensitivity import divergence
 from gdfq.bit_widths.suggest import suggest_bits
-from gdfq.data import top1
+from gdfq.data import open_batches, top1
 from gdfq.functional import fake_quantize_minmax
 from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_teacher
-from gdfq.runs.measure import open_batches
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = "fashion-mnist-resnet20"

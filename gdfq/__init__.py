@@ -23,7 +23,8 @@ from gdfq.training import GDFQTrainer
 if TYPE_CHECKING:
     from gdfq.api import open_run, quantize, resume
     from gdfq.export.packed import load, save
-    from gdfq.result import QuantizationResult
+    from gdfq.runs.run import Run
+    from gdfq.runs.run import Run as QuantizationResult
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "NonFiniteLossError",
     "QuantizationResult",
+    "Run",
     "backend",
     "distributed",
     "functional",
@@ -49,19 +51,21 @@ __all__ = [
 
 # Imported when first used: nothing that trains needs these.
 _LATER = {
-    "QuantizationResult": "gdfq.result",
-    "load": "gdfq.export.packed",
-    "open_run": "gdfq.api",
-    "quantize": "gdfq.api",
-    "resume": "gdfq.api",
-    "save": "gdfq.export.packed",
+    "QuantizationResult": "gdfq.runs.run.Run",
+    "Run": "gdfq.runs.run.Run",
+    "load": "gdfq.export.packed.load",
+    "open_run": "gdfq.api.open_run",
+    "quantize": "gdfq.api.quantize",
+    "resume": "gdfq.api.resume",
+    "save": "gdfq.export.packed.save",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'gdfq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LATER[name]), name)
+    module, _, attribute = _LATER[name].rpartition(".")
+    value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value
     return value
 

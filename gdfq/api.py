@@ -1,4 +1,4 @@
-"""A network in, a quantized one out: what the command line does, as three functions."""
+"""Quantize a network, resume a run, open a run: the command line as three functions."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.recipes import Recipe, load_recipe, recipe_for_model
 from gdfq.recipes.own import QUICK
-from gdfq.report.run import close
-from gdfq.result import QuantizationResult
 from gdfq.runs import session
+from gdfq.runs.accuracy import Evaluate
 from gdfq.runs.console import Output, make_console
-from gdfq.runs.folder import STUDENT_FILE
+from gdfq.runs.folder import STUDENT
 from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.measure import Evaluate, Result
 from gdfq.runs.notebook import NotebookProgress, in_notebook
+from gdfq.runs.options import Options
 from gdfq.runs.progress import SilentProgress, console_progress
-from gdfq.runs.session import Options, Progress, device_of
-from gdfq.runs.state import RunState
+from gdfq.runs.run import Run
 from gdfq.sources import InMemory
 from gdfq.training.checkpoint import checkpoints
+from gdfq.training.progress import Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,11 +62,11 @@ def quantize(
     workers: int | None = None,
     tensorboard: bool = False,
     **options: Unpack[RecipeOptions],
-) -> QuantizationResult:
+) -> Run:
     """Quantize a trained network without its training data.
 
-    It is what ``gdfq quantize`` does, and leaves the same run folder: a generator learns images
-    from the network's batch norms and classes, and a quantized copy is fine-tuned on them.
+    As ``gdfq quantize`` does, and with the same run folder: a generator learns images from the
+    network's batch norms and classes, and a quantized copy is fine-tuned on them.
 
     Args:
         model: a trained network with batch norms, which is copied and never modified (the copy is
@@ -99,7 +98,7 @@ def quantize(
             ``gdfq quantize --help``.
 
     Returns:
-        The result: ``result.student`` is the quantized network.
+        The run: ``result.student`` is the quantized network.
 
     Raises:
         InputError: an argument or option is none of the above, or does not fit the network; the
@@ -111,20 +110,19 @@ def quantize(
     network = None if model is None or isinstance(model, str) else model
     shown = make_progress(progress)
     settings = Options(
-        resolve_device(device),
+        device,
         checkpoint_every,
         tensorboard,
         workers,
-        closing=partial(_report, shown),
+        report=True,
         network=network,
         evaluate=evaluate,
     )
     folder = Path(tempfile.mkdtemp(prefix="gdfq-") if out is None else out)
     try:
-        _go(partial(session.quantize, found, folder, shown, settings), folder)
-        result = QuantizationResult(folder, network, settings.device, evaluate)
+        result = _run(partial(session.quantize, found, folder, shown, settings), folder)
     except BaseException:
-        if out is None and not checkpoints(folder) and not (folder / STUDENT_FILE).exists():
+        if out is None and not checkpoints(folder) and not (folder / STUDENT).exists():
             rmtree(folder, ignore_errors=True)
         raise
     if out is None:
@@ -143,8 +141,8 @@ def resume(
     progress: Show = "auto",
     checkpoint_every: float = 60.0,
     workers: int | None = None,
-) -> QuantizationResult:
-    """Go on with an interrupted run, to the result that it would have had.
+) -> Run:
+    """Resume an interrupted run, to the result that it would have had.
 
     Args:
         folder: the run's, of :func:`quantize` or of ``gdfq quantize``.
@@ -160,22 +158,18 @@ def resume(
     folder = Path(folder)
     shown = make_progress(progress)
     settings = Options(
-        resolve_device(device_of(folder) if device == "auto" else device),
+        device,
         checkpoint_every,
-        (folder / "tensorboard").is_dir(),
-        workers,
-        closing=partial(_report, shown),
+        workers=workers,
+        report=True,
         network=model,
         evaluate=evaluate,
     )
-    _go(partial(session.resume, folder, shown, settings), folder)
-    return QuantizationResult(folder, model, settings.device, evaluate)
+    return _loaded(_run(partial(session.resume, folder, shown, settings), folder))
 
 
-def open_run(
-    folder: str | Path, model: nn.Module | None = None, *, device: str = "cpu"
-) -> QuantizationResult:
-    """The result in a run's folder, finished or interrupted after fine-tuning began.
+def open_run(folder: str | Path, model: nn.Module | None = None, *, device: str = "cpu") -> Run:
+    """Open the run in a folder, finished or interrupted after fine-tuning began.
 
     Args:
         folder: the run's, of :func:`quantize` or of ``gdfq quantize``.
@@ -185,7 +179,13 @@ def open_run(
     Raises:
         InputError: the folder holds no run, or no student yet, or ``model`` is not its network.
     """
-    return QuantizationResult(Path(folder), model, resolve_device(device))
+    return _loaded(Run(folder, model, resolve_device(device)))
+
+
+def _loaded(run: Run) -> Run:
+    """Return ``run`` with its networks loaded: their errors are the caller's, here and now."""
+    run.student  # noqa: B018
+    return run
 
 
 def _recipe(
@@ -196,7 +196,7 @@ def _recipe(
     factory: str | None,
     options: dict[str, Any],
 ) -> Recipe:
-    """The recipe that the arguments say together."""
+    """Return the recipe that the arguments give together."""
     base = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
     if base is not None and not isinstance(base, Recipe):
         raise InputError(f"recipe: must be a name, a path or a Recipe, got a {_kind(recipe)}")
@@ -228,7 +228,7 @@ def _kind(value: Any) -> str:
 
 
 def make_progress(show: Show) -> Progress:
-    """What shows a run where this process shows things."""
+    """Return the progress display that suits this process."""
     if show not in (True, False, "auto"):
         raise InputError(f"progress: must be True, False or 'auto', got {show!r}")
     if not show:
@@ -238,18 +238,13 @@ def make_progress(show: Show) -> Progress:
     return console_progress(make_console(Output(sys.stdout)))
 
 
-def _report(shown: Progress, run: RunState) -> None:
-    shown.phase("measuring the layers for the report")
-    close(run)
-
-
-def _go(run: Callable[[Interrupts], Result], folder: Path) -> None:
-    """Run to the end; where that is not reached, say what is left and how to go on."""
+def _run(run: Callable[[Interrupts], Run], folder: Path) -> Run:
+    """Call ``run``; if it does not finish, say what is left and how to resume."""
     main = threading.current_thread() is threading.main_thread()
     interrupts = Interrupts(*([signal.SIGINT] if main else []), kill=False)
     again = f"gdfq.resume({str(folder)!r}) goes on from there"
     try:
-        run(interrupts)
+        return run(interrupts)
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"{error}; the last sound student is in {folder}") from None
     except Interrupted:

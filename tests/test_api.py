@@ -17,10 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gdfq
-from gdfq.export.source import open_images
 from gdfq.recipes.options import RecipeOptions
 from gdfq.recipes.schema import fields, load_recipe
-from gdfq.runs import session
+from gdfq.runs.execution import Execution
 from gdfq.training.checkpoint import checkpoints
 from tests.cli.test_cli import gdfq_command
 from tests.helpers.tiny import tiny_teacher
@@ -331,14 +330,14 @@ def test_a_folder_that_exists(tmp_path):
 
 def interrupting(monkeypatch, after, action):
     """Does something after a step."""
-    step = session._Session.on_step
+    step = Execution.on_step
 
     def on_step(self, trainer, losses):
         step(self, trainer, losses)
         if trainer.steps_done == after:
             action()
 
-    monkeypatch.setattr(session._Session, "on_step", on_step)
+    monkeypatch.setattr(Execution, "on_step", on_step)
 
 
 def test_ctrl_c_leaves_what_is_there(monkeypatch, tmp_path):
@@ -623,7 +622,7 @@ def test_a_norm_that_is_called_twice_is_reestimated_for_both_calls():
         found = quantize(
             model.eval(), weight_bits=8, act_bits=8, student_lr=1e-6, bn_reestimate=reestimated
         )
-        images = torch.cat([x for x, _ in open_images(found.folder, found.recipe, 256).batches])
+        images = torch.cat([x for x, _ in found.check_images(256).batches])
         with torch.no_grad():
             same = found.student(images).argmax(1) == found.teacher(images).argmax(1)
         shares.append(float(same.float().mean()))
@@ -665,7 +664,7 @@ def test_a_tensor_under_two_names(tmp_path):
 
 def test_constants_when_no_recipe_is_named(monkeypatch):
     made = []
-    monkeypatch.setattr("gdfq.api._go", lambda run, folder: made.append(run.args[0]) or 1 / 0)
+    monkeypatch.setattr("gdfq.api._run", lambda run, folder: made.append(run.args[0]) or 1 / 0)
     for size in (32, 224):
         with pytest.raises(ZeroDivisionError):
             gdfq.quantize(tiny_teacher(), 4, size)

@@ -19,21 +19,20 @@ from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
 from gdfq.recipes.schema import validate
-from gdfq.runs import session
 from gdfq.sources import LoadedTeacher
-from gdfq.training import GDFQTrainer, TrainerCallback
+from gdfq.training import GDFQTrainer, TrainerCallback, progress
 from gdfq.training.memory_format import MemoryFormat, MemoryFormatError
 
 STEPS_PER_LINE = 20
 
 
-class Progress(session.Progress, Protocol):
-    """What is told while it goes on; of a run, and of the layers."""
+class Progress(progress.Progress, Protocol):
+    """Interface for progress reporting, of training and of the layers."""
 
-    def start_layers(self, count: int) -> None:
+    def on_layers(self, count: int) -> None:
         """Measuring of ``count`` layers begins."""
 
-    def layer(self, name: str) -> None:
+    def on_layer(self, name: str) -> None:
         """The layer ``name`` is measured."""
 
 
@@ -94,24 +93,24 @@ def suggest_bits(
             raise InputError(f"{name}: must be >= {least}, got {value}")
     recipe, loaded = build_teacher(recipe)
     for note in loaded.notes:
-        progress.phase(note)
+        progress.on_status(note)
     teacher = loaded.network.to(device)
     names = names_of_layers(teacher, recipe.quantization.leaf_modules)
     images = _generate(recipe, loaded, steps, batches, progress, device)
-    progress.start_layers(len(names))
+    progress.on_layers(len(names))
     zero_in_range = recipe.quantization.zero_in_range
     kernel_ranges = has_dynamic(recipe.quantization.dynamic_ranges, "weight")
     try:
         layers = measure_sensitivities(
             teacher,
             images,
-            on_layer=lambda layer: progress.layer(layer.name),
+            on_layer=lambda layer: progress.on_layer(layer.name),
             leaf_modules=recipe.quantization.leaf_modules,
             zero_in_range=zero_in_range,
             kernel_ranges=kernel_ranges,
         )
     finally:
-        progress.stop()
+        progress.on_stop()
     bits = allocate(layers, budget)
     parameters = sum(layer.parameters for layer in layers)
     sides = sorted({math.floor(budget), math.ceil(budget)})
@@ -159,20 +158,20 @@ def _generate(
 
     class _Steps(TrainerCallback):
         def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-            progress.step(trainer, losses)
+            progress.on_step(trainer, losses)
 
         def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-            progress.epoch(trainer, losses)
+            progress.on_epoch(trainer, losses)
 
         def should_stop(self) -> bool:
             return trainer.steps_done >= steps
 
-    progress.start(trainer)
+    progress.on_start(trainer)
     try:
         if steps:
             trainer.train(_Steps())
     finally:
-        progress.stop()
+        progress.on_stop()
     with torch.no_grad():
         return [trainer.make_images(*trainer.sample()) for _ in range(batches)]
 

@@ -17,12 +17,11 @@ from gdfq.cli._common import (
     resolve_device,
     student_name,
 )
-from gdfq.data import top1
+from gdfq.data import open_batches, top1
 from gdfq.memory import keep_freed_memory
-from gdfq.nn import average_weight_bits
 from gdfq.recipes.bits import bits_label
-from gdfq.runs.folder import load_run
-from gdfq.runs.measure import effective_bits, open_batches
+from gdfq.runs.accuracy import bits_of
+from gdfq.runs.run import Run
 
 
 def evaluate(
@@ -38,20 +37,18 @@ def evaluate(
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Measure a run's student and its teacher on the recipe's test images."""
-    device, world = resolve_device(device), context.obj
-    recipe, teacher, student = load_run(run)
+    opened, world = Run(run, device=resolve_device(device)), context.obj
+    student = opened.student
     given = {"data": data, "data_path": data_path}
-    recipe = recipe.with_options({k: v for k, v in given.items() if v is not None})
+    recipe = opened.recipe.with_options({k: v for k, v in given.items() if v is not None})
     keep_freed_memory()
-    batches = open_batches(recipe, teacher.preprocessing, workers, world)
+    batches = open_batches(recipe, opened.preprocessing, workers, world)
     if batches.note:
         print_error(f"warning: {batches.note}")
     table = Table("", f"top-1 on {world.total(batches.pictures):,} test images of {batches.name}")
-    table.add_row("teacher", percent(top1(teacher.network.to(device), batches, world)))
-    spec = recipe.quantization
-    effective = effective_bits(student, teacher.preprocessing)
-    student_row = student_name(
-        bits_label(average_weight_bits(student), spec.act_bits, spec.dynamic_ranges, effective)
-    )
-    table.add_row(student_row, percent(top1(student.to(device), batches, world)))
+    table.add_row("teacher", percent(top1(opened.teacher, batches, world)))
+    spec, bits = recipe.quantization, bits_of(student, opened.preprocessing)
+    effective = bits["effective_weight_bits"], bits["effective_act_bits"]
+    label = bits_label(bits["average_weight_bits"], spec.act_bits, spec.dynamic_ranges, effective)
+    table.add_row(student_name(label), percent(top1(student, batches, world)))
     print_table(table)

@@ -13,7 +13,8 @@ from gdfq.errors import InputError
 from gdfq.export.files import FORMATS, Exported, export_file, options_for
 from gdfq.export.form import Form
 from gdfq.export.onnx_file import data_path
-from gdfq.export.source import open_images, open_student
+from gdfq.export.source import open_images, open_packed
+from gdfq.runs.run import Run
 
 
 def export(
@@ -59,8 +60,12 @@ def export(
     for taken in (path, data_path(path)):
         if taken.exists():
             raise InputError(f"out: {taken} exists; nothing is overwritten")
-    recipe, student = open_student(run)
-    test = open_images(run, recipe, images)
+    if run.is_dir():
+        opened = Run(run)
+        recipe, student, test = opened.recipe, opened.student, opened.check_images(images)
+    else:
+        recipe, student = open_packed(run)
+        test = open_images(recipe, run, images)
     written = export_file(student, path, options, test, recipe, keep_unfaithful)
     tell(f"{path}: {written.size:,} bytes")
     if written.form is not None:

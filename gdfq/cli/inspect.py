@@ -11,15 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from gdfq.cli._common import console, natural_width, print_table, tell
-from gdfq.export.inspection import Row
-from gdfq.export.inspection import inspect as inspect_path
+from gdfq.export.inspection import Row, inspect_file
+from gdfq.runs.run import Run
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="run folder, packed safetensors file, or ONNX file")],
 ) -> None:
     """Print a student's layers with bits, ranges and sizes."""
-    inspection = inspect_path(file)
+    inspection = Run(file).inspect() if file.is_dir() else inspect_file(file)
     facts = Table(show_header=False)
     for key, value in inspection.facts.items():
         facts.add_row(key, value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +19,6 @@ from gdfq.cli._common import (
     percent,
     print_error,
     print_table,
-    resolve_device,
     student_name,
     tell,
 )
@@ -29,13 +27,12 @@ from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.memory import keep_freed_memory
 from gdfq.recipes import Recipe, load_recipe, recipe_for_model
 from gdfq.recipes.bits import bits_label, parse_bits
-from gdfq.report.run import PAGE, close
 from gdfq.runs import session
+from gdfq.runs.folder import IMAGES, PAGE, STUDENT
 from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.measure import Result
+from gdfq.runs.options import Options
 from gdfq.runs.progress import console_progress
-from gdfq.runs.session import Options, Progress, device_of
-from gdfq.runs.state import RunState
+from gdfq.runs.run import Run
 
 
 def quantize(
@@ -76,34 +73,22 @@ def quantize(
     interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
     keep_freed_memory()
 
-    def make_options(device: str, tensorboard: bool) -> Options:
-        return Options(
-            resolve_device(device),
-            checkpoint_every,
-            tensorboard,
-            workers,
-            world,
-            partial(_write_report, progress) if report else None,
-        )
-
+    run_options = Options(device, checkpoint_every, tensorboard, workers, world, report)
     if resume is not None:
         _refuse_others({"recipe": recipe, "out": out, "bits": bits, **given})
         folder = resume
-        device = device_of(folder) if device == "auto" else device
-        tensorboard = tensorboard or (folder / "tensorboard").is_dir()
-        settings = make_options(device, tensorboard)
-        run = partial(session.resume, folder, progress, settings, interrupts)
     else:
         resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
         resolved = resolved.with_options({**given, "bits": parse_bits(bits or [])})
         if recipe is None:
-            progress.phase(resolved.description)
+            progress.on_status(resolved.description)
         folder = out or _default_folder(resolved)
-        settings = make_options(device, tensorboard)
-        run = partial(session.quantize, resolved, folder, progress, settings, interrupts)
     again = f"gdfq quantize --resume {shlex.quote(str(folder))}"
     try:
-        result = run()
+        if resume is not None:
+            run = session.resume(folder, progress, run_options, interrupts)
+        else:
+            run = session.quantize(resolved, folder, progress, run_options, interrupts)
     except NonFiniteLossError as error:
         print_error(f"gdfq: {error}")
         print_error(f"The last sound student is in {folder}")
@@ -117,12 +102,7 @@ def quantize(
             f"when that is mended: {again}"
         )
         raise typer.Exit(EXIT_FAILED) from None
-    _print_result(result, folder)
-
-
-def _write_report(progress: Progress, run: RunState) -> None:
-    progress.phase("measuring the layers for the report")
-    close(run)
+    _print_result(run)
 
 
 def _refuse_others(options: dict[str, Any]) -> None:
@@ -147,10 +127,13 @@ def _default_folder(recipe: Recipe) -> Path:
 takes_recipe_fields(quantize)
 
 
-def _print_result(result: Result, folder: Path) -> None:
+def _print_result(run: Run) -> None:
+    result, folder = run.result, run.folder
     effective = result.effective_weight_bits, result.effective_act_bits
     student = student_name(
-        bits_label(result.average_weight_bits, result.act_bits, result.dynamic_ranges, effective)
+        bits_label(
+            result.average_weight_bits or 0, result.act_bits, result.dynamic_ranges, effective
+        )
     )
     table = Table(
         "",
@@ -165,7 +148,7 @@ def _print_result(result: Result, folder: Path) -> None:
     table.add_row(f"{student}, after fine-tuning", percent(result.after))
     print_table(table)
     tell(
-        f"{result.steps} steps in {result.training_seconds:.0f} s. Student: "
-        f"{folder / 'student.safetensors'}  Generated images: {folder / 'images.png'}"
+        f"{result.steps} steps in {result.training_seconds or 0:.0f} s. Student: "
+        f"{folder / STUDENT}  Generated images: {folder / IMAGES}"
         + (f"  Report: {folder / PAGE}" if (folder / PAGE).is_file() else "")
     )

@@ -10,7 +10,9 @@ import typer
 from gdfq.cli._common import DEVICE, print_error, resolve_device, tell
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
-from gdfq.report.run import PAGE, write_report
+from gdfq.runs.folder import PAGE
+from gdfq.runs.report import write_report
+from gdfq.runs.run import Run
 
 
 def report(
@@ -37,12 +39,10 @@ def report(
             raise InputError(f"run: there is no folder {path}")
     target = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
     keep_freed_memory()
-    write_report(
-        runs,
-        target,
-        phase=tell,
-        warning=lambda text: print_error(f"warning: {text}"),
-        device=resolve_device(device),
-        again=again,
-    )
+    opened = [Run(path, device=resolve_device(device), on_warning=_warn) for path in runs]
+    write_report(opened, target, tell, _warn, again)
     tell(f"{target}: {target.stat().st_size:,} bytes")
+
+
+def _warn(text: str) -> None:
+    print_error(f"warning: {text}")

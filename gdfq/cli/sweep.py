@@ -23,13 +23,13 @@ from gdfq.cli._common import (
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.runs.interrupts import Interrupted
+from gdfq.runs.options import Options
 from gdfq.runs.progress import console_progress
-from gdfq.runs.session import Options
 from gdfq.sweeps.cluster import over_ray
 from gdfq.sweeps.contents import Sweep
 from gdfq.sweeps.page import difference, plus_minus, thousandths, two, won
 from gdfq.sweeps.plan import read_plan
-from gdfq.sweeps.running import Settings, check_folders, check_networks, one_after_another
+from gdfq.sweeps.running import check_folders, check_networks, one_after_another
 from gdfq.sweeps.sweep import PAGE, run_sweep
 
 
@@ -76,16 +76,16 @@ def sweep(
         raise InputError("gpus_per_run: is for --ray, which was not given")
     plan = read_plan(file)
     folder = out or Path("sweeps") / file.stem
-    settings = Settings(device, checkpoint_every, workers, report)
+    # Over Ray, the device is another machine's; "auto" is there what that one has.
     own_device = resolve_device("auto" if ray else device)
-    Options(own_device, checkpoint_every)  # checks it
+    options = Options(device, checkpoint_every, workers=workers, report=report)
     check_folders(plan, folder)
     check_networks(plan, None if ray else own_device)
     keep_freed_memory()
     if ray:
-        train = over_ray(settings, gpus_per_run, cpus_per_run, _stopping, tell)
+        train = over_ray(options, gpus_per_run, cpus_per_run, _stopping, tell)
     else:
-        train = one_after_another(settings, lambda: console_progress(console), _notice)
+        train = one_after_another(options, lambda: console_progress(console), _notice)
     try:
         found = run_sweep(plan, folder, train, own_device, tell, _warn, ray)
     except Interrupted as error:

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from gdfq.data.sets import LabelledPictures
+from gdfq.data.sets import LabelledPictures, open_test_set
 from gdfq.distributed import World
 from gdfq.errors import InputError
+from gdfq.recipes import Recipe
 from gdfq.sources import Preprocessing
 
 FILTERS = {
@@ -195,3 +196,22 @@ def top1(
 def accuracy(counts: Tensor) -> float:
     """Return the top-1 accuracy in percent from counts of :func:`confusion`."""
     return 100.0 * int(counts.trace()) / int(counts.sum())
+
+
+def open_batches(
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    workers: int | None = None,
+    world: World | None = None,
+) -> Batches:
+    """Open the test images that the recipe names, this process's share of them.
+
+    Raises:
+        InputError: it names none, or they cannot be opened; the message has the path.
+    """
+    spec = recipe.teacher
+    if spec.data == "none":
+        raise InputError("data: the recipe names no data set to measure on")
+    world = world or World()
+    test_set = open_test_set(spec.data, spec.data_path, preprocessing.num_classes)
+    return Batches(test_set, preprocessing, workers=workers, rank=world.rank, ranks=world.size)

@@ -1,4 +1,4 @@
-"""What is in a run folder, a packed file or an ONNX file: layers, bits, ranges, sizes."""
+"""The layers, bits, ranges and sizes of a student, a packed file or an ONNX file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from gdfq.export.onnx_file import METADATA_KEY, require
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.weight import dequantize
 from gdfq.ops.pack_codes import unpack_codes
-from gdfq.runs.folder import load_run
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,13 @@ class Inspection:
     rows: list[Row] = field(default_factory=list)
 
 
-def inspect(path: str | Path) -> Inspection:
-    """What is in ``path``: a run folder, a packed safetensors file or an ONNX file.
+def inspect_file(path: str | Path) -> Inspection:
+    """Return what is in ``path``, a packed safetensors file or an ONNX file.
 
     Raises:
         InputError: it is none of these (a pt2 file is none either), or damaged.
     """
     path = Path(path)
-    if path.is_dir():
-        return _inspect_run(path)
     if not path.is_file():
         raise InputError(f"file: there is no file or folder {path}")
     if path.suffix == ".pt2":
@@ -66,34 +63,20 @@ def inspect(path: str | Path) -> Inspection:
     return _inspect_packed(path)
 
 
-def _inspect_run(path: Path) -> Inspection:
-    recipe, _, student = load_run(path)
-    result = path / "result.json"
-    facts = {"run": recipe.name, "seed": str(recipe.training.seed)}
-    if result.is_file():
-        facts |= _accuracy(json.loads(result.read_text(encoding="utf-8")))
-    for file in sorted(path.iterdir()):
-        if file.is_file():
-            facts[file.name] = _bytes(file.stat().st_size)
+def inspect_student(student: QuantizedModel, facts: dict[str, str]) -> Inspection:
+    """Return the layers of a student in memory, and its size after ``facts``."""
     rows = [row for name, module in student.named_modules() for row in _module_rows(name, module)]
     rows += [
         _weight_row(name, "call", quantizer.weight_bits, *quantizer.codes_of(weight))
         for name, (quantizer, weight) in packed.weights_of_calls(student).items()
     ]
-    facts["packed, its tensors"] = _bytes(_packed_size(student, rows))
+    facts["packed, its tensors"] = in_bytes(_packed_size(student, rows))
     facts["a weight with its scales"] = _effective_bits(rows)
     return Inspection(facts, rows)
 
 
-def _accuracy(result: dict[str, Any]) -> dict[str, str]:
-    return {
-        f"top-1 {key}": f"{result[key]:.2f}%"
-        for key in ("teacher", "before", "after")
-        if result.get(key) is not None
-    }
-
-
-def _bytes(size: int) -> str:
+def in_bytes(size: int) -> str:
+    """Return a size in words."""
     return f"{size:,} bytes"
 
 
@@ -150,7 +133,7 @@ def _inspect_packed(path: Path) -> Inspection:
     recipe = header.parsed_recipe()
     facts = {
         "packed student": "of no recipe" if recipe is None else f"of recipe {recipe.name}",
-        "size": _bytes(path.stat().st_size),
+        "size": in_bytes(path.stat().st_size),
         "of it, weights": "",
     }
     rows = []
@@ -171,7 +154,7 @@ def _inspect_packed(path: Path) -> Inspection:
         raise InputError(f"file: {path} is damaged: {error}") from error
     weights = sum(row.stored for row in rows)
     values = sum(torch.Size(row.shape).numel() for row in rows if row.shape)
-    facts["of it, weights"] = f"{_bytes(weights)}, {values:,} values"
+    facts["of it, weights"] = f"{in_bytes(weights)}, {values:,} values"
     facts["a weight with its scales"] = _effective_bits(rows)
     return Inspection(facts, rows)
 
@@ -190,7 +173,7 @@ def _inspect_onnx(path: Path) -> Inspection:
             f"opset {entry.version}" + (f" of {entry.domain}" if entry.domain else "")
             for entry in model.opset_import
         ),
-        "size": _bytes(path.stat().st_size),
+        "size": in_bytes(path.stat().st_size),
     }
     parts = {}
     if METADATA_KEY in metadata:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,17 +11,13 @@ import torch
 from torch import Tensor
 
 from gdfq.convert import QuantizedModel
+from gdfq.data import open_batches
 from gdfq.errors import InputError
 from gdfq.export import packed
 from gdfq.models import Generator
 from gdfq.recipes import Recipe
-from gdfq.recipes.networks import build_generator
-from gdfq.runs.folder import load_run
-from gdfq.runs.measure import open_batches
-from gdfq.runs.picture import low_pass_of
+from gdfq.recipes.images import images_in_turn
 from gdfq.sources import Preprocessing
-from gdfq.training.checkpoint import newest_sound
-from gdfq.training.parts.low_pass import make_images
 
 GENERATED = 256  # images, where there is no data set and nobody says how many
 
@@ -43,15 +40,12 @@ class Images:
         return torch.zeros(2, *self.shape, dtype=torch.float32)
 
 
-def open_student(path: Path) -> tuple[Recipe, QuantizedModel]:
-    """Recipe and student of a run folder, or of a packed file that names its recipe.
+def open_packed(path: Path) -> tuple[Recipe, QuantizedModel]:
+    """Return the recipe and the student of a packed file that names its recipe.
 
     Raises:
-        InputError: ``path`` is neither.
+        InputError: ``path`` is not such a file.
     """
-    if path.is_dir():
-        recipe, _, student = load_run(path)
-        return recipe, student
     header, _ = packed.read(path)
     found = header.parsed_recipe()
     if found is None:
@@ -62,24 +56,25 @@ def open_student(path: Path) -> tuple[Recipe, QuantizedModel]:
 
 
 def open_images(
-    path: Path,
     recipe: Recipe,
+    where: Path,
     limit: int | None = None,
     given: Iterable[tuple[Tensor, Tensor]] | None = None,
+    make_generator: Callable[[], Generator | None] = lambda: None,
 ) -> Images:
-    """Images for the student at ``path``: the recipe's data set; without one, generated ones.
+    """Return images for a student: its recipe's data set; without one, generated images.
 
     Args:
-        path: run folder or packed file.
-        recipe: of the student.
+        recipe: of a run, complete.
+        where: run folder or packed file, for messages.
         limit: how many; None is all of the data set, or 256 generated ones.
         given: batches that are used instead of both.
+        make_generator: returns the run's generator, None if there is none.
 
     Raises:
-        InputError: the data set cannot be read; or there is none, and no checkpoint of a
-            generator in the run folder either.
+        InputError: the data set cannot be read; or there is none, and no generator either.
     """
-    facts = _preprocessing(path, recipe)
+    facts = _preprocessing(where, recipe)
     ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(facts.mean, facts.std, strict=True)]
     limits = min(low for low, _ in ends), max(high for _, high in ends)
     shape = facts.channels, facts.image_size, facts.image_size
@@ -91,17 +86,16 @@ def open_images(
         count = min(limit or batches.pictures, batches.pictures)
         name = f"{count:,} test images of {batches.name}"
         return Images(_first(batches, count), name, shape, limits)
-    sound = newest_sound(path, lambda problem: None) if path.is_dir() else None
-    if sound is None:
+    generator = make_generator()
+    if generator is None:
         raise InputError(
-            f"run: the recipe of {path} names no data set, and there is no checkpoint with a "
+            f"run: the recipe of {where} names no data set, and there is no checkpoint with a "
             "generator: no images to compare on"
         )
-    generator = build_generator(recipe, facts)
-    generator.load_state_dict(sound[1]["trainer"]["generator"])
     count = limit or GENERATED
-    generated = _generated(generator, facts.num_classes, count, recipe)
-    return Images(generated, f"{count:,} generated images", shape, limits)
+    generator = copy.deepcopy(generator).cpu()
+    made = ((x, None) for x in images_in_turn(recipe, generator, facts.num_classes, count))
+    return Images(made, f"{count:,} generated images", shape, limits)
 
 
 def _preprocessing(path: Path, recipe: Recipe) -> Preprocessing:
@@ -119,17 +113,3 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tup
         count -= len(images)
         if count <= 0:
             return
-
-
-@torch.no_grad()
-def _generated(
-    generator: Generator, classes: int, count: int, recipe: Recipe
-) -> Iterator[tuple[Tensor, None]]:
-    """Images of all classes in turn, made as in training, in its batches."""
-    random = torch.Generator().manual_seed(recipe.training.seed)
-    size = recipe.training.batch_size
-    low_pass = low_pass_of(recipe, torch.device("cpu"))
-    for start in range(0, count, size):
-        z = torch.randn((size, recipe.generator.latent_dim), generator=random, dtype=torch.float32)
-        labels = torch.arange(start, start + size) % classes
-        yield make_images(generator, low_pass, z, labels)[: count - start], None

@@ -1,4 +1,4 @@
-"""Everything that a report's page shows of a run; what could not be measured is None or empty."""
+"""A run's figures and measurements, as its folder keeps them and its page shows them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,39 @@ Pixels = Annotated[np.ndarray, PlainValidator(_to_pixels), PlainSerializer(_to_t
 
 
 @dataclass
-class Accuracy:
-    """Top-1 in percent: of the teacher, and of the student before and after fine-tuning."""
+class Result:
+    """A run's figures, as ``result.json`` holds them; what is not known is None.
 
+    Attributes:
+        name, weight_bits, act_bits, seed, dynamic_ranges: the recipe's.
+        average_weight_bits: over all weights, those in float at 32 bits.
+        float_weight_share: share, 0 to 1, of the weights' elements that stay in float.
+        effective_weight_bits, effective_act_bits: with what their ranges cost.
+        steps: steps done.
+        finished: whether the run ended; ``failure`` says why it stopped with a loss that is NaN.
+        training_seconds: of training alone.
+        teacher, before, after: top-1 in percent of the teacher, and of the student before and
+            after fine-tuning.
+        evaluation: what top-1 was measured on, or why it was not.
+    """
+
+    name: str
+    weight_bits: int
+    act_bits: int
+    average_weight_bits: float | None = None
+    seed: int = 0
+    steps: int = 0
+    finished: bool = False
+    training_seconds: float | None = None
     teacher: float | None = None
     before: float | None = None
     after: float | None = None
+    evaluation: str = "not asked for"
+    failure: str | None = None
+    dynamic_ranges: str = "none"
+    effective_weight_bits: float | None = None
+    effective_act_bits: float | None = None
+    float_weight_share: float = 0.0
 
 
 @dataclass
@@ -223,51 +250,27 @@ class Measured:
 
 @dataclass
 class Contents:
-    """A run.
+    """A run as a page shows it.
 
     Attributes:
-        name: of the run, unlike that of any other run in the same report.
-        sentence: what it is, in one sentence.
-        finished: whether it came to its end; ``failure`` says why not, where that is known.
-        step: steps done.
-        seed: of the run.
-        weight_bits, act_bits: usual widths.
-        average_weight_bits: over the weights, each layer at its width.
-        dynamic_ranges: whose ranges are taken in each call, ``"none"`` if nobody's.
-        float_weight_share: of the weights' elements, those that stay in float, 0 to 1.
-        effective_weight_bits, effective_act_bits: with what their ranges cost, None where that is
-            not known.
-        training_seconds: None where it is not known.
-        evaluation: what accuracy was measured on, or why it was not.
-        accuracy: top-1.
+        name: of the run, unlike that of any other run on the same page.
+        sentence: one sentence about it.
+        result: its figures.
+        measured: what was measured on its networks.
         sizes: files, the float one first.
         curves: in the order of ``metrics.jsonl``.
         points: the student's accuracy over training.
         start, parts: what was done beside the paper's loop, a line each.
-        environment: versions and machine, in a line; empty where not known.
-        measured: what was measured on the networks.
+        environment: versions and machine, in a line; empty if not known.
     """
 
     name: str
     sentence: str
-    finished: bool
-    failure: str | None
-    step: int
-    seed: int
-    weight_bits: int
-    act_bits: int
-    average_weight_bits: float | None
-    training_seconds: float | None
-    evaluation: str
-    accuracy: Accuracy
+    result: Result
+    measured: Measured
     sizes: list[FileSize]
     curves: list[Curve]
     points: list[AccuracyPoint]
     environment: str
-    measured: Measured
-    dynamic_ranges: str = "none"
-    float_weight_share: float = 0.0
-    effective_weight_bits: float | None = None
-    effective_act_bits: float | None = None
     start: str = ""
     parts: str = ""

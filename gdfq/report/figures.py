@@ -80,11 +80,11 @@ def _accuracy_lines(runs: Sequence[Contents]) -> list[Line]:
         if run.points
     ]
     steps = [step for line in lines for step in line.x]
-    teachers = {run.accuracy.teacher for run in runs if run.accuracy.teacher is not None}
+    teachers = {run.result.teacher for run in runs if run.result.teacher is not None}
     if len(teachers) == 1:
         lines.append(Line("teacher", steps[:1], [teachers.pop()], len(runs), flat=True))
-    if len(runs) == 1 and runs[0].accuracy.before is not None:
-        lines.append(Line("before fine-tuning", steps[:1], [runs[0].accuracy.before], 2, flat=True))
+    if len(runs) == 1 and runs[0].result.before is not None:
+        lines.append(Line("before fine-tuning", steps[:1], [runs[0].result.before], 2, flat=True))
     return lines
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.report.contents import ClassImages, NormStatistics
-from gdfq.runs.picture import to_pixels
 from gdfq.sources import Preprocessing
 
 # Images of a class in a report; fewer of large ones, which are reduced too.
@@ -20,6 +19,22 @@ SHOWN_SMALL, SHOWN_LARGE = 10, 4
 SMALL, LARGEST = 64, 112
 NORMS, CHANNELS = 2, 64
 PASS = 64
+
+
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Return normalized images ``(N, C, H, W)`` as ``(N, H, W, 3)`` uint8.
+
+    C is 1 or 3; other channel counts show the first channel. ``mean`` and ``std`` are per channel
+    the normalization to undo; values outside [0, 1] are clipped.
+    """
+    shift, scale = (
+        torch.tensor(v, device=images.device, dtype=torch.float32).view(1, -1, 1, 1)
+        for v in (list(mean), list(std))
+    )
+    values = (images.float() * scale + shift).clamp(0, 1) * 255
+    if values.shape[1] != 3:
+        values = values[:, :1].expand(-1, 3, -1, -1)
+    return values.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def images_by_class(made: Tensor, names: Sequence[str], images: Preprocessing) -> list[ClassImages]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gdfq.errors import InputError
-from gdfq.report.contents import ClassImages, Contents, png
+from gdfq.report.contents import ClassImages, Contents, Result, png
 from gdfq.report.figures import layer_figures, norm_figure, training_figures
 from gdfq.report.html import fill
 from gdfq.report.tables import (
@@ -102,20 +102,14 @@ def _warnings(runs: Sequence[Contents]) -> list[tuple[str, str]]:
     found = []
     for run in runs:
         name = run.name if len(runs) > 1 else ""
-        if run.failure:
-            found.append((name, f"This run failed at step {run.step:,}: {run.failure}"))
-        elif not run.finished:
-            found.append(
-                (name, f"This run has not finished: the student is that of step {run.step:,}.")
-            )
-        if run.measured.step != run.step:
-            found.append(
-                (
-                    name,
-                    f"What is told of layers and images was measured at step "
-                    f"{run.measured.step:,}; the run is at step {run.step:,}.",
-                )
-            )
+        result, step = run.result, f"{run.result.steps:,}"
+        if result.failure:
+            found.append((name, f"This run failed at step {step}: {result.failure}"))
+        elif not result.finished:
+            found.append((name, f"This run has not finished: the student is that of step {step}."))
+        if run.measured.step != result.steps:
+            earlier = f"Layers and images were measured at step {run.measured.step:,}"
+            found.append((name, f"{earlier}; the run is at step {step}."))
         found += [(name, note) for note in run.measured.notes]
     return found
 
@@ -124,9 +118,9 @@ def _result(runs: Sequence[Contents]) -> dict[str, Any]:
     measured = any(
         value is not None
         for run in runs
-        for value in (run.accuracy.teacher, run.accuracy.before, run.accuracy.after)
+        for value in (run.result.teacher, run.result.before, run.result.after)
     )
-    evaluations = {run.evaluation for run in runs}
+    evaluations = {run.result.evaluation for run in runs}
     if not measured:
         reasons = "; ".join(sorted(evaluations))
         caption = f"Accuracy was not measured: {reasons}."
@@ -140,9 +134,9 @@ def _result(runs: Sequence[Contents]) -> dict[str, Any]:
 
 
 def _summary(run: Contents) -> str:
-    top1, parts = run.accuracy, []
+    top1, parts = run.result, []
     if top1.after is not None:
-        text = f"The student answers {percent(top1.after)} of {run.evaluation} correctly"
+        text = f"The student answers {percent(top1.after)} of {top1.evaluation} correctly"
         if top1.teacher is not None:
             lost = top1.teacher - top1.after
             word = "fewer" if lost >= 0 else "more"
@@ -268,35 +262,40 @@ def _confusion(runs: Sequence[Contents], named: Sequence[_Run]) -> list[dict[str
 
 
 def _facts(run: Contents) -> list[tuple[str, str]]:
+    result = run.result
     facts = [
-        ("Steps", f"{run.step:,}" + ("" if run.finished else ", not finished")),
-        ("Bits", f"weights {run.weight_bits}, activations {run.act_bits}"),
-        ("Weights on average", f"{fixed_bits(run.average_weight_bits)} bits"),
-        ("Weights in float", f"{100 * run.float_weight_share:.2f}%" * (run.float_weight_share > 0)),
-        ("With their scales", _effective(run)),
-        ("Ranges", _dynamic(run)),
+        ("Steps", f"{result.steps:,}" + ("" if result.finished else ", not finished")),
+        ("Bits", f"weights {result.weight_bits}, activations {result.act_bits}"),
+        ("Weights on average", f"{fixed_bits(result.average_weight_bits)} bits"),
+        ("Weights in float", _in_float(result)),
+        ("With their scales", _effective(result)),
+        ("Ranges", _dynamic(result)),
         ("Start", run.start),
         ("Parts", run.parts),
-        ("Seed", str(run.seed)),
-        ("Training took", duration(run.training_seconds)),
-        ("Measured on", run.evaluation),
+        ("Seed", str(result.seed)),
+        ("Training took", duration(result.training_seconds)),
+        ("Measured on", result.evaluation),
         ("Environment", run.environment),
     ]
     return [(name, text) for name, text in facts if text and MISSING not in text]
 
 
-def _effective(run: Contents) -> str:
+def _in_float(result: Result) -> str:
+    return f"{100 * result.float_weight_share:.2f}%" if result.float_weight_share else ""
+
+
+def _effective(result: Result) -> str:
     """Bits of weights and activations with what their ranges cost; empty where not known."""
     known = (
-        ("weights", run.effective_weight_bits),
-        ("activations", run.effective_act_bits),
+        ("weights", result.effective_weight_bits),
+        ("activations", result.effective_act_bits),
     )
     parts = [f"{what} {fixed_bits(bits)}" for what, bits in known if bits is not None]
     return f"{', '.join(parts)} bits" if parts else ""
 
 
-def _dynamic(run: Contents) -> str:
+def _dynamic(result: Result) -> str:
     whose = {"act": "of activations", "weight": "of weights", "both": "of weights and activations"}
-    if run.dynamic_ranges == "none":
+    if result.dynamic_ranges == "none":
         return ""
-    return f"dynamic, {whose[run.dynamic_ranges]}: no integer runtime can compute with them"
+    return f"dynamic, {whose[result.dynamic_ranges]}: no integer runtime can compute with them"

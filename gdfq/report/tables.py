@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gdfq.report.contents import ClassImages, Confusion, Contents, LayerRow, NormStatistics
+from gdfq.report.contents import ClassImages, Confusion, Contents, LayerRow, NormStatistics, Result
 from gdfq.report.figures import deviations
 from gdfq.report.text import MISSING, compact, fixed, percent, size
 
@@ -50,17 +50,17 @@ def file_bytes(run: Contents, name: str) -> int | None:
 
 def result_rows(run: Contents) -> list[dict[str, Any]]:
     """Teacher, student before fine-tuning and student, of one run."""
-    top1 = run.accuracy
+    result = run.result
     whole, packed = file_bytes(run, "float"), file_bytes(run, "packed safetensors")
-    weights = fixed_bits(run.average_weight_bits or run.weight_bits)
-    weights += _with_scales(run, run.effective_weight_bits)
-    acts = str(run.act_bits) + _with_scales(run, run.effective_act_bits)
+    weights = fixed_bits(result.average_weight_bits or result.weight_bits)
+    weights += _with_scales(result, result.effective_weight_bits)
+    acts = str(result.act_bits) + _with_scales(result, result.effective_act_bits)
     smaller = ratio(whole, packed)
     before, after = "Student before fine-tuning", "Student after fine-tuning"
     rows = [
-        ("Teacher", top1.teacher, MISSING, "32", "32", size(whole), MISSING),
-        (before, top1.before, _lost(run, top1.before), weights, acts, MISSING, MISSING),
-        (after, top1.after, _lost(run, top1.after), weights, acts, size(packed), smaller),
+        ("Teacher", result.teacher, MISSING, "32", "32", size(whole), MISSING),
+        (before, result.before, _lost(result, result.before), weights, acts, MISSING, MISSING),
+        (after, result.after, _lost(result, result.after), weights, acts, size(packed), smaller),
     ]  # fmt: skip
     return [
         {"name": name, "cells": [percent(value), *rest], "main": name == after}
@@ -72,32 +72,34 @@ def comparison_rows(runs: Sequence[Contents]) -> list[dict[str, Any]]:
     """One row per run."""
     rows = []
     for i, run in enumerate(runs):
+        result = run.result
         whole, packed = file_bytes(run, "float"), file_bytes(run, "packed safetensors")
         cells = [
-            percent(run.accuracy.teacher),
-            percent(run.accuracy.before),
-            percent(run.accuracy.after),
-            _lost(run, run.accuracy.after),
-            f"W{run.weight_bits}A{run.act_bits}{_mark(run)}",
-            fixed_bits(run.average_weight_bits) + _with_scales(run, run.effective_weight_bits),
+            percent(result.teacher),
+            percent(result.before),
+            percent(result.after),
+            _lost(result, result.after),
+            f"W{result.weight_bits}A{result.act_bits}{_mark(result)}",
+            fixed_bits(result.average_weight_bits)
+            + _with_scales(result, result.effective_weight_bits),
             size(whole),
             size(packed),
             ratio(whole, packed),
-            f"{run.step:,}",
-            str(run.seed),
+            f"{result.steps:,}",
+            str(result.seed),
         ]
         rows.append({"name": run.name, "series": i, "cells": cells})
     return rows
 
 
-def _with_scales(run: Contents, bits: float | None) -> str:
+def _with_scales(result: Result, bits: float | None) -> str:
     """What stands beside a width: the bits with what dynamic ranges cost."""
-    known = run.dynamic_ranges != "none" and bits is not None
+    known = result.dynamic_ranges != "none" and bits is not None
     return f" ({fixed_bits(bits)} with scales)" if known else ""
 
 
-def _mark(run: Contents) -> str:
-    return "" if run.dynamic_ranges == "none" else " dynamic, not for integers"
+def _mark(result: Result) -> str:
+    return "" if result.dynamic_ranges == "none" else " dynamic, not for integers"
 
 
 def file_rows(run: Contents) -> list[tuple[str, list[str]]]:
@@ -124,10 +126,10 @@ def ratio(whole: int | None, part: int | None) -> str:
     return fixed(whole / part, 1) if whole and part else MISSING
 
 
-def _lost(run: Contents, value: float | None) -> str:
-    if value is None or run.accuracy.teacher is None:
+def _lost(result: Result, value: float | None) -> str:
+    if value is None or result.teacher is None:
         return MISSING
-    return fixed(run.accuracy.teacher - value, 2)
+    return fixed(result.teacher - value, 2)
 
 
 # ---- layers ----

@@ -1,25 +1,35 @@
-"""A run's folder: made, written to, and loaded from."""
+"""A run's folder: its files' names, and how they are written.
+
+``recipe.toml`` comes first, so that a run that was killed can be resumed, and is locked while the
+run is going on. What each file holds and who reads it: :class:`gdfq.runs.run.Run`.
+"""
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.files import is_partial, partial, remove, write_file
-from gdfq.nn import QAct
-from gdfq.recipes import Recipe, load_recipe
-from gdfq.recipes.networks import TEACHER_FILE, build_student, build_teacher
-from gdfq.sources import LoadedTeacher
+from gdfq.recipes import Recipe
+from gdfq.recipes.networks import TEACHER_FILE
 from gdfq.training.memory_format import TORCH_FORMATS
 
-STUDENT_FILE = "student.safetensors"
+RECIPE = "recipe.toml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+STUDENT = "student.safetensors"
+IMAGES = "images.png"
+RESULT = "result.json"
+MEASURED = "report.json"
+PAGE = "report.html"
+TENSORBOARD = "tensorboard"
 
 
 def create_folder(folder: Path) -> None:
@@ -37,7 +47,7 @@ def create_folder(folder: Path) -> None:
 
 
 def use_format(recipe: Recipe, *networks: nn.Module) -> None:
-    """Bring networks into the memory format of a finished recipe, on which rounding depends."""
+    """Bring networks into the memory format of a run's recipe, on which rounding depends."""
     name = recipe.training.memory_format
     for network in networks:
         network.to(memory_format=TORCH_FORMATS["channels_last" if name == "auto" else name])
@@ -56,52 +66,31 @@ def save_teacher(teacher: nn.Module, folder: Path) -> None:
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state; what it has under several names, several times."""
+    """Return the network's state; a tensor with several names is in it several times."""
     return {
         name: value.clone(memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()
     }
 
 
-def read_run(
-    folder: Path, network: nn.Module | None = None
-) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
-    """Recipe and teacher of a run folder, and the student as it was before the run.
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; empty if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
-    Arguments and errors are those of :func:`load_run`.
-    """
-    if not (folder / "recipe.toml").is_file():
-        raise InputError(f"run: {folder} is no run folder: it has no recipe.toml")
-    recipe, teacher = build_teacher(load_recipe(str(folder / "recipe.toml")), network, folder)
-    return recipe, teacher, build_student(recipe, teacher.network)
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def shorten(error: Exception) -> str:
-    """What ``error`` says, without the end of a list of hundreds of tensors."""
+    """Return the error's message without the end of a list of hundreds of tensors."""
     return textwrap.shorten(str(error), 400, placeholder=" ...")
 
 
-def load_run(
-    folder: Path, network: nn.Module | None = None
-) -> tuple[Recipe, LoadedTeacher, QuantizedModel]:
-    """Recipe, teacher and student of a run folder.
-
-    Args:
-        folder: of the run.
-        network: the teacher, where the run was given it in Python; of any weights.
-
-    Raises:
-        InputError: ``folder`` holds no run, or none that can be loaded.
-    """
-    recipe, teacher, student = read_run(folder, network)
-    use_format(recipe, teacher.network, student)
-    try:
-        student.load_state_dict(load_file(folder / STUDENT_FILE))
-    except (OSError, SafetensorError, InputError) as error:
-        raise InputError(f"run: cannot load {folder / STUDENT_FILE}: {shorten(error)}") from error
-    if not all(m.has_range for m in student.modules() if isinstance(m, QAct)):
-        raise InputError(
-            f"run: the student in {folder} has no activation ranges: its run failed before "
-            "fine-tuning began"
-        )
-    return recipe, teacher, student
+def device_of(folder: Path) -> str:
+    """Return the device that the run in ``folder`` began on; "auto" if it is not known."""
+    return read_json(folder / ENVIRONMENT).get("device", "auto")

@@ -31,23 +31,23 @@ class NotebookProgress:
         self.shown = 0.0
         self.display: Any = None
 
-    def start(self, trainer: GDFQTrainer) -> None:
-        """Say how steps are run and show the bar."""
-        self.phase(trainer.describe())
+    def on_start(self, trainer: GDFQTrainer) -> None:
+        """Show how steps are run, and the bar."""
+        self.on_status(trainer.describe())
         self._show_bar(trainer, "", 0.0)
         self.rate.restart()
 
-    def phase(self, name: str) -> None:
-        """Name what is done between steps."""
-        self.lines.append(html.escape(name))
+    def on_status(self, text: str) -> None:
+        """Show it above the bar."""
+        self.lines.append(html.escape(text))
         self._write()
 
-    def warning(self, text: str) -> None:
-        """Say it above the bar."""
+    def on_warning(self, text: str) -> None:
+        """Show it above the bar."""
         self.lines.append(f"<b>warning:</b> {html.escape(text)}")
         self._write()
 
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Move the bar, now and then."""
         rate = self.rate.step(trainer.batch_size)
         now = time.perf_counter()
@@ -56,10 +56,10 @@ class NotebookProgress:
             self.shown = now
             self._show_bar(trainer, losses_text(losses), rate)
 
-    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """Nothing: the bar has it."""
 
-    def stop(self) -> None:
+    def on_stop(self) -> None:
         """Leave the bar where it is."""
         self._write()
 

@@ -80,8 +80,8 @@ class LiveProgress:
         self.rate = Rate()
         self.read = 0.0
 
-    def start(self, trainer: GDFQTrainer) -> None:
-        """Say how steps are run and show the bar."""
+    def on_start(self, trainer: GDFQTrainer) -> None:
+        """Show how steps are run, and the bar."""
         print_line(self.progress.console, trainer.describe(), "dim")
         steps = trainer.epochs * trainer.steps_per_epoch
         self.task = self.progress.add_task(
@@ -90,15 +90,15 @@ class LiveProgress:
         self.progress.start()
         self.rate.restart()
 
-    def phase(self, name: str) -> None:
-        """Name what is done between steps."""
-        print_line(self.progress.console, name, "dim")
+    def on_status(self, text: str) -> None:
+        """Print it above the bar."""
+        print_line(self.progress.console, text, "dim")
 
-    def warning(self, text: str) -> None:
-        """Say it above the bar."""
+    def on_warning(self, text: str) -> None:
+        """Show it above the bar."""
         _warn(self.progress.console, text)
 
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Move the bar."""
         rate = self.rate.step(trainer.batch_size)
         now = time.perf_counter()
@@ -109,19 +109,19 @@ class LiveProgress:
             self.task, advance=1, description=phase_of(trainer), rate=f"{rate:.0f} images/s"
         )
 
-    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """Nothing: the bar has it."""
 
-    def start_layers(self, count: int) -> None:
+    def on_layers(self, count: int) -> None:
         """Show the bar of what is measured layer by layer."""
         self.task = self.progress.add_task("measuring", total=count, losses="", rate="")
         self.progress.start()
 
-    def layer(self, name: str) -> None:
+    def on_layer(self, name: str) -> None:
         """Move that bar."""
         self.progress.update(self.task, advance=1, rate=name)
 
-    def stop(self) -> None:
+    def on_stop(self) -> None:
         """Leave the bar where it is."""
         self.progress.stop()
 
@@ -134,24 +134,24 @@ class PlainProgress:
         self.rate = Rate()
         self.images_per_second = 0.0
 
-    def start(self, trainer: GDFQTrainer) -> None:
-        """Say how steps are run and start the clock."""
+    def on_start(self, trainer: GDFQTrainer) -> None:
+        """Print how steps are run; start the clock."""
         print_line(self.console, trainer.describe())
         self.rate.restart()
 
-    def phase(self, name: str) -> None:
-        """Name what is done between steps."""
-        print_line(self.console, name)
+    def on_status(self, text: str) -> None:
+        """Print it."""
+        print_line(self.console, text)
 
-    def warning(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         """Print it."""
         _warn(self.console, text)
 
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Take the time."""
         self.images_per_second = self.rate.step(trainer.batch_size)
 
-    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """Print the line."""
         epoch = trainer.steps_done // trainer.steps_per_epoch
         left = (trainer.epochs - epoch) * trainer.steps_per_epoch * trainer.batch_size
@@ -161,16 +161,16 @@ class PlainProgress:
             f"{self.images_per_second:.0f} images/s  {left / self.images_per_second:.0f} s left",
         )
 
-    def start_layers(self, count: int) -> None:
+    def on_layers(self, count: int) -> None:
         """Count from here what is measured layer by layer."""
         self.layers_left = count
 
-    def layer(self, name: str) -> None:
+    def on_layer(self, name: str) -> None:
         """Print the line."""
         self.layers_left -= 1
         print_line(self.console, f"measured {name}  {self.layers_left} layers left")
 
-    def stop(self) -> None:
+    def on_stop(self) -> None:
         """Nothing to clean up."""
 
 
@@ -182,21 +182,21 @@ def console_progress(console: Console, live: bool = True) -> LiveProgress | Plai
 class SilentProgress:
     """Shows nothing; what is not as it should be is a warning of Python's."""
 
-    def start(self, trainer: GDFQTrainer) -> None:
+    def on_start(self, trainer: GDFQTrainer) -> None:
         """Nothing."""
 
-    def phase(self, name: str) -> None:
+    def on_status(self, text: str) -> None:
         """Nothing."""
 
-    def warning(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         """Warn."""
         warnings.warn(f"gdfq: {text}", stacklevel=2)
 
-    def step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
+    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Nothing."""
 
-    def epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
+    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """Nothing."""
 
-    def stop(self) -> None:
+    def on_stop(self) -> None:
         """Nothing."""

@@ -9,19 +9,20 @@ from typing import Any
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.runs.interrupts import Interrupted, Interrupts
+from gdfq.runs.options import Options
 from gdfq.runs.progress import SilentProgress
-from gdfq.sweeps.running import Job, Settings, Trainer, bring_to_its_end
+from gdfq.sweeps.running import Job, Trainer, run_job
 
 # What runs that are told to stop have for a step and a checkpoint.
 STOP_SECONDS = 120.0
 
 
 def over_ray(
-    settings: Settings,
+    options: Options,
     gpus: float | None,
     cpus: float,
     notice: Callable[[], None],
-    tell: Callable[[str], None],
+    on_status: Callable[[str], None],
 ) -> Trainer:
     """Does jobs as tasks of the Ray cluster that ``RAY_ADDRESS`` names, or of one on this machine.
 
@@ -29,11 +30,11 @@ def over_ray(
     done again by Ray, and goes on from the run's newest checkpoint.
 
     Args:
-        settings: of the runs.
-        gpus: of each run; None is 1 where the cluster has any and ``settings.device`` allows it.
+        options: of the runs.
+        gpus: of each run; None is 1 where the cluster has any and ``options.device`` allows it.
         cpus: of each run; Ray lets it have as many threads.
         notice: called when a signal has arrived and the runs are stopping.
-        tell: told what is going on.
+        on_status: called with lines about what is being done.
 
     Raises:
         InputError: Ray is not installed or does not start, or the cluster has no machine that a
@@ -52,14 +53,14 @@ def over_ray(
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus is None:
         any_gpu = any(node.get("GPU", 0) for node in nodes)
-        gpus = 1.0 if any_gpu and settings.device != "cpu" else 0.0
+        gpus = 1.0 if any_gpu and options.device != "cpu" else 0.0
     if not any(node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= cpus for node in nodes):
         most = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes)
         raise InputError(
             f"ray: no machine has the {cpus:g} CPUs and {gpus:g} GPUs that a run is to have; "
             f"there are {most}"
         )
-    tell(f"each run gets {cpus:g} CPUs and {gpus:g} GPUs of {len(nodes)} machines")
+    on_status(f"each run gets {cpus:g} CPUs and {gpus:g} GPUs of {len(nodes)} machines")
     task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus)
 
     def train(jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
@@ -67,14 +68,14 @@ def over_ray(
         pending: dict[Any, Job] = {}
         try:
             with interrupts:
-                pending = {task.remote(job, settings): job for job in jobs}
+                pending = {task.remote(job, options): job for job in jobs}
                 while pending:
                     ready, _ = ray.wait(list(pending), timeout=0.5)
                     interrupts.check()
                     for reference in ready:
                         job = pending.pop(reference)
                         problem = _problem(ray, reference)
-                        tell(f"{len(jobs) - len(pending)} of {len(jobs)} are over: {job.name}")
+                        on_status(f"{len(jobs) - len(pending)} of {len(jobs)} are over: {job.name}")
                         yield job, problem
                         interrupts.check()
         finally:
@@ -86,14 +87,12 @@ def over_ray(
     return train
 
 
-def _task(job: Job, settings: Settings) -> str | None:
+def _task(job: Job, options: Options) -> str | None:
     keep_freed_memory()
     # By which Ray cancels a task; a command that was started by nohup passes on that it ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return bring_to_its_end(
-            job, settings, SilentProgress(), Interrupts(signal.SIGINT, kill=False)
-        )
+        return run_job(job, options, SilentProgress(), Interrupts(signal.SIGINT, kill=False))
     except Interrupted:
         return "stopped"
 

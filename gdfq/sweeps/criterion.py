@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
-from gdfq.runs.folder import STUDENT_FILE
-from gdfq.runs.picture import random_images
-from gdfq.runs.state import RunState, open_run
+from gdfq.recipes.images import random_images
+from gdfq.runs.folder import STUDENT
+from gdfq.runs.run import Run
 from gdfq.sweeps.contents import Measured
 
 # Images of up to so many pixels a side, and of larger ones, over all the generators.
@@ -35,7 +35,7 @@ def measure(
     group: str,
     seed: int,
     device: str,
-    warn: Callable[[str], None],
+    on_warning: Callable[[str], None],
 ) -> Measured:
     """Compare the finished runs of one seed in ``folders`` with their teacher.
 
@@ -44,27 +44,27 @@ def measure(
         group: what the variants have in common.
         seed: of the runs.
         device: what is computed on.
-        warn: told about files that cannot be used.
+        on_warning: called with a line about each file that cannot be used.
 
     Raises:
         InputError: a run's student or generator cannot be loaded.
     """
-    random = torch.Generator(device).manual_seed((seed + NOISE) % 2**63)
+    rng = torch.Generator(device).manual_seed((seed + NOISE) % 2**63)
     batches: list[Tensor] = []
     for number, folder in enumerate(folders.values()):
-        run = _open(folder, device, warn)
-        images = run.teacher.preprocessing
-        wanted = IMAGES_SMALL if images.image_size <= SMALL else IMAGES_LARGE
+        run = _open(folder, device, on_warning)
+        taken = run.preprocessing
+        wanted = IMAGES_SMALL if taken.image_size <= SMALL else IMAGES_LARGE
         # Where it does not come out even, the first ones make one more.
         count = wanted // len(folders) + (number < wanted % len(folders))
         assert run.generator is not None
-        made = random_images(run.recipe, images.num_classes, count, run.generator, random)
+        made = random_images(run.recipe, run.generator, taken.num_classes, count, rng)
         batches += made.split(PASS)
     divergence: dict[str, float | None] = {}
     agreement: dict[str, float] = {}
     for variant, folder in folders.items():
-        run = _open(folder, device, warn)
-        found, agreement[variant] = compare(run.teacher.network, run.student, batches)
+        run = _open(folder, device, on_warning)
+        found, agreement[variant] = compare(run.teacher, run.student, batches)
         divergence[variant] = found if math.isfinite(found) else None
     return Measured(group, seed, sum(map(len, batches)), students(folders), divergence, agreement)
 
@@ -72,7 +72,7 @@ def measure(
 def students(folders: Mapping[str, Path]) -> dict[str, str]:
     """By variant, the SHA-256 of the student's file: by it, what was measured is known again."""
     return {
-        variant: hashlib.sha256((folder / STUDENT_FILE).read_bytes()).hexdigest()
+        variant: hashlib.sha256((folder / STUDENT).read_bytes()).hexdigest()
         for variant, folder in folders.items()
     }
 
@@ -103,8 +103,8 @@ def compare(
     return total / count, 100.0 * equal / count
 
 
-def _open(folder: Path, device: str, warn: Callable[[str], None]) -> RunState:
-    run = open_run(folder, warn, device)
+def _open(folder: Path, device: str, on_warning: Callable[[str], None]) -> Run:
+    run = Run(folder, device=device, on_warning=on_warning)
     if run.generator is None or not run.calibrated:
         raise InputError(f"sweep: {folder} has no checkpoint with its generator any more")
     return run

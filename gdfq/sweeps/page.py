@@ -9,10 +9,10 @@ from urllib.parse import quote
 from gdfq.report.charts import SERIES
 from gdfq.report.figures import Figure
 from gdfq.report.html import fill
-from gdfq.report.run import PAGE
 from gdfq.report.spreads import Row, spread_chart
 from gdfq.report.tables import Column, fixed_bits
 from gdfq.report.text import MISSING, compact, duration, fixed, percent
+from gdfq.runs.folder import PAGE
 from gdfq.sweeps.contents import Paired, RunRow, Spread, Sweep, VariantRow
 
 TOP1 = "Top\N{NON-BREAKING HYPHEN}1"

@@ -5,38 +5,21 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import write_file
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
-from gdfq.report.run import PAGE, close, environment_line
 from gdfq.runs import session
+from gdfq.runs.folder import PAGE, RECIPE, RESULT
 from gdfq.runs.interrupts import Interrupts
-from gdfq.runs.session import Options, Progress, device_of
-from gdfq.runs.state import RunState, read_json
+from gdfq.runs.options import Options
+from gdfq.runs.report import environment_line
+from gdfq.runs.run import Run as OpenedRun
 from gdfq.sweeps.contents import RunRow
 from gdfq.sweeps.plan import Plan, Run
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the runs are done: nothing that a recipe decides.
-
-    Attributes:
-        device: what each computes on; "auto" takes a GPU where there is one.
-        checkpoint_every: seconds between checkpoints.
-        workers: processes that decode test images.
-        report: leave ``report.html`` in each folder.
-    """
-
-    device: str = "auto"
-    checkpoint_every: float = 60.0
-    workers: int | None = None
-    report: bool = True
+from gdfq.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -53,28 +36,14 @@ class Job:
 Trainer = Callable[[Sequence[Job]], Iterator[tuple[Job, str | None]]]
 
 
-def bring_to_its_end(
-    job: Job, settings: Settings, progress: Progress, interrupts: Interrupts
-) -> str | None:
-    """Begin a run or go on with it; returns why it did not end, where its folder does not say it.
+def run_job(job: Job, options: Options, progress: Progress, interrupts: Interrupts) -> str | None:
+    """Start a run or resume it; return why it did not finish if its folder does not say it.
 
     Raises:
-        Interrupted: a signal of ``interrupts`` arrived; the next call goes on from there.
+        Interrupted: a signal of ``interrupts`` arrived; the next call continues from there.
     """
-    begun = (job.folder / "recipe.toml").is_file()
-    earlier = device_of(job.folder) if begun else "auto"
     try:
-        device = resolve_device(earlier if settings.device == "auto" else settings.device)
-        options = Options(
-            device,
-            settings.checkpoint_every,
-            workers=settings.workers,
-            closing=partial(_report, progress) if settings.report else None,
-        )
-        if begun:
-            session.resume(job.folder, progress, options, interrupts)
-        else:
-            session.quantize(job.recipe, job.folder, progress, options, interrupts)
+        session.start_or_resume(job.recipe, job.folder, progress, options, interrupts)
     except NonFiniteLossError:
         return None  # it is in the folder
     except InputError as error:
@@ -85,26 +54,21 @@ def bring_to_its_end(
 
 
 def one_after_another(
-    settings: Settings, make_progress: Callable[[], Progress], notice: Callable[[], None]
+    options: Options, make_progress: Callable[[], Progress], notice: Callable[[], None]
 ) -> Trainer:
-    """Does jobs in this process; ``notice`` is called when a signal is kept until a step is done.
+    """Do jobs in this process; ``notice`` is called when a signal is kept until a step is done.
 
-    What it returns raises Interrupted, see :func:`bring_to_its_end`.
+    The result raises Interrupted, see :func:`run_job`.
     """
 
     def train(jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
         for number, job in enumerate(jobs, 1):
             progress = make_progress()
-            progress.phase(f"run {number} of {len(jobs)}: {job.name}")
+            progress.on_status(f"run {number} of {len(jobs)}: {job.name}")
             interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=notice)
-            yield job, bring_to_its_end(job, settings, progress, interrupts)
+            yield job, run_job(job, options, progress, interrupts)
 
     return train
-
-
-def _report(progress: Progress, run: RunState) -> None:
-    progress.phase("measuring the layers for the report")
-    close(run)
 
 
 def recipe_file(out: Path, run: Run) -> Path:
@@ -173,28 +137,23 @@ def write_recipe(out: Path, run: Run) -> None:
         write_file(recipe_file(out, run), run.recipe.to_toml().encode())
 
 
-def read_run(out: Path, run: Run, problem: str | None = None) -> RunRow:
-    """What a run's folder says of it; ``problem`` is what kept it from its end just now."""
+def row_of(out: Path, run: Run, problem: str | None = None) -> RunRow:
+    """Return what a run's folder says; ``problem`` is what kept it from its end just now."""
     folder = out / run.name
-    result = read_json(folder / "result.json")
-    known = ("teacher", "before", "after", "steps", "training_seconds")
-    kept = result.get("dynamic_ranges", "none") == "none"
-    row = RunRow(
-        run.variant.name,
-        run.seed,
-        run.name,
-        "not started",
-        result.get("failure") or problem,
-        evaluation=result.get("evaluation", ""),
-        report=(folder / PAGE).is_file(),
-        environment=environment_line(read_json(folder / "environment.json")),
-        weight_bits=result.get("average_weight_bits" if kept else "effective_weight_bits"),
-        **{key: result.get(key) for key in known},
-    )
-    if result.get("finished"):
-        row.status = "finished"
-    elif result.get("failure"):
-        row.status = "failed"
-    elif problem or (folder / "recipe.toml").is_file():
-        row.status = "unfinished"
+    row = RunRow(run.variant.name, run.seed, run.name, "not started", problem)
+    if not (folder / RECIPE).is_file():
+        row.status = "unfinished" if problem else "not started"
+        return row
+    opened = OpenedRun(folder)
+    result = opened.result
+    row.status = "finished" if result.finished else "failed" if result.failure else "unfinished"
+    row.reason = result.failure or problem
+    row.report = (folder / PAGE).is_file()
+    row.environment = environment_line(opened.environment)
+    if (folder / RESULT).is_file():
+        row.teacher, row.before, row.after = result.teacher, result.before, result.after
+        row.evaluation, row.steps = result.evaluation, result.steps
+        row.training_seconds = result.training_seconds
+        kept = result.dynamic_ranges == "none"
+        row.weight_bits = result.average_weight_bits if kept else result.effective_weight_bits
     return row

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from gdfq.errors import InputError
 from gdfq.files import locked, write_file
-from gdfq.runs.state import read_json
+from gdfq.runs.folder import read_json, write_json
 from gdfq.sweeps import criterion
 from gdfq.sweeps.contents import Measured, RunRow, Sweep
 from gdfq.sweeps.page import render
 from gdfq.sweeps.plan import Plan, Run
-from gdfq.sweeps.running import Job, Trainer, check_folders, read_run, write_recipe
+from gdfq.sweeps.running import Job, Trainer, check_folders, row_of, write_recipe
 from gdfq.sweeps.summary import summarize
 
 FILE, PAGE, DATA, LOCK = "sweep.toml", "sweep.html", "sweep.json", ".lock"
 OVER = ("finished", "failed")
 
-Tell = Callable[[str], None]
+StatusCallback = Callable[[str], None]
 
 
 def run_sweep(
-    plan: Plan, out: Path, train: Trainer, device: str, tell: Tell, warn: Tell, ray: bool = False
+    plan: Plan,
+    out: Path,
+    train: Trainer,
+    device: str,
+    on_status: StatusCallback,
+    on_warning: StatusCallback,
+    ray: bool = False,
 ) -> Sweep:
     """Do the runs of ``plan`` that are not over yet, and leave everything about it in ``out``.
 
@@ -36,8 +41,8 @@ def run_sweep(
         out: a folder: of this sweep, an empty one, or none yet.
         train: does runs, see :func:`gdfq.sweeps.running.one_after_another`.
         device: what students are compared on.
-        tell: told what is done next.
-        warn: told what is not as it should be.
+        on_status: called with lines about what is being done.
+        on_warning: called with a line about each thing that went wrong.
         ray: whether ``train`` does runs at the same time.
 
     Raises:
@@ -49,7 +54,7 @@ def run_sweep(
     with locked(out / LOCK):
         check_folders(plan, out)
         write_file(out / FILE, plan.text.encode())
-        sweep = _Sweep(plan, out, device, tell, warn, ray)
+        sweep = _Sweep(plan, out, device, on_status, on_warning, ray)
         try:
             sweep.go(train)
         finally:
@@ -71,10 +76,16 @@ def _make(out: Path) -> None:
 
 class _Sweep:
     def __init__(
-        self, plan: Plan, out: Path, device: str, tell: Tell, warn: Tell, ray: bool
+        self,
+        plan: Plan,
+        out: Path,
+        device: str,
+        on_status: StatusCallback,
+        on_warning: StatusCallback,
+        ray: bool,
     ) -> None:
         self.plan, self.out, self.device = plan, out, device
-        self.tell, self.warn = tell, warn
+        self.on_status, self.on_warning = on_status, on_warning
         self.problems: dict[str, str] = {}  # by run, what kept it from its end
         self.notes: dict[tuple[str, int], str] = {}
         earlier = read_json(out / DATA)
@@ -97,18 +108,18 @@ class _Sweep:
         todo = [Job(run.name, run.recipe, (self.out / run.name).resolve()) for run in jobs.values()]
         kept = len(self.plan.runs) - len(todo)
         if kept:
-            self.tell(f"{kept} of {len(self.plan.runs)} runs are over already")
+            self.on_status(f"{kept} of {len(self.plan.runs)} runs are over already")
         for job, problem in train(todo):
             run = jobs[job.name]
             if problem is not None:
                 self.problems[run.name] = problem
-                self.warn(f"{run.name}: {problem}")
+                self.on_warning(f"{run.name}: {problem}")
             self.measure(run.variant.bits, run.seed)
             self.publish()
 
     def row(self, run: Run) -> RunRow:
         """What is known of a run."""
-        return read_run(self.out, run, self.problems.get(run.name))
+        return row_of(self.out, run, self.problems.get(run.name))
 
     def measure(self, group: str, seed: int) -> None:
         """Compare the students of ``seed`` on generated images, if that has not been done."""
@@ -118,15 +129,15 @@ class _Sweep:
         if not folders or any(row.status not in OVER for row in rows):
             return
         if known is None or known.students != criterion.students(folders):
-            self.tell(f"comparing the students of seed {seed}, {group}, on generated images")
+            self.on_status(f"comparing the students of seed {seed}, {group}, on generated images")
             try:
-                known = criterion.measure(folders, group, seed, self.device, self.warn)
+                known = criterion.measure(folders, group, seed, self.device, self.on_warning)
             except Exception as error:  # of any network: the runs are there all the same
                 self.notes[group, seed] = (
                     f"The students of seed {seed}, {group}, were not compared on generated images: "
                     f"{error}"
                 )
-                self.warn(self.notes[group, seed])
+                self.on_warning(self.notes[group, seed])
                 return
         self.measured[group, seed] = known
 
@@ -141,7 +152,7 @@ class _Sweep:
         """Write page and data."""
         contents = self.contents()
         try:
-            write_file(self.out / DATA, (json.dumps(asdict(contents), indent=2) + "\n").encode())
+            write_json(self.out / DATA, asdict(contents))
             write_file(self.out / PAGE, render(contents).encode())
         except OSError as error:
-            self.warn(f"cannot write to {self.out}: {error.strerror}")
+            self.on_warning(f"cannot write to {self.out}: {error.strerror}")

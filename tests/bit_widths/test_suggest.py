@@ -12,10 +12,10 @@ import torch
 from gdfq.bit_widths.allocation import allocate
 from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
 from gdfq.bit_widths.suggest import suggest_bits
+from gdfq.data import open_batches
 from gdfq.nn import average_weight_bits
 from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_generator, build_student, build_teacher, build_trainer
-from gdfq.runs.measure import open_batches
 from tests.cli.test_cli import RECIPE, gdfq_command
 
 TINY = [

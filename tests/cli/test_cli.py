@@ -14,7 +14,7 @@ import gdfq
 from gdfq import cli, data
 from gdfq.data.arrays import ArraySet
 from gdfq.recipes import load_recipe
-from gdfq.runs.folder import load_run
+from gdfq.runs.run import Run
 from gdfq.sources.registries import EMBEDDED_WEIGHTS
 
 RECIPE = "fashion-mnist-resnet20"
@@ -79,7 +79,7 @@ def test_a_run_leaves_everything_in_its_folder(capsys, tmp_path):
     assert "images/s" in out
     assert "student, W3A4, after fine-tuning" in out
     # The saved student is the trained one, bit for bit.
-    _, _, student = load_run(tmp_path / "run")
+    student = Run(tmp_path / "run").student
     stored = load_file(tmp_path / "run" / "student.safetensors")
     assert all(torch.equal(v, stored[k]) for k, v in student.state_dict().items())
     student(torch.randn(2, 1, 28, 28))
@@ -104,7 +104,7 @@ def small_test_set(monkeypatch):
         pictures = whole(*arguments)
         return ArraySet(pictures.name, pictures.images[:500], pictures.labels[:500])
 
-    monkeypatch.setattr("gdfq.runs.measure.open_test_set", shortened)
+    monkeypatch.setattr("gdfq.data.batches.open_test_set", shortened)
 
 
 def test_training_reads_no_real_image(capsys, tmp_path, monkeypatch, small_test_set):

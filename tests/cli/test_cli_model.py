@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from gdfq.nn import QConv2d
 from gdfq.recipes import load_recipe
-from gdfq.runs.folder import load_run
+from gdfq.runs.run import Run
 from gdfq.sources import load_teacher
 from tests.cli.test_cli import gdfq_command
 from tests.data.test_data import CLASSES, cifar_file, class_folders
@@ -78,7 +78,8 @@ def test_a_network_of_one_s_own_without_a_recipe(capsys, nets):
         "std": [0.229, 0.224, 0.225], "resize": 9, "crop": "center", "interpolation": "bilinear",
     }  # fmt: skip
     assert recipe.training.student_lr == load_recipe("cifar10-resnet20").training.student_lr
-    _, teacher, student = load_run(nets / "run")
+    run = Run(nets / "run")
+    teacher, student = run.teacher, run.student
     assert student(torch.zeros(2, 3, 9, 9)).shape == (2, 30)
     # The first 20 classes, ten images of each.
     width, height = Image.open("run/images.png").size
@@ -89,8 +90,8 @@ def test_a_network_of_one_s_own_without_a_recipe(capsys, nets):
     assert code == 0
     files = [(nets / run / "student.safetensors").read_bytes() for run in ("run", "again")]
     assert files[0] == files[1]
-    again = load_run(nets / "again")[1].network.state_dict()
-    assert all(torch.equal(v, again[k]) for k, v in teacher.network.state_dict().items())
+    again = Run(nets / "again").teacher.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in teacher.state_dict().items())
 
 
 def test_a_module_that_cannot_be_traced_is_left_in_float(capsys, nets):
@@ -105,7 +106,7 @@ def test_a_module_that_cannot_be_traced_is_left_in_float(capsys, nets):
     code, _, err = gdfq_command(capsys, "quantize", *own, "--out", "run")
     assert code == 0, err
     assert load_recipe("run/recipe.toml").quantization.leaf_modules == ["3"]
-    _, _, student = load_run(nets / "run")
+    student = Run(nets / "run").student
     assert type(student.get_submodule("3.conv")) is torch.nn.Conv2d
     assert isinstance(student.get_submodule("4"), QConv2d)
     own.remove("--no-report")
@@ -220,8 +221,8 @@ def test_a_network_of_timm_by_the_default_recipe(capsys, monkeypatch, tmp_path, 
     )  # fmt: skip
     assert code == 0, err
     assert "bn_reestimate=True" in out
-    _, teacher, student = load_run(run)
-    network = teacher.network
+    opened = Run(run)
+    network, student = opened.teacher, opened.student
     found = {n: m for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert len(found) == norms
     assert {type(m).__name__ for m in found.values()} == {kind}

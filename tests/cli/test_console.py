@@ -43,10 +43,10 @@ def test_text_is_shown_as_it_is_in_any_encoding(encoding, shown):
     table.add_row(NAME)
     console.print(table)
     for progress in (LiveProgress(console), PlainProgress(console)):
-        progress.phase(NAME)
-        progress.warning(NAME)
-    progress.start_layers(1)
-    progress.layer(NAME)
+        progress.on_status(NAME)
+        progress.on_warning(NAME)
+    progress.on_layers(1)
+    progress.on_layer(NAME)
     assert written(stream).count(shown) == 10
     assert ("\N{BOX DRAWINGS LIGHT VERTICAL}" in written(stream)) == (encoding == "utf-8")
 
@@ -133,10 +133,10 @@ def test_a_bar_in_a_terminal_of_ascii_and_any_width(monkeypatch, terminal, colum
         epochs=1, steps_per_epoch=2, steps_done=0, warmup_steps=1, batch_size=8,
         describe=lambda: NAME,
     )  # fmt: skip
-    progress.start(trainer)
+    progress.on_start(trainer)
     for trainer.steps_done in (1, 2):
-        progress.step(trainer, {"generator": 1.0})
-    progress.stop()
+        progress.on_step(trainer, {"generator": 1.0})
+    progress.on_stop()
     shown = read()
     assert "b\\xfc[c]h[/b] :cat: [red]~" in shown
     assert ("2/2" in shown) == (columns == 200)

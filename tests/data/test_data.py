@@ -22,7 +22,8 @@ from gdfq.data.imagenet import DEVKIT, TAR, TRUTH
 from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.recipes import load_recipe
-from gdfq.runs.measure import MeasureOnData, Result
+from gdfq.report.contents import Result
+from gdfq.runs.accuracy import MeasureOnData
 from gdfq.sources import Preprocessing
 
 SMALL = Preprocessing(10, 32, 3, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], 32)
@@ -552,7 +553,7 @@ def test_the_order_of_classes(tmp_path, case, kind):
     assert found.labels == list(range(len(names)))
     assert re.search(note, found.note), found.note
     if note != "$":
-        measured = Result("", 4, 4, 4.0, 0, 0, False, 0.0)
+        measured = Result("", 4, 4)
         recipe = load_recipe("imagenet-resnet18").with_options({"data_path": str(path)})
         how = replace(LARGE, num_classes=len(names))
         measure = MeasureOnData(recipe, how, 0, measured, World())

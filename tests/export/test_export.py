@@ -16,18 +16,19 @@ from torch import nn
 
 import gdfq
 from gdfq.cli._common import console
+from gdfq.data import open_batches
 from gdfq.export import export_onnx, export_pt2, runtimes
 from gdfq.export.files import Exported, FileOptions, export_file
 from gdfq.export.formulas import FORMULAS
 from gdfq.export.parity import _parity, compare
 from gdfq.export.pooling import POOLING, refuse_indices
 from gdfq.export.rewrites import REWRITES
-from gdfq.export.source import Images, open_images, open_student
+from gdfq.export.source import Images, open_images
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_student, build_teacher
-from gdfq.runs.folder import load_run, save_student
-from gdfq.runs.measure import open_batches
+from gdfq.runs.folder import save_student
+from gdfq.runs.run import Run
 from gdfq.training.parts.low_pass import LowPass
 from tests.cli.test_cli import gdfq_command
 from tests.helpers.tiny import tiny_teacher
@@ -77,7 +78,8 @@ def test_the_exact_file_answers_as_the_student(capsys, run_folder):
     code, out, err = gdfq_command(capsys, "export", run_folder, "--images", 500)
     assert code == 0, err
     assert "21 x Conv, int8, zero point 0" in out
-    recipe, _, student = load_run(run_folder)
+    run = Run(run_folder)
+    recipe, student = run.recipe, run.student
     batches = [embedded_images(recipe, 500)]
     for parity in compare(student, run_folder / "student.onnx", batches):
         assert parity.images == 500
@@ -109,7 +111,8 @@ def test_the_integer_file_runs_in_integers(capsys, run_folder):
     assert code == 0, err
     assert "same answer" in out
     path = run_folder / "student-integer.onnx"
-    recipe, _, student = load_run(run_folder)
+    run = Run(run_folder)
+    recipe, student = run.recipe, run.student
     images, _ = embedded_images(recipe, 500)
     executed = runtimes.executed("onnxruntime", path, images[:4])
     assert executed["QLinearConv, uint8"] == 21
@@ -878,7 +881,7 @@ def test_what_is_missing_is_said_before_anything_is_read(capsys, tmp_path, monke
 def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
     """The file is that of another student."""
     files = sys.modules["gdfq.export.files"]
-    _, _, other = load_run(run_folder)
+    other = Run(run_folder).student
     other.fc.bias.data[0] += 1.0
 
     def export_other(student, path, images, **options):
@@ -931,10 +934,10 @@ def test_without_a_data_set_generated_images_are_compared(capsys, tmp_path):
     code, out, err = gdfq_command(capsys, *arguments)
     assert code == 0, err
     assert "20 generated images, bit for bit" in " ".join(out.split())
-    recipe, _ = open_student(tmp_path / "run")
+    run = Run(tmp_path / "run")
     plain, filtered = (
-        next(iter(open_images(tmp_path / "run", r, 8).batches))[0]
-        for r in (recipe, recipe.with_options({"low_pass": 2.0}))
+        next(iter(open_images(r, run.folder, 8, None, lambda: run.generator).batches))[0]
+        for r in (run.recipe, run.recipe.with_options({"low_pass": 2.0}))
     )
     assert torch.equal(filtered, LowPass((28, 28), 2.0)(plain))  # as training saw them
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):

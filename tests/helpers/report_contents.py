@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 
 from gdfq.report.contents import (
-    Accuracy,
     AccuracyPoint,
     ClassImages,
     ConfusedPair,
@@ -18,6 +18,7 @@ from gdfq.report.contents import (
     LayerRow,
     Measured,
     NormStatistics,
+    Result,
 )
 
 CLASSES = [
@@ -42,16 +43,6 @@ def run(
     content = {
         "name": name,
         "sentence": f"A ResNet-20 for Fashion-MNIST at {bits} bits, quantized without its data.",
-        "finished": True,
-        "failure": None,
-        "step": 600,
-        "seed": seed,
-        "weight_bits": bits,
-        "act_bits": bits,
-        "average_weight_bits": bits + 0.37,
-        "training_seconds": 118.4,
-        "evaluation": "10,000 test images of fashion-mnist",
-        "accuracy": Accuracy(94.22, 93.01 - 4 + bits, 93.49 - 4 + bits),
         "sizes": [
             FileSize("float", 1_101_224, False),
             FileSize("packed safetensors", 36_000 * bits, False),
@@ -64,7 +55,23 @@ def run(
         "environment": "gdfq 0.1.0, torch 2.14.1, 2 cores",
         "measured": _measured(random, classes, layers, side, bits),
     }
-    return Contents(**{**content, **changes})
+    result = {
+        "name": name,
+        "finished": True,
+        "steps": 600,
+        "seed": seed,
+        "weight_bits": bits,
+        "act_bits": bits,
+        "average_weight_bits": bits + 0.37,
+        "training_seconds": 118.4,
+        "evaluation": "10,000 test images of fashion-mnist",
+        "teacher": 94.22,
+        "before": 93.01 - 4 + bits,
+        "after": 93.49 - 4 + bits,
+    }
+    known = {f.name for f in fields(Result)} - {"name"}
+    result |= {key: changes.pop(key) for key in known & changes.keys()}
+    return Contents(**{**content, "result": Result(**result), **changes})
 
 
 def bare(name="bare", step=0) -> Contents:
@@ -72,11 +79,13 @@ def bare(name="bare", step=0) -> Contents:
     return run(
         name,
         finished=False,
-        step=step,
+        steps=step,
         average_weight_bits=None,
         training_seconds=None,
         evaluation="the recipe names no data set to measure on",
-        accuracy=Accuracy(),
+        teacher=None,
+        before=None,
+        after=None,
         sizes=[],
         curves=[],
         points=[],

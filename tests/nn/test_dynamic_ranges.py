@@ -7,7 +7,7 @@ from torch import nn
 
 import gdfq
 from gdfq.export import export_onnx, export_pt2
-from gdfq.export.inspection import inspect
+from gdfq.export.inspection import inspect_file
 from gdfq.export.packed_layers import pack
 from gdfq.nn import QAct, QConv2d, QLinear, effective_act_bits, effective_weight_bits, qact
 from gdfq.nn.dynamic_ranges import range_axes
@@ -251,10 +251,10 @@ def test_packed_and_loaded(tmp_path, dynamic, bits):
         loaded = gdfq.load(path, model)
         with torch.no_grad():
             assert torch.equal(loaded(IMAGES), student(IMAGES))
-    notes = {row.name: row.note for row in inspect(path).rows}
+    notes = {row.name: row.note for row in inspect_file(path).rows}
     assert ("kernel" in notes["3"]) == (dynamic != "act")
     assert ("call" in notes["2"]) == (dynamic != "weight")
-    told = float(inspect(path).facts["a weight with its scales"].split()[0])
+    told = float(inspect_file(path).facts["a weight with its scales"].split()[0])
     assert told == pytest.approx(effective_weight_bits(student), abs=0.02)
 
 

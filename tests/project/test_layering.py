@@ -12,20 +12,16 @@ LAYERS = [
     ["errors"],
     ["distributed", "fields", "files", "settings"],
     ["ops"],
-    ["environment", "memory"],
-    ["nn", "models"],
-    ["sources"],
-    ["convert"],
+    ["environment", "memory", "nn", "models"],
+    ["sources", "convert"],
     ["training"],
-    ["bench"],
-    ["recipes", "data"],
+    ["recipes", "bench"],
+    ["data"],
+    ["bit_widths", "export", "report"],
     ["runs"],
-    ["bit_widths", "export"],
-    ["report"],
-    ["result", "sweeps"],
-    ["api"],
-    ["cli"],
-    ["functional", "losses", "__main__"],  # the public face: nothing inside imports it
+    ["api", "sweeps"],
+    # The public face: nothing inside imports functional and losses.
+    ["cli", "functional", "losses", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -7,7 +7,7 @@ import pytest
 from gdfq import InputError
 from gdfq.recipes import load_recipe
 from gdfq.recipes.bits import parse_bits
-from gdfq.runs.folder import load_run
+from gdfq.runs.run import Run
 from tests.cli.test_cli import RECIPE, SHORT, gdfq_command
 
 
@@ -75,7 +75,8 @@ def test_a_run_has_its_layers_bits_and_says_their_average(capsys, tmp_path):
         capsys, *arguments, "--first-last-bits", 8, "--bits", "layer3.0.*=w2", "--out", run
     )
     assert code == 0, err
-    _, teacher, student = load_run(run)
+    opened = Run(run)
+    teacher, student = opened.teacher, opened.student
     widths = {
         path: student.get_submodule(path).weight_bits
         for path in ("conv1", "layer1.0.conv1", "layer3.0.conv2", "layer3.1.conv1", "fc")
@@ -83,7 +84,7 @@ def test_a_run_has_its_layers_bits_and_says_their_average(capsys, tmp_path):
     assert list(widths.values()) == [8, 4, 2, 3, 8]
     assert student.get_submodule("layer3.0.relu").act_bits == 6
     total = bits = 0
-    for name, parameter in teacher.network.named_parameters():
+    for name, parameter in teacher.named_parameters():
         if parameter.ndim > 1:
             path = name.removesuffix(".weight")
             width = 4 - path.startswith("layer3") - path.startswith("layer3.0")

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,23 @@ import gdfq
 from gdfq.data import confusion, open_test_set, top1
 from gdfq.errors import InputError
 from gdfq.recipes import recipe_for_model
-from gdfq.report import run as report_run
+from gdfq.recipes.images import class_images
 from gdfq.report.confusion import describe
 from gdfq.report.contents import Measured
 from gdfq.report.layers import places
-from gdfq.report.measures import _Measurement, measure
 from gdfq.report.observation import Loss, Moments, observe
-from gdfq.report.run import close, contents_of, write_report
 from gdfq.report.text import MISSING, fixed
+from gdfq.runs import report as reports
 from gdfq.runs import session
-from gdfq.runs.picture import class_images
-from gdfq.runs.session import Options
-from gdfq.runs.state import open_run
+from gdfq.runs.measures import _Measurement, measure
+from gdfq.runs.options import Options
+from gdfq.runs.report import contents_of, write_report
+from gdfq.runs.run import Run
 from tests.cli.test_cli import RECIPE, SHORT, gdfq_command
 from tests.helpers import report_networks
 from tests.runs.test_resume import Killed, Show, kill
+
+REPORT = Options(report=True)
 
 
 def recipe_of(factory, **options):
@@ -48,22 +49,13 @@ def recipe_of(factory, **options):
     return recipe_for_model(given).with_options({**given, **options})
 
 
-class Kept:
-    """Keeps the state that a run ends with, and closes it."""
-
-    def __call__(self, run):
-        self.run = run
-        close(run)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of the tiny network: its state, and what was measured at its end."""
+    """A finished run of the tiny network, and what was measured at its end."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    kept = Kept()
-    session.quantize(recipe_of("tiny"), folder, Show(), Options(closing=kept))
+    run = session.quantize(recipe_of("tiny"), folder, Show(), REPORT)
     measured = TypeAdapter(Measured).validate_json((folder / "report.json").read_bytes())
-    return kept.run, measured
+    return run, measured
 
 
 def rows_of(measured):
@@ -159,7 +151,8 @@ def test_what_loses_nothing_has_no_ratio():
 @torch.no_grad()
 def test_activations_are_counted_one_by_one(finished):
     run, _ = finished
-    run = replace(run, student=copy.deepcopy(run.student))
+    run = copy.copy(run)
+    run.kept_student = copy.deepcopy(run.student), None
     for name, factor in (("2", 2), ("5", 8)):
         run.student.get_submodule(name).hi /= factor
     measured = measure(run)
@@ -186,7 +179,9 @@ def test_images_are_those_that_teacher_and_student_see(finished):
     run, _ = finished
     plain = images_of(run)
     width = 2.0
-    filtered = images_of(replace(run, recipe=run.recipe.with_options({"low_pass": width})))
+    run = copy.copy(run)
+    run.recipe = run.recipe.with_options({"low_pass": width})
+    filtered = images_of(run)
     frequencies = torch.fft.fftfreq(8, 1 / 8)
     damping = torch.exp(-(frequencies[:, None] ** 2 + frequencies**2) / (2 * width**2))
     expected = torch.fft.ifft2(torch.fft.fft2(plain) * damping).real
@@ -211,7 +206,7 @@ def mismatches(network, teacher, images):
 
 def test_mismatch_of_the_teacher_and_of_both_students(finished):
     run, measured = finished
-    teacher, images = run.teacher.network, images_of(run)
+    teacher, images = run.teacher, images_of(run)
     generator = run.generator
     fresh = gdfq.GDFQTrainer(
         teacher, gdfq.quantize_model(teacher, 3, 2), generator, 4,
@@ -250,10 +245,10 @@ def test_sensitivity_is_the_divergence_with_that_layer_alone_quantized(finished)
     run, measured = finished
     images = images_of(run)[: measured.sensitivity_images]
     assert len(images) == 128
-    expected = F.log_softmax(run.teacher.network(images), 1)
+    expected = F.log_softmax(run.teacher(images), 1)
     for row in measured.layers:
         network = report_networks.tiny()
-        network.load_state_dict(run.teacher.network.state_dict())
+        network.load_state_dict(run.teacher.state_dict())
         weight = network.get_submodule(row.name).weight
         weight.copy_(torch.stack([quantized(w, w.min(), w.max(), 3) for w in weight]))
         found = F.log_softmax(network(images), 1)
@@ -267,7 +262,7 @@ def test_sensitivity_is_the_divergence_with_that_layer_alone_quantized(finished)
 def test_images_by_class_are_those_of_the_picture_and_their_mean(finished):
     run, measured = finished
     assert [(c.label, c.name) for c in measured.classes] == [(i, f"class {i}") for i in range(4)]
-    made = class_images(run.recipe, 4, 32, run.generator)
+    made = class_images(run.recipe, run.generator, 4, 32)
     pixels = ((made[:, :, 0] * 0.25 + 0.5).clamp(0, 1) * 255).round()  # the first of two channels
     for shown, wanted in zip(measured.classes, pixels, strict=True):
         assert shown.averaged == 32
@@ -280,8 +275,8 @@ def test_images_by_class_are_those_of_the_picture_and_their_mean(finished):
 @torch.no_grad()
 def test_norm_statistics_are_means_over_the_images_of_a_class(finished):
     run, measured = finished
-    made = class_images(run.recipe, 4, 32, run.generator)
-    teacher = run.teacher.network
+    made = class_images(run.recipe, run.generator, 4, 32)
+    teacher = run.teacher
     assert [norm.name for norm in measured.norms] == ["1", "4"]
     for norm, layers in zip(measured.norms, (1, 4), strict=True):
         stored = teacher[layers]
@@ -362,7 +357,7 @@ class FewPictures:
 
 
 def test_confusion_of_a_run_is_that_of_its_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr("gdfq.runs.measure.open_test_set", lambda *given: FewPictures())
+    monkeypatch.setattr("gdfq.data.batches.open_test_set", lambda *given: FewPictures())
     folder = tmp_path / "run"
     recipe = gdfq.recipes.load_recipe(RECIPE).with_options(
         {
@@ -370,11 +365,8 @@ def test_confusion_of_a_run_is_that_of_its_networks(tmp_path, monkeypatch):
             "calibration_batches": 1, "memory_format": "contiguous",
         }
     )  # fmt: skip
-    kept = {}
-    result = session.quantize(
-        recipe, folder, Show(), Options(closing=lambda run: kept.update(run=run))
-    )
-    run = kept["run"]
+    run = session.quantize(recipe, folder, Show(), Options())
+    result = run.result
     teacher, student = (run.counts[name] for name in ("teacher", "student"))
     pictures = FewPictures()
     labels = torch.tensor([pictures[i][1] for i in range(300)])
@@ -396,10 +388,9 @@ def test_confusion_of_a_run_is_that_of_its_networks(tmp_path, monkeypatch):
 )
 def test_networks_of_all_kinds_are_measured_in_full(tmp_path, factory, classes):
     folder = tmp_path / "run"
-    kept = Kept()
     show = Show()
-    session.quantize(recipe_of(factory), folder, show, Options(closing=kept))
-    content = contents_of(folder, "run")
+    session.quantize(recipe_of(factory), folder, show, REPORT)
+    content = contents_of(Run(folder), "run")
     measured = content.measured
     assert not measured.notes
     assert not [line for line in show.lines if "warning" in line and "report" in line]
@@ -424,14 +415,14 @@ def test_networks_of_all_kinds_are_measured_in_full(tmp_path, factory, classes):
 
 def test_a_folder_gives_what_was_measured_at_the_run_s_end(finished, tmp_path):
     run, measured = finished
-    again = measure(open_run(run.folder, pytest.fail))
+    again = measure(Run(run.folder, on_warning=pytest.fail))
     json_of = TypeAdapter(Measured).dump_json
     assert json_of(again) == json_of(measured)
 
 
 def test_measuring_leaves_the_networks_as_they_are(finished):
     run, _ = finished
-    networks = (run.teacher.network, run.student, run.generator)
+    networks = (run.teacher, run.student, run.generator)
     before = [{k: v.clone() for k, v in n.state_dict().items()} for n in networks]
     training = [[module.training for module in n.modules()] for n in networks]
     assert not measure(run).notes
@@ -443,12 +434,12 @@ def test_measuring_leaves_the_networks_as_they_are(finished):
 
 def test_a_stored_measurement_needs_no_network(finished, monkeypatch):
     run, measured = finished
-    monkeypatch.setattr(report_run, "open_run", pytest.fail)
-    content = contents_of(run.folder, "first")
+    monkeypatch.setattr("gdfq.runs.run.build_teacher", pytest.fail)
+    content = contents_of(Run(run.folder), "first")
     assert content.name == "first"
     assert content.measured.layers == measured.layers
-    assert content.finished
-    assert content.step == 6
+    assert content.result.finished
+    assert content.result.steps == 6
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
     curves = {curve.name: curve for curve in content.curves}
     assert curves["bns"].values == [record["bns"] for record in records]
@@ -466,8 +457,8 @@ def test_a_run_can_be_measured_again(finished, tmp_path):
     shutil.copytree(run.folder, folder)
     stored = json.loads((folder / "report.json").read_text())
     (folder / "report.json").write_text(json.dumps({**stored, "notes": ["No test images."]}))
-    assert contents_of(folder, "x").measured.notes == ["No test images."]
-    assert contents_of(folder, "x", again=True).measured.notes == []
+    assert contents_of(Run(folder), "x").measured.notes == ["No test images."]
+    assert contents_of(Run(folder), "x", again=True).measured.notes == []
     assert json.loads((folder / "report.json").read_text()) == stored
 
 
@@ -475,14 +466,14 @@ def test_sizes_are_those_of_files(finished, tmp_path):
     run, _ = finished
     folder = tmp_path / "copy"
     shutil.copytree(run.folder, folder)
-    values = sum(v.numel() * v.element_size() for v in run.teacher.network.state_dict().values())
+    values = sum(v.numel() * v.element_size() for v in run.teacher.state_dict().values())
     gdfq.save(run.student, tmp_path / "p.safetensors", run.recipe)
     packed = (tmp_path / "p.safetensors").stat().st_size
-    sizes = [(size.name, size.bytes, size.exists) for size in contents_of(folder, "x").sizes]
+    sizes = [(size.name, size.bytes, size.exists) for size in contents_of(Run(folder), "x").sizes]
     assert sizes == [("float", values, False), ("packed safetensors", packed, False)]
     (folder / "packed.safetensors").write_bytes(b"123")
     (folder / "student.onnx").write_bytes(b"1234")
-    sizes = [(size.name, size.bytes, size.exists) for size in contents_of(folder, "x").sizes]
+    sizes = [(size.name, size.bytes, size.exists) for size in contents_of(Run(folder), "x").sizes]
     assert sizes[1:] == [("packed safetensors", 3, True), ("student.onnx", 4, True)]
 
 
@@ -493,7 +484,7 @@ def test_a_measurement_of_another_student_is_not_used(finished, tmp_path):
     stored = json.loads((folder / "report.json").read_text())
     for broken in (json.dumps({**stored, "step": 3}), json.dumps({"step": 6, "images": "x"}), "{"):
         (folder / "report.json").write_text(broken)
-        assert contents_of(folder, "x").measured.layers == measured.layers
+        assert contents_of(Run(folder), "x").measured.layers == measured.layers
         assert json.loads((folder / "report.json").read_text()) == stored
 
 
@@ -501,7 +492,7 @@ def test_a_generator_that_was_not_kept(finished, tmp_path):
     run, measured = finished
     folder = tmp_path / "copy"
     shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("checkpoint*", "report*"))
-    content = contents_of(folder, "x")
+    content = contents_of(Run(folder), "x")
     assert "no checkpoint with the generator" in content.measured.notes[0]
     assert [r.weight_sqnr for r in content.measured.layers] == [
         r.weight_sqnr for r in measured.layers
@@ -517,16 +508,16 @@ def test_an_unfinished_run_is_reported_as_far_as_it_is(tmp_path, after):
         session.quantize(recipe_of("tiny"), folder, Show(after, kill), Options(checkpoint_every=0))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 9, "st')
-    content = contents_of(folder, "x")
+    content = contents_of(Run(folder), "x")
     if after == 1:  # the step of the kill has no checkpoint yet
-        assert content.step == 0
+        assert content.result.steps == 0
         assert content.measured.layers[0].weight_sqnr is not None
         assert content.measured.layers[0].clipped is None
     else:
-        assert content.step == 4
+        assert content.result.steps == 4
         assert content.measured.layers[0].clipped is not None
         assert [curve.steps for curve in content.curves if curve.name == "bns"] == [[2, 4]]
-    assert not content.finished
+    assert not content.result.finished
     assert "of 6 steps so far" in content.sentence
     assert not (folder / "report.json").exists()
 
@@ -534,13 +525,14 @@ def test_an_unfinished_run_is_reported_as_far_as_it_is(tmp_path, after):
 # ---- at the end of a run, and the command ----
 
 
-def test_a_report_that_fails_is_a_warning(tmp_path):
+def test_a_report_that_fails_is_a_warning(tmp_path, monkeypatch):
     def fail(run):
         raise ZeroDivisionError("planted")
 
+    monkeypatch.setattr("gdfq.runs.execution.write_run_report", fail)
     show = Show()
-    result = session.quantize(recipe_of("tiny"), tmp_path / "run", show, Options(closing=fail))
-    assert result.finished
+    run = session.quantize(recipe_of("tiny"), tmp_path / "run", show, REPORT)
+    assert run.result.finished
     assert "warning: no report: ZeroDivisionError: planted" in show.lines
 
 
@@ -550,7 +542,7 @@ def test_what_cannot_be_measured_is_a_note(finished, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr("gdfq.report.measures.Divergence", fail)
+    monkeypatch.setattr("gdfq.runs.measures.Divergence", fail)
     found = measure(run)
     assert found.notes == ["No sensitivity: planted"]
     assert found.layers[0].clipped == measured.layers[0].clipped
@@ -585,7 +577,7 @@ def test_the_command_reports_runs(capsys, tmp_path, monkeypatch):
 
 
 def test_names_differ():
-    names = report_run._names
+    names = reports._names
     assert names([Path("/x/w3"), Path("/x/w4")]) == ["w3", "w4"]
     assert names([Path("/x/1/w3"), Path("/x/2/w3")]) == ["1/w3", "2/w3"]
     assert names([Path("/x/w3"), Path("/x/w3")]) == ["w3 (1)", "w3 (2)"]

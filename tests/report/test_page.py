@@ -15,7 +15,7 @@ from PIL import Image
 
 from gdfq.errors import InputError
 from gdfq.report.charts import log_ticks, nice_ticks, short
-from gdfq.report.contents import Accuracy, ClassImages, Confusion, Curve, LayerRow, Measured
+from gdfq.report.contents import ClassImages, Confusion, Curve, LayerRow, Measured
 from gdfq.report.page import render
 from gdfq.report.text import compact, duration, size
 from tests.helpers.report_contents import bare, run
@@ -96,7 +96,9 @@ def test_names_are_escaped():
 
 def test_what_is_not_a_number_is_left_out():
     odd = run(
-        accuracy=Accuracy(after=90.0),
+        teacher=None,
+        before=None,
+        after=90.0,
         curves=[
             Curve("student", "loss", [1, 2, 3], [1.0, math.nan, math.inf]),
             Curve("bns", "loss", [1, 2], [math.nan, math.nan]),

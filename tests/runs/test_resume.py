@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 import gdfq
 from gdfq.files import locked
 from gdfq.recipes import load_recipe
-from gdfq.runs import session
-from gdfq.runs.folder import load_run
+from gdfq.runs import execution, session
 from gdfq.runs.interrupts import Interrupted, Interrupts
-from gdfq.runs.session import Options
+from gdfq.runs.options import Options
+from gdfq.runs.run import Run
 from gdfq.sources.registries import EMBEDDED_WEIGHTS
 from gdfq.training.checkpoint import checkpoint_path, checkpoints, read_checkpoint
 from tests.cli.test_cli import RECIPE, SHORT, gdfq_command
@@ -51,15 +51,15 @@ class Show:
         self.lines = []
         self.steps = []
 
-    def step(self, trainer, losses):
+    def on_step(self, trainer, losses):
         self.steps.append(trainer.steps_done)
         if trainer.steps_done == self.after:
             self.action()
 
-    def phase(self, name):
-        self.lines.append(name)
+    def on_status(self, text):
+        self.lines.append(text)
 
-    def warning(self, text):
+    def on_warning(self, text):
         self.lines.append(f"warning: {text}")
 
     def __getattr__(self, name):
@@ -162,8 +162,8 @@ def test_killed_while_the_last_files_are_written(recipe, undisturbed, tmp_path, 
             raise Killed
         write_file(path, *parts)
 
-    write_file = session.write_file
-    monkeypatch.setattr("gdfq.runs.session.write_file", write)
+    write_file = execution.write_file
+    monkeypatch.setattr("gdfq.runs.execution.write_file", write)
     monkeypatch.setattr("gdfq.runs.folder.write_file", write)
     with pytest.raises(Killed):
         session.quantize(recipe, folder, Show(), NEVER)
@@ -180,7 +180,7 @@ def test_a_run_that_has_finished_is_not_run_again(recipe, undisturbed, tmp_path)
     session.quantize(recipe, folder, Show(), NEVER)
     times = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     show = Show()
-    result = session.resume(folder, show, NEVER)
+    result = session.resume(folder, show, NEVER).result
     assert result.finished
     assert result.steps == STEPS
     assert not show.steps
@@ -207,7 +207,7 @@ def test_a_corrupt_checkpoint_is_reported_and_the_previous_used(
 
 def test_a_full_disk_is_reported_and_training_goes_on(recipe, undisturbed, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    write_file, full = session.write_file, []
+    write_file, full = execution.write_file, []
 
     def write(path, *parts):
         if full:
@@ -215,11 +215,11 @@ def test_a_full_disk_is_reported_and_training_goes_on(recipe, undisturbed, tmp_p
         write_file(path, *parts)
 
     class Fills(Show):
-        def step(self, trainer, losses):
-            super().step(trainer, losses)
+        def on_step(self, trainer, losses):
+            super().on_step(trainer, losses)
             full[:] = [True] if trainer.steps_done in (3, 4) else []
 
-    for module in ("runs.session", "runs.metrics", "runs.folder", "training.checkpoint"):
+    for module in ("runs.execution", "runs.metrics", "runs.folder", "training.checkpoint"):
         monkeypatch.setattr(f"gdfq.{module}.write_file", write)
     show = Fills()
     session.quantize(recipe, folder, show, EVERY_STEP)
@@ -236,7 +236,7 @@ def test_metrics_that_a_full_disk_delayed(recipe, undisturbed, tmp_path, monkeyp
     kept = []
 
     class Fills(Show):
-        def step(self, trainer, losses):
+        def on_step(self, trainer, losses):
             if trainer.steps_done == 2:
                 metrics.rename(folder / "away")
                 metrics.mkdir()  # neither appended to nor replaced
@@ -296,7 +296,7 @@ def test_a_signal_leaves_a_checkpoint(recipe, undisturbed, tmp_path, signum, aft
     result = json.loads((folder / "result.json").read_text())
     assert (result["steps"], result["finished"]) == (after, False)
     if after > 2:
-        load_run(folder)[2](torch.randn(2, 1, 28, 28))
+        Run(folder).student(torch.randn(2, 1, 28, 28))
     else:
         assert not (folder / "student.safetensors").exists()
     session.resume(folder, Show(), NEVER)
@@ -316,12 +316,12 @@ def test_a_signal_while_measuring_ends_it_at_once(recipe, tmp_path, monkeypatch,
         return 50.0
 
     resumed = []
-    monkeypatch.setattr("gdfq.runs.measure.Measure.__call__", measure)
+    monkeypatch.setattr("gdfq.runs.accuracy.Measure.__call__", measure)
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         session.quantize(recipe, folder, Show(), NEVER, Interrupts(signal.SIGTERM))
     resumed.append(True)
-    result = session.resume(folder, Show(), NEVER)
+    result = session.resume(folder, Show(), NEVER).result
     assert (result.before, result.after, result.teacher) == (50.0, 50.0, 50.0)
     monkeypatch.undo()
     session.quantize(recipe, tmp_path / "other", Show(), NEVER)
@@ -520,7 +520,7 @@ def events(folder):
 
 def test_tensorboard_has_every_step_once(recipe, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr("gdfq.runs.measure.Measure.__call__", lambda self, model: 50.0)
+    monkeypatch.setattr("gdfq.runs.accuracy.Measure.__call__", lambda self, model: 50.0)
     logged = {"tensorboard": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     session.quantize(recipe, whole, Show(), Options(checkpoint_every=1e9, **logged))
@@ -562,7 +562,7 @@ def test_tensors_and_files_do_not_pile_up(recipe, tmp_path):
     counts = {}
 
     class Counts(Show):
-        def step(self, trainer, losses):
+        def on_step(self, trainer, losses):
             if trainer.steps_done in (20, 60):
                 gc.collect()
                 counts[trainer.steps_done] = sum(

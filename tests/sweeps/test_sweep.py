@@ -20,15 +20,15 @@ import torch
 
 from gdfq import cli
 from gdfq.recipes import load_recipe
+from gdfq.recipes.images import random_images
 from gdfq.runs import session
-from gdfq.runs.picture import random_images
-from gdfq.runs.session import Options
-from gdfq.runs.state import open_run
+from gdfq.runs.options import Options
+from gdfq.runs.run import Run as OpenedRun
 from gdfq.sweeps import criterion
 from gdfq.sweeps.contents import Measured, RunRow
 from gdfq.sweeps.page import render
 from gdfq.sweeps.plan import label_of_bits, make_plan, read_plan
-from gdfq.sweeps.running import read_run
+from gdfq.sweeps.running import row_of
 from gdfq.sweeps.summary import paired, spread, summarize
 from tests.cli.test_cli import RECIPE, gdfq_command
 from tests.runs.test_resume import Show
@@ -261,8 +261,7 @@ def no_more_runs(monkeypatch):
     def forbidden(*_):
         raise AssertionError
 
-    for name in ("session.quantize", "session.resume"):
-        monkeypatch.setattr(f"gdfq.sweeps.running.{name}", forbidden)
+    monkeypatch.setattr(session, "start_or_resume", forbidden)
     monkeypatch.setattr(criterion, "measure", forbidden)
 
 
@@ -282,9 +281,9 @@ def test_runs_are_those_of_quantize(finished, tmp_path):
 
 def test_students_are_compared_on_images_of_all_generators(finished):
     out, _, _ = finished
-    runs = [open_run(out / f"{name}-seed1", print) for name in ("plain", "kl")]
+    runs = [OpenedRun(out / f"{name}-seed1") for name in ("plain", "kl")]
     noise = torch.Generator().manual_seed(1 + criterion.NOISE)
-    images = torch.cat([random_images(r.recipe, 4, 500, r.generator, noise) for r in runs])
+    images = torch.cat([random_images(r.recipe, r.generator, 4, 500, noise) for r in runs])
     assert images.shape == (1000, 2, 8, 8)
     # Training the student moves no generator: of the same one, no image is there twice.
     assert all(map(torch.equal, *(r.generator.state_dict().values() for r in runs)))
@@ -293,9 +292,7 @@ def test_students_are_compared_on_images_of_all_generators(finished):
     assert measured["images"] == 1000
     for name, run in zip(("plain", "kl"), runs, strict=True):
         with torch.no_grad():
-            logits = [
-                net.eval()(images).double().numpy() for net in (run.teacher.network, run.student)
-            ]
+            logits = [net.eval()(images).double().numpy() for net in (run.teacher, run.student)]
         p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in logits)
         found = (p * np.log(p / q)).sum(1).mean()
         assert measured["divergence"][name] == pytest.approx(found, rel=1e-6)
@@ -305,9 +302,9 @@ def test_students_are_compared_on_images_of_all_generators(finished):
 
 
 def test_images_are_none_that_training_drew(finished):
-    run = open_run(finished[0] / "plain-seed0", print)
+    run = OpenedRun(finished[0] / "plain-seed0")
     drawn, compared = (
-        random_images(run.recipe, 4, 16, run.generator, torch.Generator().manual_seed(seed))
+        random_images(run.recipe, run.generator, 4, 16, torch.Generator().manual_seed(seed))
         for seed in (0, criterion.NOISE)
     )
     assert not torch.isclose(drawn, compared).all((1, 2, 3)).any()
@@ -429,21 +426,21 @@ def test_a_failing_run_leaves_the_others_alone(capsys, file, tmp_path, monkeypat
     assert content["groups"][0]["chosen"] is not None
     assert "runs came to a sound end: blown" in content["groups"][0]["note"]
     # It would fail again, so it is not tried again.
-    monkeypatch.setattr("gdfq.sweeps.running.session.resume", lambda *_: pytest.fail("again"))
+    monkeypatch.setattr(session, "start_or_resume", lambda *_: pytest.fail("again"))
     assert sweep(capsys, path, tmp_path / "out")[0] == 1
 
 
 def test_a_run_that_cannot_be_done_is_tried_again(capsys, file, tmp_path, monkeypatch):
     path = file((TINY + TWO).replace("[0, 1]", "[0]"))
-    quantize = session.quantize
+    start = session.start_or_resume
 
     def full(recipe, *rest):
         if recipe.parts.objective == "kl_only":
             raise MemoryError("no room")
-        return quantize(recipe, *rest)
+        return start(recipe, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gdfq.sweeps.running.session.quantize", full)
+        patch.setattr(session, "start_or_resume", full)
         code, said, err = sweep(capsys, path, tmp_path / "out")
     assert code == 1
     assert "warning: kl-seed0: MemoryError: no room" in err
@@ -671,7 +668,8 @@ def test_bits_of_dynamic_ranges_count_what_they_cost(tmp_path):
             "dynamic_ranges": kind, "average_weight_bits": 4.0, "effective_weight_bits": 9.5,
         }  # fmt: skip
         (tmp_path / run.name / "result.json").write_text(json.dumps(result))
-        found.append(read_run(tmp_path, run).weight_bits)
+        (tmp_path / run.name / "recipe.toml").write_text(run.recipe.to_toml())
+        found.append(row_of(tmp_path, run).weight_bits)
     assert found == [4.0, 9.5]
 
 

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import gdfq
-from gdfq.recipes import recipe_for_model
-from gdfq.runs import networks, session
+from gdfq.recipes import networks, recipe_for_model
+from gdfq.runs import session
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.metrics import Metrics
-from gdfq.runs.session import Options
-from gdfq.runs.state import open_run
+from gdfq.runs.options import Options
+from gdfq.runs.run import Run as OpenedRun
 from gdfq.sources.registries import InMemory
 from gdfq.training.checkpoint import newest_sound
 from tests.helpers.tiny import tiny_teacher
@@ -48,11 +48,11 @@ def same(first, second):
 
 
 class Run:
-    """A run of the tiny network in a folder, and each network that was measured or handed on."""
+    """A run of the tiny network in a folder, and each network that was measured."""
 
     def __init__(self, folder, **options):
         self.folder = folder
-        self.measured, self.closed = [], []
+        self.measured = []
         self.recipe = recipe_of(**options)
 
     def evaluate(self, network):
@@ -60,11 +60,7 @@ class Run:
         return float(len(self.measured))
 
     def options(self):
-        return Options(
-            closing=lambda run: self.closed.append(states(run.student)),
-            network=tiny_teacher(),
-            evaluate=self.evaluate,
-        )
+        return Options(network=tiny_teacher(), evaluate=self.evaluate)
 
     def go(self, show=None, interrupts=None):
         return session.quantize(
@@ -80,17 +76,17 @@ class Run:
 @every_outcome
 def test_what_is_measured_is_saved_and_reported(tmp_path, option):
     run = Run(tmp_path / "run", **{option: OUTCOMES[option]})
-    result = run.go()
-    saved = load_file(run.folder / "student.safetensors")
+    done = run.go()
+    result, saved = done.result, load_file(run.folder / "student.safetensors")
     assert not same(saved, run.trained)
     # The teacher first, then the student before and after fine-tuning.
     assert (result.teacher, result.before, result.after) == (1.0, 2.0, 3.0)
     assert same(run.measured[0], states(tiny_teacher()))
     assert same(run.measured[2], saved)
-    assert [same(state, saved) for state in run.closed] == [True]
+    assert same(states(done.student), saved)
     loaded = gdfq.open_run(run.folder, tiny_teacher()).student
     assert same(states(loaded), saved)
-    assert same(states(open_run(run.folder, pytest.fail, network=tiny_teacher()).student), saved)
+    assert same(states(OpenedRun(run.folder, tiny_teacher()).student), saved)
 
 
 def test_an_interrupted_run_leaves_the_average_too(tmp_path):
@@ -103,7 +99,7 @@ def test_an_interrupted_run_leaves_the_average_too(tmp_path):
     assert same({name: saved[name] for name in average}, average)
     assert not same(saved, run.trained)
     # What is reported of it is that student too.
-    assert same(states(open_run(run.folder, pytest.fail, network=tiny_teacher()).student), saved)
+    assert same(states(OpenedRun(run.folder, tiny_teacher()).student), saved)
 
 
 def test_a_resumed_run_keeps_what_was_measured_and_counted(tmp_path):
@@ -113,7 +109,7 @@ def test_a_resumed_run_keeps_what_was_measured_and_counted(tmp_path):
         run.go(stop, Interrupts(signal.SIGTERM))
     seconds = newest_sound(run.folder, pytest.fail)[1]["training_seconds"]
     assert seconds > 0
-    result = session.resume(run.folder, Show(), run.options())
+    result = session.resume(run.folder, Show(), run.options()).result
     # The student before fine-tuning was measured before the signal, and is not again.
     assert (result.before, len(run.measured)) == (2.0, 4)
     assert result.training_seconds > seconds

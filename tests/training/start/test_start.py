@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gdfq
+from gdfq.data import open_batches
 from gdfq.distributed import World
 from gdfq.functional import activate, fake_quantize
 from gdfq.nn import QAct, QConv2d
@@ -14,7 +15,6 @@ from gdfq.nn.qact import observing_copy
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
-from gdfq.runs.measure import open_batches
 from gdfq.training import Start
 from gdfq.training.start.act_ranges import set_act_ranges
 from gdfq.training.start.correction import correct

@@ -1,73 +1,42 @@
-"""What a run's result says, and how accuracy is measured for it."""
+"""How a run's top-1 is measured."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gdfq.data import Batches, accuracy, confusion, open_test_set
+from gdfq.data import Batches, accuracy, confusion, open_batches
 from gdfq.distributed import World
 from gdfq.errors import InputError
-from gdfq.nn import effective_act_bits, effective_weight_bits
+from gdfq.nn import (
+    average_weight_bits,
+    effective_act_bits,
+    effective_weight_bits,
+    float_weight_share,
+)
 from gdfq.recipes import Recipe
+from gdfq.report.contents import Result
 from gdfq.sources import Preprocessing
 
 # Batches of normalized images and labels, or what says a network's top-1 in percent.
 Evaluate = Iterable[tuple[Tensor, Tensor]] | Callable[[nn.Module], float]
 
 
-@dataclass
-class Result:
-    """The closing table of a run: top-1 in percent, None where it was not measured."""
-
-    name: str
-    weight_bits: int
-    act_bits: int
-    average_weight_bits: float
-    seed: int
-    steps: int
-    finished: bool
-    training_seconds: float
-    teacher: float | None = None
-    before: float | None = None
-    after: float | None = None
-    evaluation: str = "not asked for"
-    failure: str | None = None
-    dynamic_ranges: str = "none"
-    effective_weight_bits: float | None = None
-    effective_act_bits: float | None = None
-    float_weight_share: float = 0.0
-
-
-def effective_bits(student: nn.Module, images: Preprocessing) -> tuple[float, float | None]:
-    """Bits of the student's weights and of its activations with their scales, on such images."""
-    shape = (2, images.channels, images.image_size, images.image_size)
+def bits_of(student: nn.Module, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return the fields of :class:`Result` that describe the student's bits on such images."""
+    size = preprocessing.image_size
+    shape = (2, preprocessing.channels, size, size)
     example = torch.zeros(shape, device=next(student.parameters()).device, dtype=torch.float32)
-    return effective_weight_bits(student), effective_act_bits(student, example)
-
-
-def open_batches(
-    recipe: Recipe,
-    images: Preprocessing,
-    workers: int | None = None,
-    world: World | None = None,
-) -> Batches:
-    """The test images that the recipe names, this process's share of them.
-
-    Raises:
-        InputError: it names none, or they cannot be opened; the message has the path.
-    """
-    spec = recipe.teacher
-    if spec.data == "none":
-        raise InputError("data: the recipe names no data set to measure on")
-    world = world or World()
-    test_set = open_test_set(spec.data, spec.data_path, images.num_classes)
-    return Batches(test_set, images, workers=workers, rank=world.rank, ranks=world.size)
+    return {
+        "average_weight_bits": average_weight_bits(student),
+        "float_weight_share": float_weight_share(student),
+        "effective_weight_bits": effective_weight_bits(student),
+        "effective_act_bits": effective_act_bits(student, example),
+    }
 
 
 class Measure:

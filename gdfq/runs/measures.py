@@ -1,29 +1,30 @@
-"""What a report's numbers are measured on: a run's networks, its generator, its test images."""
+"""Measure what a report shows of a run's networks, its generated images and its test images."""
 
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from gdfq.bit_widths.sensitivity import Divergence
-from gdfq.data import confusion
+from gdfq.data import confusion, open_batches
 from gdfq.export import packed
 from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.weight import QuantizedWeight, dequantize
+from gdfq.recipes.images import class_images, random_images, seeded
 from gdfq.recipes.networks import build_trainer
 from gdfq.report.confusion import describe
 from gdfq.report.contents import Measured
 from gdfq.report.images import images_by_class, norm_statistics
 from gdfq.report.layers import Place, batch_norms, places
 from gdfq.report.observation import Loss, Moments, observe, quantizers
-from gdfq.runs.measure import open_batches
-from gdfq.runs.picture import class_images, random_images, shown_classes
-from gdfq.runs.state import RunState
+from gdfq.runs.picture import shown_classes
+
+if TYPE_CHECKING:
+    from gdfq.runs.run import Run
 
 # Generated images that layers are measured on, of up to so many pixels a side, and of larger ones.
 SMALL = 64
@@ -34,27 +35,28 @@ SENSITIVITY_SMALL, SENSITIVITY_LARGE = 128, 32
 PER_CLASS_SMALL, PER_CLASS_LARGE = 32, 8
 PASS = 64  # images in a forward pass
 
-Phase = Callable[[str], None]
+StatusCallback = Callable[[str], None]
 
 
-def measure(run: RunState, phase: Phase = lambda name: None) -> Measured:
-    """Everything that a report needs of ``run``'s networks; they are left as they are.
+def measure(run: Run, on_status: StatusCallback = lambda text: None) -> Measured:
+    """Measure everything that a report needs of ``run``'s networks; they are left as they are.
 
     What cannot be measured is missing and explained in ``notes``.
 
     Args:
-        run: from :func:`gdfq.runs.state.open_run`, or a run that has just ended.
-        phase: told what is measured next.
+        run: finished or not; a student that is not calibrated has no measured activations.
+        on_status: called with the name of each measurement before it begins.
     """
-    return _Measurement(run, phase).all()
+    return _Measurement(run, on_status).all()
 
 
 class _Measurement:
-    def __init__(self, run: RunState, phase: Phase) -> None:
+    def __init__(self, run: Run, on_status: StatusCallback) -> None:
         self.run = run
-        self.phase = phase
-        self.result = Measured(run.step)
-        self.small = run.teacher.preprocessing.image_size <= SMALL
+        self.student, _ = run.kept_student
+        self.on_status = on_status
+        self.result = Measured(run.latest_result.steps)
+        self.small = run.preprocessing.image_size <= SMALL
         self.places: list[Place] = []
 
     def all(self) -> Measured:
@@ -75,7 +77,7 @@ class _Measurement:
 
     def attempt(self, what: str, action: Callable[[], None]) -> None:
         try:
-            self.phase(what)
+            self.on_status(what)
             action()
         except Exception as error:  # of any network, on any machine: a report is not a run's result
             reason = str(error) or type(error).__name__
@@ -84,56 +86,58 @@ class _Measurement:
     # ---- layers ----
 
     def layers(self) -> None:
-        self.places = places(self.run.student)
+        self.places = places(self.student)
         self.result.layers = [place.row for place in self.places]
         for place in self.places:
             row = place.row
             if row.weight_bits is None:
                 continue
-            layer = self.run.student.get_submodule(row.name)
+            layer = self.student.get_submodule(row.name)
             if isinstance(layer, QuantizedWeight):
                 lost = Loss()
                 lost.add(layer.weight, dequantize(*layer.weight_codes()))
                 row.weight_sqnr = lost.sqnr
             elif place.weight:
-                row.shape = list(_tensor(self.run.student, place.weight).shape)
+                row.shape = list(_tensor(self.student, place.weight).shape)
 
     def images(self) -> None:
         run, generator = self.run, self.run.generator
         assert generator is not None
-        images = run.teacher.preprocessing
+        images = run.preprocessing
         names = shown_classes(run.recipe, images)
         count = PER_CLASS_SMALL if self.small else PER_CLASS_LARGE
-        made = class_images(run.recipe, len(names), count, generator)
+        made = class_images(run.recipe, generator, len(names), count)
         self.result.classes = images_by_class(made, names, images)
-        norms = batch_norms(run.teacher.network)
+        norms = batch_norms(run.teacher)
         order = [row.norm for row in self.result.layers if row.norm in norms]
         self.result.norms = norm_statistics(
-            run.teacher.network, {name: norms[name] for name in order}, made.to(run.device)
+            run.teacher,
+            {name: norms[name] for name in order},
+            made.to(next(generator.parameters()).device),
         )
 
     def generate(self) -> list[Tensor]:
-        """Images of random classes, as training's batches are."""
-        run = self.run
-        assert run.generator is not None
-        classes = run.teacher.preprocessing.num_classes
+        """Generate images of random classes, in batches."""
+        run, generator = self.run, self.run.generator
+        assert generator is not None
         wanted = IMAGES_SMALL if self.small else IMAGES_LARGE
-        random = torch.Generator(run.device).manual_seed(run.recipe.training.seed)
-        made = random_images(run.recipe, classes, wanted, run.generator, random)
+        rng = seeded(run.recipe, generator)
+        classes = run.preprocessing.num_classes
+        made = random_images(run.recipe, generator, classes, wanted, rng)
         return list(made.split(PASS))
 
     def statistics(self) -> None:
         run = self.run
         batches = self.batches = self.generate()
         self.result.images = sum(map(len, batches))
-        norms = batch_norms(run.teacher.network)
+        norms = batch_norms(run.teacher)
         seen: dict[nn.Module, Moments] = {norm: Moments() for norm in norms.values()}
-        observe(run.teacher.network, batches, seen)
-        lost = {module: Loss() for module in quantizers(run.student).values()}
-        after = _moments(run.student)
+        observe(run.teacher, batches, seen)
+        lost = {module: Loss() for module in quantizers(self.student).values()}
+        after = _moments(self.student)
         before: dict[str, Moments] = {}
         if run.calibrated:
-            observe(run.student, batches, _by_module(run.student, after), lost)
+            observe(self.student, batches, _by_module(self.student, after), lost)
             student = self.fresh_student()
             before = _moments(student)
             observe(student, batches, _by_module(student, before))
@@ -153,17 +157,17 @@ class _Measurement:
                 if row.norm in after:
                     row.mismatch_after = after[row.norm].mismatch(*stored)
             if row.act:
-                act = lost[run.student.get_submodule(row.act)]
+                act = lost[self.student.get_submodule(row.act)]
                 row.act_sqnr, row.clipped = act.sqnr, act.clipped
             if row.weight_bits is not None and row.weight_sqnr is None:
-                weight = lost.get(run.student.get_submodule(row.name))
+                weight = lost.get(self.student.get_submodule(row.name))
                 row.weight_sqnr = weight.sqnr if weight else None
 
     def fresh_student(self) -> nn.Module:
         """A student that has been calibrated, not fine-tuned."""
         generator = copy.deepcopy(self.run.generator)
         assert generator is not None
-        trainer = build_trainer(self.run.recipe, self.run.teacher, generator)
+        trainer = build_trainer(self.run.recipe, self.run.loaded_teacher, generator)
         trainer.calibrate(trainer.calibration_batches)
         return trainer.student
 
@@ -172,7 +176,7 @@ class _Measurement:
         images = torch.cat(self.batches)[:wanted]
         spec = self.run.recipe.quantization
         divergence = Divergence(
-            self.run.teacher.network,
+            self.run.teacher,
             images.split(PASS),
             spec.zero_in_range,
             has_dynamic(spec.dynamic_ranges, "weight"),
@@ -186,26 +190,27 @@ class _Measurement:
 
     def confusion(self) -> None:
         run = self.run
-        images = run.teacher.preprocessing
+        images = run.preprocessing
         counts = dict(run.counts)
         if not counts and run.recipe.teacher.data != "none" and run.calibrated:
             batches = open_batches(run.recipe, images)
-            counts["teacher"] = confusion(run.teacher.network, batches)
-            counts["student"] = confusion(run.student, batches)
+            counts["teacher"] = confusion(run.teacher, batches)
+            counts["student"] = confusion(self.student, batches)
         if len(counts) == 2:
             self.result.confusion = describe(
                 run.recipe.teacher.data, counts["teacher"], counts["student"]
             )
 
     def sizes(self) -> None:
-        state = self.run.teacher.network.state_dict(keep_vars=True)
-        tensors = {id(value): value for value in state.values()}  # under several names, once
-        self.result.float_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
+        self.result.float_bytes = float_bytes(self.run.teacher)
         if self.run.calibrated:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "packed.safetensors"
-                packed.save(self.run.student, path, self.run.recipe)
-                self.result.packed_bytes = path.stat().st_size
+            self.result.packed_bytes = len(packed.to_bytes(self.run.on_cpu(), self.run.recipe))
+
+
+def float_bytes(network: nn.Module) -> int:
+    """Return the bytes of a network's tensors, each counted once whatever its names."""
+    tensors = {id(value): value for value in network.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _moments(student: nn.Module) -> dict[str, Moments]:

@@ -1,0 +1,373 @@
+"""A run: one object for what a run's folder holds and for what can be done with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gdfq.convert import QuantizedModel
+from gdfq.errors import InputError
+from gdfq.export import packed
+from gdfq.export.files import Exported, export_file, options_for
+from gdfq.export.inspection import Inspection, in_bytes, inspect_student
+from gdfq.export.source import Images, open_images
+from gdfq.models import Generator
+from gdfq.nn import QAct
+from gdfq.recipes import Recipe, load_recipe
+from gdfq.recipes.networks import build_generator, build_student, build_teacher
+from gdfq.recipes.schema import parse_recipe, read_text
+from gdfq.report.contents import Result
+from gdfq.runs import folder as files
+from gdfq.runs.accuracy import Evaluate, bits_of
+from gdfq.runs.folder import read_json, shorten, use_format
+from gdfq.runs.measures import float_bytes
+from gdfq.runs.report import write_report
+from gdfq.runs.table import html_table, text_table
+from gdfq.sources import LoadedTeacher, Preprocessing
+from gdfq.training.checkpoint import newest_sound
+from gdfq.training.parts.average import averaged_state
+
+
+class Run:
+    """A run, finished or not; what is in its folder is read when it is asked for.
+
+    In a notebook it shows itself as a table.
+
+    Args:
+        folder: of the run.
+        network: the teacher, if the run was given it in Python without a ``factory``; only its
+            architecture counts, the weights are in the folder.
+        device: where the networks are put.
+        evaluate: what top-1 was measured with; an exported file is compared on its batches.
+        on_warning: called with a line about each file that cannot be used.
+
+    Attributes:
+        folder: the run's. A temporary one is deleted with this object.
+        counts: by ``"teacher"`` and ``"student"``, how the test images were taken, see
+            :func:`gdfq.data.confusion`, if this process measured that.
+
+    Raises:
+        InputError: of any attribute: the folder holds no run, no student yet, or ``network`` is
+            not the run's.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        network: nn.Module | None = None,
+        device: str = "cpu",
+        evaluate: Evaluate | None = None,
+        on_warning: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.device = device
+        self.counts: dict[str, Tensor] = {}
+        self._network = network
+        self._evaluate = evaluate
+        self._on_warning = on_warning
+
+    # ---- what the folder holds ----
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Everything that decided the run: ``recipe.toml``."""
+        return parse_recipe(read_text(self._recipe_file, "recipe"), str(self._recipe_file))
+
+    @property
+    def _recipe_file(self) -> Path:
+        path = self.folder / files.RECIPE
+        if not path.is_file():
+            raise InputError(f"run: {self.folder} is no run folder: it has no {path.name}")
+        return path
+
+    @cached_property
+    def result(self) -> Result:
+        """The run's figures: ``result.json``, or what the recipe says as long as there is none."""
+        stored = read_json(self.folder / files.RESULT)
+        spec = self.recipe.quantization
+        known = {
+            "name": self.recipe.name,
+            "weight_bits": spec.weight_bits,
+            "act_bits": spec.act_bits,
+            "seed": self.recipe.training.seed,
+            "dynamic_ranges": spec.dynamic_ranges,
+            "evaluation": "not measured",
+            **stored,
+        }
+        return Result(**{f.name: known[f.name] for f in fields(Result) if f.name in known})
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run finished or failed: resumed, it would not train."""
+        return self.result.finished or self.result.failure is not None
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The losses and learning rates of each epoch: ``metrics.jsonl``."""
+        try:
+            lines = (self.folder / files.METRICS).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break  # the last line of a run that was killed while it wrote
+        return records
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions and machine: ``environment.json``; empty if it is not there."""
+        return read_json(self.folder / files.ENVIRONMENT)
+
+    @property
+    def images(self) -> Image.Image:
+        """Images that the generator made, a row for each class: ``images.png``."""
+        return Image.open(self.folder / files.IMAGES)
+
+    # ---- networks ----
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The float network that the student was made of; a copy."""
+        return self.loaded_teacher.network
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The images that the networks take."""
+        return self.loaded_teacher.preprocessing
+
+    @property
+    def student(self) -> QuantizedModel:
+        """The quantized network, in evaluation mode."""
+        student, problem = self.kept_student
+        if problem is None and not self.calibrated:
+            problem = (
+                f"the student in {self.folder} has no activation ranges: its run failed before "
+                "fine-tuning began"
+            )
+        if problem is not None:
+            raise InputError(f"run: {problem}")
+        return student
+
+    @cached_property
+    def loaded_teacher(self) -> LoadedTeacher:
+        """The teacher with what is known about it."""
+        recipe = load_recipe(str(self._recipe_file))
+        _, teacher = build_teacher(recipe, self._network, self.folder)
+        use_format(recipe, teacher.network)
+        teacher.network.to(self.device)
+        return teacher
+
+    @cached_property
+    def kept_student(self) -> tuple[QuantizedModel, str | None]:
+        """The student as far as it was kept, and why nothing was, if nothing was."""
+        student, problem = build_student(self.recipe, self.teacher), None
+        use_format(self.recipe, student)
+        if self._checkpoint is not None and not self.ended:
+            student.load_state_dict(self._checkpoint["student"])
+        else:  # later than any checkpoint, or all that is left
+            path = self.folder / files.STUDENT
+            try:
+                student.load_state_dict(load_file(path))
+            except (OSError, SafetensorError, InputError) as error:
+                problem = f"cannot load {path}: {shorten(error)}"
+        return student.to(self.device), problem
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the student's activation ranges are set."""
+        acts = [m for m in self.kept_student[0].modules() if isinstance(m, QAct)]
+        return all(act.has_range for act in acts)
+
+    @cached_property
+    def generator(self) -> Generator | None:
+        """The generator, None if no checkpoint with it is left."""
+        if self._checkpoint is None:
+            return None
+        generator = build_generator(self.recipe, self.preprocessing)
+        generator.load_state_dict(self._checkpoint["generator"])
+        use_format(self.recipe, generator)
+        return generator.to(self.device)
+
+    @cached_property
+    def _checkpoint(self) -> dict[str, Any] | None:
+        """Networks' states and figures of the newest sound checkpoint."""
+        found = newest_sound(self.folder, self._on_warning)
+        if found is None:
+            return None
+        trained = found[1]["trainer"]
+        known = ("before", "evaluation", "training_seconds")
+        return {
+            "generator": trained["generator"],
+            "student": averaged_state(trained),
+            "result": {key: found[1][key] for key in known if key in found[1]}
+            | {"steps": trained["steps_done"]},
+        }
+
+    def hold(
+        self,
+        recipe: Recipe,
+        result: Result,
+        teacher: LoadedTeacher,
+        student: QuantizedModel,
+        generator: Generator,
+        counts: dict[str, Tensor],
+    ) -> None:
+        """Keep what a run that has just finished has in memory, in place of reading it again."""
+        self.recipe, self.result, self.counts = recipe, result, counts
+        self.loaded_teacher, self.generator = teacher, generator
+        self.kept_student = student, None
+
+    # ---- figures ----
+
+    @cached_property
+    def latest_result(self) -> Result:
+        """The figures of the student as far as it was kept, of a run that has not ended too."""
+        if self.ended:
+            return self.result
+        known = {} if self._checkpoint is None else dict(self._checkpoint["result"])
+        if self.result.average_weight_bits is None:
+            with suppress(InputError):  # the network computes all its weights
+                known |= bits_of(self.kept_student[0], self.preprocessing)
+        return replace(self.result, **known)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The result in numbers.
+
+        ``teacher``, ``before`` and ``after`` (fine-tuning) are top-1 in percent, None where it was
+        not measured; ``weight_bits`` and ``act_bits`` the student's, ``average_weight_bits`` over
+        all weights, those in float at 32 bits, ``float_weight_share`` of them in float, 0 to 1
+        (:func:`gdfq.nn.float_weights`), ``effective_weight_bits`` and ``effective_act_bits`` with
+        what their ranges cost (:func:`gdfq.nn.effective_weight_bits`); ``float_bytes`` and
+        ``packed_bytes`` the sizes of both networks as files.
+        """
+        return {
+            **asdict(self.result),
+            "float_bytes": float_bytes(self.teacher),
+            "packed_bytes": len(packed.to_bytes(self.on_cpu(), self.recipe)),
+        }
+
+    # ---- what can be done with it ----
+
+    def export(
+        self,
+        path: str | Path,
+        format: str | None = None,
+        *,
+        mode: str = "exact",
+        weights: str = "int8",
+        decompose: bool = False,
+        images: int | None = None,
+        keep_unfaithful: bool = True,
+    ) -> Exported:
+        """Write the student for other runtimes, then run the file and compare it with the student.
+
+        Args:
+            path: of the file; it is replaced if it exists.
+            format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``; None is what ``path`` ends in.
+            mode: of ONNX; ``"exact"`` keeps every answer, ``"integer"`` computes convolutions and
+                sums in integers, which changes some.
+            weights: of ONNX; ``"int8"``, or ``"int4"`` for half the size.
+            decompose: pt2 in PyTorch's own operators, which loads without this package.
+            images: how many it is compared on; None is all of ``evaluate``'s batches, else all of
+                the recipe's data set, else 256 generated ones.
+            keep_unfaithful: False deletes a file that should answer as the student does and does
+                not, and puts back what it replaced.
+
+        Returns:
+            How the file answers. Where it should answer as the student does and does not, there is
+            a warning too, which says in which runtime and why.
+
+        Raises:
+            InputError: there is no such format, a package is missing, the network cannot be
+                exported, or the file cannot be written.
+        """
+        path = Path(path)
+        options = options_for(path, format, mode, weights, decompose)
+        if images is not None and images < 1:
+            raise InputError(f"images: must be >= 1, got {images}")
+        student = self.on_cpu()
+        written = export_file(
+            student, path, options, self.check_images(images), self.recipe, keep_unfaithful
+        )
+        if not written.faithful:
+            warnings.warn(f"gdfq: {written}", stacklevel=2)
+        return written
+
+    def check_images(self, limit: int | None = None) -> Images:
+        """Return the images that an exported file is compared on, see :meth:`export`."""
+        given = None
+        if self._evaluate is not None and not callable(self._evaluate):
+            given = cast(Iterable[tuple[Tensor, Tensor]], self._evaluate)
+        return open_images(self.recipe, self.folder, limit, given, lambda: self.generator)
+
+    def inspect(self) -> Inspection:
+        """Return the student's layers with bits, ranges and sizes, and the folder's files."""
+        facts = {"run": self.recipe.name, "seed": str(self.recipe.training.seed)}
+        for key in ("teacher", "before", "after"):
+            if (value := getattr(self.result, key)) is not None:
+                facts[f"top-1 {key}"] = f"{value:.2f}%"
+        for file in sorted(self.folder.iterdir()):
+            if file.is_file():
+                facts[file.name] = in_bytes(file.stat().st_size)
+        return inspect_student(self.student, facts)
+
+    def save(self, path: str | Path) -> None:
+        """Write the student as a small file for :func:`gdfq.load`, its weights packed.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        packed.save(self.on_cpu(), path, self.recipe)
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write one HTML file about the run: accuracy, losses, images, and every layer.
+
+        Args:
+            path: of the file, which is replaced if it exists; None is ``report.html`` in the
+                run's folder.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path = self.folder / files.PAGE if path is None else Path(path)
+        write_report([self], path, on_warning=_warn)
+        return path
+
+    def on_cpu(self) -> Any:
+        """Return the student on the CPU, a copy if it is elsewhere."""
+        if next(self.student.parameters()).device.type == "cpu":
+            return self.student
+        return copy.deepcopy(self.student).cpu()
+
+    def __repr__(self) -> str:
+        return text_table(*self._shown)
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._shown)
+
+    @property
+    def _shown(self) -> tuple[dict[str, Any], str]:
+        return self.metrics, str(self.folder)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"gdfq: {text}", stacklevel=4)
