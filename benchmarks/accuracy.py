@@ -35,7 +35,7 @@ from gdfq.recipes import Recipe
 from gdfq.recipes.networks import build_generator, build_student, build_teacher
 from gdfq.sources import LoadedTeacher
 from gdfq.sweeps.criterion import compare
-from gdfq.sweeps.plan import Run, read_plan
+from gdfq.sweeps.plan import PlannedRun, read_plan
 from gdfq.training import GDFQTrainer, TrainerCallback
 
 HELD_OUT = 16  # batches of generated images that no student is trained on
@@ -226,11 +226,11 @@ def train(recipe: Recipe, folder: Path, where: Path, real_images: Path | None) -
     where.write_text(json.dumps(asdict(result), indent=2) + "\n")
 
 
-def _record(folder: Path, run: Run) -> None:
+def _record(folder: Path, run: PlannedRun) -> None:
     record(run.recipe, folder)
 
 
-def _train(folder: Path, students: Path, real_images: Path | None, run: Run) -> Run:
+def _train(folder: Path, students: Path, real_images: Path | None, run: PlannedRun) -> PlannedRun:
     train(run.recipe, folder, path_of(run, students), real_images)
     return run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import readme
 from gdfq.environment import environment
 from gdfq.sweeps.contents import Spread
-from gdfq.sweeps.plan import Plan, Run, Variant
+from gdfq.sweeps.plan import Plan, PlannedRun, Variant
 from gdfq.sweeps.summary import paired, spread
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +35,7 @@ class Outcome:
     failure: str | None = None
 
 
-def path_of(run: Run, folder: Path) -> Path:
+def path_of(run: PlannedRun, folder: Path) -> Path:
     """A run's outcome."""
     return folder / "students" / f"{run.name}.json"
 
@@ -123,7 +123,7 @@ def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
 
 
 def _by_seed(plan: Plan, variant: Variant, found: dict[str, Outcome]) -> dict[int, Outcome]:
-    names = {seed: Run(variant, seed).name for seed in plan.seeds}
+    names = {seed: PlannedRun(variant, seed).name for seed in plan.seeds}
     return {seed: found[name] for seed, name in names.items() if name in found}
 
 

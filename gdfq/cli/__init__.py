@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from gdfq import __version__, distributed
-from gdfq.cli._common import EXIT_FAILED, NARROW, console, errors, explain, leave, print_error, tell
+from gdfq.cli._common import (
+    EXIT_FAILED,
+    NARROW,
+    console,
+    errors,
+    explain,
+    leave,
+    print_error,
+    print_text,
+)
 from gdfq.cli.bench import bench
 from gdfq.cli.data import data
 from gdfq.cli.evaluate import evaluate
@@ -39,7 +48,7 @@ for command in (
 
 def _version(show: bool) -> None:
     if show:
-        tell(f"gdfq {__version__}")
+        print_text(f"gdfq {__version__}")
         raise typer.Exit
 
 

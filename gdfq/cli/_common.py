@@ -40,7 +40,7 @@ WORKERS = typer.Option(
 )  # fmt: skip
 
 
-def tell(text: str, style: str | None = None) -> None:
+def print_text(text: str, style: str | None = None) -> None:
     """A line on standard output, as it is."""
     print_line(console, text, style)
 

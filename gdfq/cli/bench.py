@@ -12,7 +12,7 @@ from gdfq.bench.formulations import Settings, check_rivals
 from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.bench.report import details, table, traffic_table
-from gdfq.cli._common import DEVICE, print_table, resolve_device, tell
+from gdfq.cli._common import DEVICE, print_table, print_text, resolve_device
 from gdfq.errors import InputError
 from gdfq.training.precision import check_precision
 
@@ -56,7 +56,7 @@ def bench(
 ) -> None:
     """Time a training step on random images: by phase, and beside other formulations.
 
-    Under torchrun, with what the processes tell each other.
+    Under torchrun, with what the processes print_text each other.
     """
     if network not in WORKLOADS:
         raise InputError(f"network: must be one of {', '.join(WORKLOADS)}, got {network!r}")
@@ -87,4 +87,4 @@ def bench(
     if world.parallel:
         print_table(traffic_table(results[0], world.size))
     for text in (details(results[0]), trainer.describe()):
-        tell(text)
+        print_text(text)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gdfq.cli._common import EXIT_FAILED, percent, print_error, print_table, tell
+from gdfq.cli._common import EXIT_FAILED, percent, print_error, print_table, print_text
 from gdfq.errors import InputError
 from gdfq.export.files import FORMATS, Exported, export_file, options_for
 from gdfq.export.form import Form
@@ -67,13 +67,13 @@ def export(
         recipe, student = open_packed(run)
         test = open_images(recipe, run, images)
     written = export_file(student, path, options, test, recipe, keep_unfaithful)
-    tell(f"{path}: {written.size:,} bytes")
+    print_text(f"{path}: {written.size:,} bytes")
     if written.form is not None:
         _print_form(written.form)
         _print_parities(written)
     elif written.difference is not None:
         same = "bit for bit" if written.difference == 0 else f"to {written.difference:.2g}"
-        tell(f"Loaded again, it gives the student's logits on {written.images}, {same}.")
+        print_text(f"Loaded again, it gives the student's logits on {written.images}, {same}.")
     if not written.faithful:
         fate = f"it {written.fate or 'is still there'}"
         reasons = "; ".join(written.wrong)
@@ -106,6 +106,6 @@ def _print_form(form: Form) -> None:
         )
         stored[key] = stored.get(key, 0) + 1
     for what, count in stored.items():
-        tell(f"  {count} x {what}")
+        print_text(f"  {count} x {what}")
     for part in form.instead:
-        tell(f"  {part.name}: {part.note}")
+        print_text(f"  {part.name}: {part.note}")

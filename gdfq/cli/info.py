@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from gdfq.cli._common import print_table, tell
+from gdfq.cli._common import print_table, print_text
 from gdfq.environment import environment, not_built
 
 
@@ -15,4 +15,4 @@ def info() -> None:
         table.add_row(key, "-" if value is None else str(value))
     print_table(table)
     if rest := not_built():
-        tell(rest)
+        print_text(rest)

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gdfq.cli._common import console, natural_width, print_table, tell
+from gdfq.cli._common import console, natural_width, print_table, print_text
 from gdfq.export.inspection import Row, inspect_file
 from gdfq.runs.run import Run
 
@@ -51,5 +51,5 @@ def _print_below(row: Row) -> None:
     """A row as two lines, for terminals that the table is too wide for."""
     kind, bits, shape, ends, size, *note = _cells(row)
     facts = [kind, bits and f"{bits} bits", shape, ends, size and f"{size} bytes", *note]
-    tell(row.name, "bold")
+    print_text(row.name, "bold")
     console.print(Padding(Text("  ".join(filter(None, facts))), (0, 0, 0, 2)))

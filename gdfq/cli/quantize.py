@@ -19,8 +19,8 @@ from gdfq.cli._common import (
     percent,
     print_error,
     print_table,
+    print_text,
     student_name,
-    tell,
 )
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError, NonFiniteLossError
@@ -147,7 +147,7 @@ def _print_result(run: Run) -> None:
     table.add_row(f"{student}, before fine-tuning", percent(result.before))
     table.add_row(f"{student}, after fine-tuning", percent(result.after))
     print_table(table)
-    tell(
+    print_text(
         f"{result.steps} steps in {result.training_seconds or 0:.0f} s. Student: "
         f"{folder / STUDENT}  Generated images: {folder / IMAGES}"
         + (f"  Report: {folder / PAGE}" if (folder / PAGE).is_file() else "")

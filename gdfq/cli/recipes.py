@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gdfq.cli._common import print_table, tell
+from gdfq.cli._common import print_table, print_text
 from gdfq.recipes import load_recipe, recipe_names
 
 
@@ -18,7 +18,7 @@ def recipes(
 ) -> None:
     """List the recipes, or show one with every field."""
     if name is not None:
-        tell(load_recipe(name).to_toml().rstrip("\n"))
+        print_text(load_recipe(name).to_toml().rstrip("\n"))
         return
     table = Table("recipe", "what it is")
     for recipe in map(load_recipe, recipe_names()):

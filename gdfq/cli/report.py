@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gdfq.cli._common import DEVICE, print_error, resolve_device, tell
+from gdfq.cli._common import DEVICE, print_error, print_text, resolve_device
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.runs.folder import PAGE
@@ -40,8 +40,8 @@ def report(
     target = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
     keep_freed_memory()
     opened = [Run(path, device=resolve_device(device), on_warning=_warn) for path in runs]
-    write_report(opened, target, tell, _warn, again)
-    tell(f"{target}: {target.stat().st_size:,} bytes")
+    write_report(opened, target, print_text, _warn, again)
+    print_text(f"{target}: {target.stat().st_size:,} bytes")
 
 
 def _warn(text: str) -> None:

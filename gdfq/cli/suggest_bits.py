@@ -21,8 +21,8 @@ from gdfq.cli._common import (
     console,
     print_error,
     print_table,
+    print_text,
     resolve_device,
-    tell,
 )
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
@@ -67,7 +67,7 @@ def suggest_bits(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _print_suggestion(suggestion, budget)
     _write(path, suggestion.recipe.to_toml())
-    tell(f"Recipe: {path}  Run it: gdfq quantize --recipe {shlex.quote(str(path))}")
+    print_text(f"Recipe: {path}  Run it: gdfq quantize --recipe {shlex.quote(str(path))}")
 
 
 takes_recipe_fields(suggest_bits, without=("weight_bits", "first_last_bits"))
@@ -115,7 +115,7 @@ def _print_suggestion(suggestion: Suggestion, budget: float) -> None:
         f"{_short(1000 * divergence)} at {width} everywhere"
         for width, divergence in suggestion.uniform.items()
     )
-    tell(
+    print_text(
         f"All layers quantized: {_short(1000 * suggestion.divergence)} at these bits ({average} on "
         f"average, budget {budget:g}), {equal}."
     )

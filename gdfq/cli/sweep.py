@@ -17,8 +17,8 @@ from gdfq.cli._common import (
     console,
     print_error,
     print_table,
+    print_text,
     resolve_device,
-    tell,
 )
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
@@ -83,11 +83,11 @@ def sweep(
     check_networks(plan, None if ray else own_device)
     keep_freed_memory()
     if ray:
-        train = over_ray(options, gpus_per_run, cpus_per_run, _stopping, tell)
+        train = over_ray(options, gpus_per_run, cpus_per_run, _stopping, print_text)
     else:
         train = one_after_another(options, lambda: console_progress(console), _notice)
     try:
-        found = run_sweep(plan, folder, train, own_device, tell, _warn, ray)
+        found = run_sweep(plan, folder, train, own_device, print_text, _warn, ray)
     except Interrupted as error:
         print_error(
             f"gdfq: stopped by {error}; to go on: gdfq sweep {shlex.quote(str(file))} "
@@ -135,13 +135,13 @@ def _print(found: Sweep, folder: Path) -> None:
     print_table(table)
     for run in found.runs:
         if run.status != "finished":
-            tell(f"{run.folder}: {run.status}{': ' + run.reason if run.reason else ''}")
+            print_text(f"{run.folder}: {run.status}{': ' + run.reason if run.reason else ''}")
     for group in found.groups:
         if group.chosen is not None:
-            tell(
+            print_text(
                 f"{group.name}: {group.chosen} diverges least on generated images, in "
                 f"{group.lowest} of {group.seeds} seeds; top-1 was not used to choose"
             )
         if group.note:
-            tell(f"{group.name}: {group.note}")
-    tell(f"Page: {folder / PAGE}")
+            print_text(f"{group.name}: {group.note}")
+    print_text(f"Page: {folder / PAGE}")

@@ -14,7 +14,7 @@ from gdfq.data import confusion, open_batches
 from gdfq.export import packed
 from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.weight import QuantizedWeight, dequantize
-from gdfq.recipes.images import class_images, random_images, seeded
+from gdfq.recipes.images import class_images
 from gdfq.recipes.networks import build_trainer
 from gdfq.report.confusion import describe
 from gdfq.report.contents import Measured
@@ -118,13 +118,8 @@ class _Measurement:
 
     def generate(self) -> list[Tensor]:
         """Generate images of random classes, in batches."""
-        run, generator = self.run, self.run.generator
-        assert generator is not None
         wanted = IMAGES_SMALL if self.small else IMAGES_LARGE
-        rng = seeded(run.recipe, generator)
-        classes = run.preprocessing.num_classes
-        made = random_images(run.recipe, generator, classes, wanted, rng)
-        return list(made.split(PASS))
+        return list(self.run.generate(wanted).split(PASS))
 
     def statistics(self) -> None:
         run = self.run

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ from gdfq.export.source import Images, open_images
 from gdfq.models import Generator
 from gdfq.nn import QAct
 from gdfq.recipes import Recipe, load_recipe
+from gdfq.recipes.images import random_images, seeded
 from gdfq.recipes.networks import build_generator, build_student, build_teacher
 from gdfq.recipes.schema import parse_recipe, read_text
 from gdfq.report.contents import Result
@@ -202,6 +204,23 @@ class Run:
         generator.load_state_dict(self._checkpoint["generator"])
         use_format(self.recipe, generator)
         return generator.to(self.device)
+
+    def generate(self, count: int, rng: torch.Generator | None = None) -> Tensor:
+        """Generate ``(count, C, H, W)`` images of random classes, as training made them.
+
+        Args:
+            count: of images.
+            rng: source of noise and classes, on the generator's device; None is seeded by the
+                recipe.
+
+        Raises:
+            InputError: no checkpoint with the generator is left.
+        """
+        if self.generator is None:
+            raise InputError(f"run: {self.folder} has no checkpoint with its generator any more")
+        rng = rng or seeded(self.recipe, self.generator)
+        classes = self.preprocessing.num_classes
+        return random_images(self.recipe, self.generator, classes, count, rng)
 
     @cached_property
     def _checkpoint(self) -> dict[str, Any] | None:

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gdfq.errors import InputError
-from gdfq.recipes.images import random_images
 from gdfq.runs.folder import STUDENT
 from gdfq.runs.run import Run
 from gdfq.sweeps.contents import Measured
@@ -52,25 +50,23 @@ def measure(
     rng = torch.Generator(device).manual_seed((seed + NOISE) % 2**63)
     batches: list[Tensor] = []
     for number, folder in enumerate(folders.values()):
-        run = _open(folder, device, on_warning)
-        taken = run.preprocessing
-        wanted = IMAGES_SMALL if taken.image_size <= SMALL else IMAGES_LARGE
+        run = Run(folder, device=device, on_warning=on_warning)
+        small = run.preprocessing.image_size <= SMALL
+        wanted = IMAGES_SMALL if small else IMAGES_LARGE
         # Where it does not come out even, the first ones make one more.
         count = wanted // len(folders) + (number < wanted % len(folders))
-        assert run.generator is not None
-        made = random_images(run.recipe, run.generator, taken.num_classes, count, rng)
-        batches += made.split(PASS)
+        batches += run.generate(count, rng).split(PASS)
     divergence: dict[str, float | None] = {}
     agreement: dict[str, float] = {}
     for variant, folder in folders.items():
-        run = _open(folder, device, on_warning)
+        run = Run(folder, device=device, on_warning=on_warning)
         found, agreement[variant] = compare(run.teacher, run.student, batches)
         divergence[variant] = found if math.isfinite(found) else None
     return Measured(group, seed, sum(map(len, batches)), students(folders), divergence, agreement)
 
 
 def students(folders: Mapping[str, Path]) -> dict[str, str]:
-    """By variant, the SHA-256 of the student's file: by it, what was measured is known again."""
+    """Return the SHA-256 of each variant's student file; measurements are cached under it."""
     return {
         variant: hashlib.sha256((folder / STUDENT).read_bytes()).hexdigest()
         for variant, folder in folders.items()
@@ -81,7 +77,7 @@ def students(folders: Mapping[str, Path]) -> dict[str, str]:
 def compare(
     teacher: nn.Module, student: nn.Module, batches: Sequence[Tensor]
 ) -> tuple[float, float]:
-    """Divergence of ``student`` from ``teacher`` and their agreement, on images.
+    """Return the divergence of ``student`` from ``teacher`` and their agreement, on images.
 
     Args:
         teacher, student: ``(N, C, H, W)`` in, logits ``(N, classes)`` out; put into evaluation
@@ -101,10 +97,3 @@ def compare(
         equal += int((wanted.argmax(1) == found.argmax(1)).sum())
     count = sum(map(len, batches))
     return total / count, 100.0 * equal / count
-
-
-def _open(folder: Path, device: str, on_warning: Callable[[str], None]) -> Run:
-    run = Run(folder, device=device, on_warning=on_warning)
-    if run.generator is None or not run.calibrated:
-        raise InputError(f"sweep: {folder} has no checkpoint with its generator any more")
-    return run

@@ -69,7 +69,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A variant with a seed; ``recipe`` is what is run, in the folder ``name``."""
 
     variant: Variant
@@ -107,9 +107,9 @@ class Plan:
     text: str
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[PlannedRun]:
         """All variants with the first seed, with the second, and so on."""
-        return [Run(variant, seed) for seed in self.seeds for variant in self.variants]
+        return [PlannedRun(variant, seed) for seed in self.seeds for variant in self.variants]
 
     @property
     def groups(self) -> dict[str, list[Variant]]:

@@ -16,9 +16,9 @@ from gdfq.runs.folder import PAGE, RECIPE, RESULT
 from gdfq.runs.interrupts import Interrupts
 from gdfq.runs.options import Options
 from gdfq.runs.report import environment_line
-from gdfq.runs.run import Run as OpenedRun
+from gdfq.runs.run import Run
 from gdfq.sweeps.contents import RunRow
-from gdfq.sweeps.plan import Plan, Run
+from gdfq.sweeps.plan import Plan, PlannedRun
 from gdfq.training.progress import Progress
 
 
@@ -71,7 +71,7 @@ def one_after_another(
     return train
 
 
-def recipe_file(out: Path, run: Run) -> Path:
+def recipe_file(out: Path, run: PlannedRun) -> Path:
     """Beside a run's folder: the recipe as the sweep's file gives it, from when it began."""
     return out / f"{run.name}.toml"
 
@@ -115,7 +115,7 @@ def check_networks(plan: Plan, device: str | None) -> None:
     teacher = None
     for variant in plan.variants:
         try:
-            recipe = Run(variant, plan.seeds[0]).recipe
+            recipe = PlannedRun(variant, plan.seeds[0]).recipe
             if teacher is None:
                 filled, teacher = build_teacher(recipe)
                 teacher.network.to(device or "cpu")
@@ -131,20 +131,20 @@ def check_networks(plan: Plan, device: str | None) -> None:
             raise InputError(f"{plan.source}: variant {variant.name}: {error}") from error
 
 
-def write_recipe(out: Path, run: Run) -> None:
+def write_recipe(out: Path, run: PlannedRun) -> None:
     """Keep the recipe that ``run`` is begun with, see :func:`check_folders`."""
     if not (out / run.name / "recipe.toml").exists():
         write_file(recipe_file(out, run), run.recipe.to_toml().encode())
 
 
-def row_of(out: Path, run: Run, problem: str | None = None) -> RunRow:
+def row_of(out: Path, run: PlannedRun, problem: str | None = None) -> RunRow:
     """Return what a run's folder says; ``problem`` is what kept it from its end just now."""
     folder = out / run.name
     row = RunRow(run.variant.name, run.seed, run.name, "not started", problem)
     if not (folder / RECIPE).is_file():
         row.status = "unfinished" if problem else "not started"
         return row
-    opened = OpenedRun(folder)
+    opened = Run(folder)
     result = opened.result
     row.status = "finished" if result.finished else "failed" if result.failure else "unfinished"
     row.reason = result.failure or problem

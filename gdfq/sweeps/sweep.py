@@ -12,7 +12,7 @@ from gdfq.runs.folder import read_json, write_json
 from gdfq.sweeps import criterion
 from gdfq.sweeps.contents import Measured, RunRow, Sweep
 from gdfq.sweeps.page import render
-from gdfq.sweeps.plan import Plan, Run
+from gdfq.sweeps.plan import Plan, PlannedRun
 from gdfq.sweeps.running import Job, Trainer, check_folders, row_of, write_recipe
 from gdfq.sweeps.summary import summarize
 
@@ -97,7 +97,7 @@ class _Sweep:
 
     def go(self, train: Trainer) -> None:
         """Do the runs; measure those of a seed and of the same bits when all of them are over."""
-        jobs: dict[str, Run] = {}
+        jobs: dict[str, PlannedRun] = {}
         for run in self.plan.runs:
             if self.row(run).status not in OVER:
                 write_recipe(self.out, run)
@@ -117,13 +117,13 @@ class _Sweep:
             self.measure(run.variant.bits, run.seed)
             self.publish()
 
-    def row(self, run: Run) -> RunRow:
+    def row(self, run: PlannedRun) -> RunRow:
         """What is known of a run."""
         return row_of(self.out, run, self.problems.get(run.name))
 
     def measure(self, group: str, seed: int) -> None:
         """Compare the students of ``seed`` on generated images, if that has not been done."""
-        rows = [self.row(Run(variant, seed)) for variant in self.plan.groups[group]]
+        rows = [self.row(PlannedRun(variant, seed)) for variant in self.plan.groups[group]]
         folders = {row.variant: self.out / row.folder for row in rows if row.status == "finished"}
         known = self.measured.pop((group, seed), None)
         if not folders or any(row.status not in OVER for row in rows):
