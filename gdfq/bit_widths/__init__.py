@@ -1,1 +1,1 @@
-"""How many bits each layer gets within a budget."""
+"""Bits for each layer within a budget."""

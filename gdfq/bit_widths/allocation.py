@@ -1,4 +1,4 @@
-"""Which layer gets how many bits: the least summed sensitivity under a budget."""
+"""Allocate bits to layers: the smallest sum of sensitivities under a budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Layer:
 
 
 def allocate(layers: Sequence[Layer], budget: float) -> dict[str, int]:
-    """Bits by layer that minimize the sum of sensitivities, at most ``budget`` bits on average.
+    """Return the bits by layer of the smallest summed sensitivity at ``budget`` bits on average.
 
     The average is over weights: ``sum(parameters * bits) <= budget * sum(parameters)``. The
     minimum is exact: a dynamic program over the layers keeps every choice so far that no other
@@ -99,11 +99,11 @@ class _Relaxation:
         self.losses = self.start + np.cumsum([0.0, *(change for _, change, _ in self.steps)])
 
     def bound(self, remaining: np.ndarray) -> np.ndarray:
-        """The least sensitivity within ``remaining`` bits, each at least ``self.least``."""
+        """Return the least sensitivity within ``remaining`` bits, each at least ``self.least``."""
         return np.interp(remaining - self.least, self.costs, self.losses)
 
     def rounded(self, capacity: int) -> float:
-        """The sensitivity of a choice that fits: whole steps only, each where it still does."""
+        """Return the sensitivity of a choice that fits, of whole steps only."""
         loss, room, full = self.start, capacity - self.least, set()
         for cost, change, layer in self.steps:
             if layer not in full and cost <= room:
@@ -114,7 +114,7 @@ class _Relaxation:
 
 
 def _hull_steps(layer: list[tuple[int, float, int]]) -> list[tuple[int, float]]:
-    """The lower convex hull of a layer's options, as steps ``(bits, change of sensitivity)``."""
+    """Return a layer's lower convex hull as steps ``(bits, change of sensitivity)``."""
     hull: list[tuple[int, float, int]] = []
     for point in layer:
         while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= (

@@ -1,4 +1,4 @@
-"""How much worse a network gets when the weights of one layer alone are quantized."""
+"""Measure how much worse a network gets if the weights of one layer alone are quantized."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def measure_sensitivities(
     zero_in_range: bool = False,
     kernel_ranges: bool = False,
 ) -> list[Layer]:
-    """The sensitivity of each layer that :func:`gdfq.quantize_model` would quantize, by width.
+    """Measure the sensitivity of each layer that :func:`gdfq.quantize_model` quantizes, by width.
 
     A layer's sensitivity at ``k`` bits is the divergence of the teacher's predictions and of those
     of the same network in which this layer's weight, and nothing else, is quantized per output
@@ -67,7 +67,7 @@ def measure_sensitivities(
 
 
 def names_of_layers(teacher: nn.Module, leaf_modules: Sequence[str | type] = ()) -> list[str]:
-    """The layers whose sensitivity :func:`measure_sensitivities` measures.
+    """Return the layers whose sensitivity :func:`measure_sensitivities` measures.
 
     Raises:
         InputError: there is none, or the network cannot be converted.
@@ -89,7 +89,7 @@ def divergence(
     bits: Mapping[str, int],
     zero_in_range: bool = False,
 ) -> float:
-    """That of the network in which each layer that ``bits`` names has a weight of so many bits.
+    """Return the divergence of the network whose layers' weights have the widths in ``bits``.
 
     Arguments and errors are those of :func:`measure_sensitivities`.
     """
@@ -98,7 +98,7 @@ def divergence(
 
 
 class Divergence:
-    """That of a network's predictions from its own with some of its weights quantized.
+    """The divergence of a network's predictions from those with some of its weights quantized.
 
     Args:
         teacher, batches, zero_in_range, kernel_ranges: see :func:`measure_sensitivities`.
@@ -128,7 +128,7 @@ class Divergence:
         return F.log_softmax(self.network(images).float(), dim=1)
 
     def weight(self, path: str) -> Tensor:
-        """The tensor at ``path`` in the network."""
+        """Return the tensor at ``path`` in the network."""
         owner, _, name = path.rpartition(".")
         weight = getattr(self.network.get_submodule(owner), name)
         assert isinstance(weight, Tensor)
@@ -136,7 +136,7 @@ class Divergence:
 
     @torch.no_grad()
     def __call__(self, bits: Mapping[str, int]) -> float:
-        """Nats, with the weight at each path in ``bits`` quantized to so many bits."""
+        """Return nats, with the weight at each path in ``bits`` quantized to so many bits."""
         trained = {path: self.weight(path).clone() for path in bits}
         for path, width in bits.items():
             quantizer = WeightQuantizer(width, "identity", self.zero_in_range, self.kernel_ranges)

@@ -1,4 +1,4 @@
-"""Bits for each layer: from a recipe to one with the least sensitive choice under a budget."""
+"""Suggest bits for each layer: a recipe with the least sensitive choice under a budget."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Progress(progress.Progress, Protocol):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Bits by layer, and what they were decided by.
+    """Bits by layer, and the measurements they were chosen by.
 
     Attributes:
         layers: each with its sensitivities.
@@ -73,7 +73,7 @@ def suggest_bits(
     batches: int = 4,
     device: str = "cpu",
 ) -> Suggestion:
-    """The bits of each layer's weights that cost the recipe's teacher least, ``budget`` on average.
+    """Choose the bits of each layer's weights that cost least, ``budget`` on average.
 
     The recipe's generator learns for ``steps`` steps of its warm-up, with the recipe's parts; then
     each layer's sensitivity is measured on ``batches`` batches of its images
@@ -133,7 +133,7 @@ def _generate(
     progress: Progress,
     device: str,
 ) -> list[Tensor]:
-    """Images of the recipe's run, after ``steps`` steps of the warm-up."""
+    """Generate the images of the recipe's run after ``steps`` steps of the warm-up."""
     lines = max(1, -(-steps // STEPS_PER_LINE))
     settings: dict[str, Any] = {
         "epochs": lines,
@@ -179,7 +179,7 @@ def _generate(
 def with_weight_bits(
     recipe: Recipe, name: str, bits: Mapping[str, int], layers: list[Layer]
 ) -> Recipe:
-    """``recipe`` called ``name``, each layer's weights with ``bits``.
+    """Return ``recipe`` under ``name``, with ``bits`` for each layer's weights.
 
     ``weight_bits`` is the width that most weights have; the other layers are exceptions.
     """

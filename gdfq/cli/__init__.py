@@ -62,7 +62,7 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: one-line errors, exit code 2 for what the user gave."""
+    """Entry point: one-line errors, exit code 2 for invalid input."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns) < NARROW:
         del os.environ["COLUMNS"]  # nothing is left of help and tables in so few
@@ -83,7 +83,7 @@ def _lost(error: OSError) -> None:
 
 
 def _run() -> int:
-    """Run the command; its exit code."""
+    """Run the command; return its exit code."""
     world = World()
     try:
         world = distributed.start()
@@ -105,7 +105,7 @@ def _run() -> int:
 
 
 def _command(world: World) -> int:
-    """What ``app`` does when it is called, but Ctrl-C is raised."""
+    """Run ``app`` as a call would, but raise Ctrl-C."""
     try:
         command = typer.main.get_command(app)
         with command.make_context("gdfq", sys.argv[1:], obj=world) as context:

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they end, options that several take."""
+"""Shared by the commands: printing, exit codes, options that several take."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ WORKERS = typer.Option(
 
 
 def print_text(text: str, style: str | None = None) -> None:
-    """A line on standard output, as it is."""
+    """Print a line on standard output, as it is."""
     print_line(console, text, style)
 
 
 def print_error(message: str) -> None:
-    """One line on standard error, as it is."""
+    """Print a line on standard error, as it is."""
     print_line(errors, message)
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
-    """One line about an error, None where only a traceback will do, and the exit code.
+    """Return a line about an error, None if only a traceback will do, and the exit code.
 
     The line is empty where everything has been said.
     """
@@ -73,12 +73,12 @@ def explain(error: BaseException) -> tuple[str | None, int]:
 
 
 def natural_width(table: Table) -> int:
-    """The columns that ``table`` takes with nothing in it wrapped."""
+    """Return the columns that ``table`` takes with nothing in it wrapped."""
     return console.measure(table, options=console.options.update(max_width=10_000)).maximum
 
 
 def print_table(table: Table) -> None:
-    """Wrapped to a terminal, but as wide as it is in a file, a pipe or a very narrow terminal."""
+    """Print a table, wrapped to a terminal unless that is very narrow; unwrapped elsewhere."""
     if not console.is_terminal or console.width < NARROW:
         table.width = natural_width(table)
     console.print(table, crop=False)
@@ -89,7 +89,7 @@ SECONDS_BEHIND_THE_CAUSE = 3.0
 
 
 def leave(world: World, error: BaseException) -> NoReturn:
-    """Tell of an error, once for all processes, and end this one of many at once."""
+    """Print an error, once for all processes, and end this one of many at once."""
     message, code = explain(error)
     if world.should_report(error):
         errors.quiet = False
@@ -111,10 +111,10 @@ def leave(world: World, error: BaseException) -> NoReturn:
 
 
 def percent(value: float | None) -> str:
-    """A share as text, "-" where there is none."""
+    """Format a percentage, "-" if there is none."""
     return "-" if value is None else f"{value:.2f}%"
 
 
 def student_name(bits: str) -> str:
-    """What a table calls the student of ``bits``, see :func:`gdfq.recipes.bits.bits_label`."""
+    """Return a table's name for a student of these :func:`~gdfq.recipes.bits.bits_label`."""
     return f"student, {bits}"

@@ -1,4 +1,4 @@
-"""``gdfq info``: what was built, and what runs where."""
+"""``gdfq info``: which kernels were built, and which run where."""
 
 from __future__ import annotations
 

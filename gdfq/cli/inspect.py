@@ -1,4 +1,4 @@
-"""``gdfq inspect``: what is in a run folder, a packed file or an ONNX file."""
+"""``gdfq inspect``: the content of a run folder, a packed file or an ONNX file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _print_below(row: Row) -> None:
-    """A row as two lines, for terminals that the table is too wide for."""
+    """Print a row as two lines, for terminals that the table is too wide for."""
     kind, bits, shape, ends, size, *note = _cells(row)
     facts = [kind, bits and f"{bits} bits", shape, ends, size and f"{size} bytes", *note]
     print_text(row.name, "bold")

@@ -1,1 +1,1 @@
-"""What is told about runs: the numbers, and the page that shows them."""
+"""Pages about runs: the data, how it is computed, and how it is drawn."""

@@ -56,7 +56,7 @@ def line_chart(
     x_names: Sequence[str] | None = None,
     format_y: Callable[[float], str] | None = None,
 ) -> Markup:
-    """A chart with axes, one line per series.
+    """Draw a chart with axes, one line per series.
 
     Args:
         title: its name for a screen reader.
@@ -91,7 +91,7 @@ def deviations_chart(
     *,
     description: str,
 ) -> Markup:
-    """A circle per channel, a short line per class and channel.
+    """Draw a circle per channel, a short line per class and channel.
 
     Where they reach further than -1 or 1, the band between these is shaded.
 
@@ -149,7 +149,7 @@ def deviations_chart(
 
 
 def swatch(series: int) -> Markup:
-    """A piece of a line of ``series``, for a legend."""
+    """Draw a piece of a line of ``series``, for a legend."""
     return Markup(
         '<svg class="swatch" viewBox="0 0 30 10" aria-hidden="true">'
         '<g class="series {}"><path class="line" d="M0,5H30"/>{}</g></svg>'
@@ -157,7 +157,7 @@ def swatch(series: int) -> Markup:
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """About so many round numbers that span ``low`` to ``high``."""
+    """Return about so many round numbers that span ``low`` to ``high``."""
     if high <= low:
         pad = abs(low) * 0.05 or 1.0
         low, high = low - pad, high + pad
@@ -169,7 +169,7 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, and between few of them 2 and 5 times these, that span ``low`` to ``high``.
+    """Return powers of ten, and between few 2 and 5 times these, that span ``low`` to ``high``.
 
     Empty where the values are too near each other for it.
     """
@@ -184,7 +184,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A tick's label: no more digits than it needs."""
+    """Return a tick's label, with no more digits than it needs."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:,.10g}".replace("-", MINUS)
     mantissa, exponent = f"{value:.1e}".split("e")
@@ -264,12 +264,12 @@ def _flat(line: Line) -> float:
 
 
 def series_class(series: int) -> str:
-    """The style sheet's class of ``series``."""
+    """Return the style sheet's class of ``series``."""
     return f"s{series % SERIES}"
 
 
 def marker(series: int, x: float, y: float) -> Markup:
-    """A point of ``series``."""
+    """Draw a point of ``series``."""
     index = (series + series // SERIES) % (len(_MARKERS) + 1)
     if index == 0:
         return Markup('<circle class="mark" cx="{}" cy="{}" r="3.2"/>').format(x, y)
@@ -307,7 +307,7 @@ def _read_out(
     x_names: Sequence[str] | None,
     format_y: Callable[[float], str] | None,
 ) -> dict[str, object]:
-    """What the page's script needs: points in the drawing's units, and their texts."""
+    """Return the points in the drawing's units, and their texts, for the page's script."""
     shown = format_y or (lambda value: f"{value:.4g}")
     series: list[dict[str, Any]] = []
     for line in lines:

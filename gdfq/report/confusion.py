@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""The confusion matrix and the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAIRS = 30
 
 
 def describe(data: str, teacher: Tensor, student: Tensor) -> Confusion:
-    """Counts of :func:`gdfq.data.confusion` of teacher and student on ``data``, for a report."""
+    """Describe teacher's and student's counts of :func:`gdfq.data.confusion` for a report."""
     classes = len(student)
     names = class_names(data, classes)
     mistakes = student.clone().fill_diagonal_(0).flatten()

@@ -13,7 +13,7 @@ from pydantic import PlainSerializer, PlainValidator
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """``(H, W)`` or ``(H, W, 3)`` uint8 as a PNG file."""
+    """Return ``(H, W)`` or ``(H, W, 3)`` uint8 as a PNG file."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "png", optimize=True)
     return content.getvalue()
@@ -106,7 +106,7 @@ class AccuracyPoint:
 
 @dataclass
 class ClassImages:
-    """What the generator makes of a class.
+    """Generated images of a class.
 
     Attributes:
         label: the class's number.
@@ -125,7 +125,7 @@ class ClassImages:
 
 @dataclass
 class NormStatistics:
-    """What a batch-norm layer of the teacher stores, beside what generated images give there.
+    """Statistics that a batch norm of the teacher stores, beside those of generated images.
 
     The first channels, where there are many. ``running_mean`` and ``running_std`` are stored;
     ``by_class[i][c]`` is the mean in channel ``c`` of the layer's input over the images of
@@ -191,7 +191,7 @@ class LayerRow:
 
 @dataclass
 class ConfusedPair:
-    """Test images of class ``label`` that were taken for ``predicted``: how many, by whom."""
+    """Counts of test images of class ``label`` that teacher and student took for ``predicted``."""
 
     label: str
     predicted: str
@@ -221,7 +221,7 @@ class Confusion:
 
 @dataclass
 class Measured:
-    """What needs the networks, generated images or test images: ``report.json`` in a run's folder.
+    """Measurements on networks and images, as ``report.json`` holds them.
 
     Attributes:
         step: steps that the student had been trained for.

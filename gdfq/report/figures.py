@@ -42,7 +42,7 @@ class Figure:
 
 
 def training_figures(runs: Sequence[Contents]) -> list[Figure]:
-    """Accuracy over training, losses and learning rates; one line per run."""
+    """Draw accuracy over training, losses and learning rates; one line per run."""
     figures = []
     accuracy = _accuracy_lines(runs)
     if accuracy:
@@ -104,7 +104,7 @@ def _decibels(value: float) -> str:
 
 
 def compact4(value: float) -> str:
-    """Four significant digits."""
+    """Return four significant digits."""
     return compact(value, 4)
 
 
@@ -156,7 +156,7 @@ _RUNS = (
 
 
 def layer_figures(runs: Sequence[Contents]) -> list[Figure]:
-    """Numbers over the layers; runs of the same layers are drawn over each other."""
+    """Draw numbers over the layers; runs of the same layers are drawn over each other."""
     groups: dict[tuple[str, ...], list[tuple[int, Contents]]] = {}
     for i, run in enumerate(runs):
         names = tuple(row.name for row in run.measured.layers)
@@ -207,7 +207,7 @@ def _layer_line(
 
 
 def norm_figure(norm: NormStatistics, classes: Sequence[ClassImages]) -> Figure:
-    """How far a batch norm's input on generated images is from what the teacher stores."""
+    """Draw how far a batch norm's input on generated images is from what the teacher stores."""
     names = [c.name for c in classes][: len(norm.by_class)]
     overall = deviations(norm, norm.generated)
     by_class = [deviations(norm, means) for means in norm.by_class[: len(names)]]
@@ -251,7 +251,7 @@ def norm_figure(norm: NormStatistics, classes: Sequence[ClassImages]) -> Figure:
 
 
 def deviations(norm: NormStatistics, means: Sequence[float]) -> list[float | None]:
-    """From the stored means, in stored standard deviations; None where there is no deviation."""
+    """Return deviations from the stored means, in stored standard deviations; None if that is 0."""
     return [
         (mean - stored) / std if std > 0 and math.isfinite(mean) else None
         for mean, stored, std in zip(means, norm.running_mean, norm.running_std, strict=True)

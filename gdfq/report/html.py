@@ -1,4 +1,4 @@
-"""Pages as one HTML file that needs nothing else: style and script are in it."""
+"""Fill templates into HTML files that contain their style and script."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fill(
     sections: Sequence[tuple[str, str]],
     **values: Any,
 ) -> str:
-    """The page that ``template``, which extends ``base.html``, becomes.
+    """Return the page of ``template``, which extends ``base.html``.
 
     Args:
         template: its name.

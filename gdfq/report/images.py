@@ -1,4 +1,4 @@
-"""Generated images by class, and what they give where the teacher stores statistics."""
+"""Generated images by class, and their statistics beside those that the teacher stores."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np
 
 
 def images_by_class(made: Tensor, names: Sequence[str], images: Preprocessing) -> list[ClassImages]:
-    """Of ``(classes, count, C, H, W)`` normalized images, some of each class, and their mean."""
+    """Pick some images of each class from ``(classes, count, C, H, W)``, and take their mean."""
     shown = SHOWN_SMALL if images.image_size <= SMALL else SHOWN_LARGE
     classes = []
     for label, (row, name) in enumerate(zip(made, names, strict=True)):
@@ -61,7 +61,7 @@ def _tile(pixels: np.ndarray, gray: bool) -> np.ndarray:
 def norm_statistics(
     teacher: nn.Module, norms: Mapping[str, _BatchNorm], made: Tensor
 ) -> list[NormStatistics]:
-    """What ``teacher``'s first batch norms store, and their inputs' means for generated images.
+    """Return what ``teacher``'s first batch norms store, and their inputs' means for ``made``.
 
     Args:
         teacher: the network.

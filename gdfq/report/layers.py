@@ -15,7 +15,7 @@ from gdfq.report.contents import LayerRow
 
 @dataclass
 class Place:
-    """A row, and where in the student what it tells about is.
+    """A row, and where in the student its subject is.
 
     Attributes:
         row: with names, kind, shape and bits; nothing measured yet.
@@ -27,7 +27,7 @@ class Place:
 
 
 def places(student: QuantizedModel) -> list[Place]:
-    """A place per quantized layer, batch norm and quantizer of ``student``, as in a report.
+    """Return a place per quantized layer, batch norm and quantizer of ``student``.
 
     A batch norm belongs to the layer whose output it reads. A quantizer belongs to the layer or
     batch norm that it comes behind: only sums, and operations with one input, are between. In
@@ -88,7 +88,7 @@ class _Rows:
         self.of[node] = place.row
 
     def behind(self, node: fx.Node) -> LayerRow | None:
-        """The row of what makes the values at ``node``."""
+        """Return the row of the layer whose values ``node`` has."""
         while node not in self.of:
             inputs = node.all_input_nodes
             if self.calls_quantizer(node):
@@ -121,7 +121,7 @@ def _give_act(row: LayerRow, name: str, module: QAct) -> None:
 
 
 def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norms with running statistics in ``network``, by path."""
+    """Return the batch norms with running statistics in ``network``, by path."""
     return {
         name: module
         for name, module in network.named_modules()

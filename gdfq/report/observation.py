@@ -1,4 +1,4 @@
-"""What passes through a network's batch norms and quantizers while it looks at images."""
+"""Watch a network's batch norms and quantizers while it evaluates images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Moments:
         self.squares = self.squares + x.square().sum(dims)
 
     def mismatch(self, running_mean: Tensor, running_var: Tensor) -> float | None:
-        """Mean over channels of the squared differences of mean and variance, as in the loss.
+        """Return the mean over channels of the squared differences of mean and variance.
 
         ``mean((mean - running_mean)**2 + (var - running_var)**2)``; None without any input.
         """
@@ -44,7 +44,7 @@ class Moments:
 
 
 class Loss:
-    """What quantization loses of values: energy, that of the error, and the share clipped."""
+    """Quantization's loss: energy of the values, of the error, and the share clipped."""
 
     def __init__(self) -> None:
         self.signal = self.noise = 0.0
@@ -97,7 +97,7 @@ def observe(
 
 
 def quantizers(network: nn.Module) -> dict[str, nn.Module]:
-    """The modules that :class:`Loss` can watch in ``network``, by path."""
+    """Return the modules that :class:`Loss` can watch in ``network``, by path."""
     return {
         name: module
         for name, module in network.named_modules()

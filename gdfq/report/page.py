@@ -42,7 +42,7 @@ class _Run:
 
 
 def render(runs: Sequence[Contents]) -> str:
-    """The page of one run, or of several that are compared.
+    """Render the page of one run, or of several that are compared.
 
     Args:
         runs: at least one, of different names.
@@ -285,7 +285,7 @@ def _in_float(result: Result) -> str:
 
 
 def _effective(result: Result) -> str:
-    """Bits of weights and activations with what their ranges cost; empty where not known."""
+    """Return bits of weights and activations with what their ranges cost; empty if not known."""
     known = (
         ("weights", result.effective_weight_bits),
         ("activations", result.effective_act_bits),

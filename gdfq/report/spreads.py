@@ -1,4 +1,4 @@
-"""Charts of values, their means and deviations as inline SVG, a row for each thing compared."""
+"""Charts of values, their means and deviations as inline SVG."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def spread_chart(
     shown: Callable[[float], str],
     zero: bool = False,
 ) -> Markup:
-    """Per row its points, the mean as an upright line, and a bar of a deviation to both sides.
+    """Draw each row's points, the mean as an upright line, and a bar of a deviation to both sides.
 
     The points have the markers of series 0, 1, ... in the order of ``points``; from one more than
     there are series on, all have the first one's.

@@ -11,7 +11,7 @@ from gdfq.report.contents import ClassImages, Confusion, Contents, LayerRow, Nor
 from gdfq.report.figures import deviations
 from gdfq.report.text import MISSING, compact, fixed, percent, size
 
-# A matrix of more classes would be read by nobody: then the most frequent mistakes alone.
+# With more classes the matrix is unreadable; list the most frequent mistakes instead.
 MATRIX_CLASSES = 25
 PAIRS_SHOWN = 12
 
@@ -22,7 +22,7 @@ DEVIATIONS = (0.1, 0.25, 0.5, 1.0, 2.0)
 
 @dataclass
 class Column:
-    """Of the table of layers; ``first``: the order that the first click sorts into."""
+    """A column of a table; ``first`` is the order that the first click sorts into."""
 
     title: str
     unit: str = ""
@@ -44,12 +44,12 @@ class Matrix:
 
 
 def file_bytes(run: Contents, name: str) -> int | None:
-    """Of a file by its name in ``run.sizes``."""
+    """Return the bytes of a file by its name in ``run.sizes``."""
     return next((f.bytes for f in run.sizes if f.name == name), None)
 
 
 def result_rows(run: Contents) -> list[dict[str, Any]]:
-    """Teacher, student before fine-tuning and student, of one run."""
+    """Return the rows of teacher, student before fine-tuning and student."""
     result = run.result
     whole, packed = file_bytes(run, "float"), file_bytes(run, "packed safetensors")
     weights = fixed_bits(result.average_weight_bits or result.weight_bits)
@@ -69,7 +69,7 @@ def result_rows(run: Contents) -> list[dict[str, Any]]:
 
 
 def comparison_rows(runs: Sequence[Contents]) -> list[dict[str, Any]]:
-    """One row per run."""
+    """Return one row per run."""
     rows = []
     for i, run in enumerate(runs):
         result = run.result
@@ -93,7 +93,7 @@ def comparison_rows(runs: Sequence[Contents]) -> list[dict[str, Any]]:
 
 
 def _with_scales(result: Result, bits: float | None) -> str:
-    """What stands beside a width: the bits with what dynamic ranges cost."""
+    """Return the bits with what dynamic ranges cost, to stand beside a width."""
     known = result.dynamic_ranges != "none" and bits is not None
     return f" ({fixed_bits(bits)} with scales)" if known else ""
 
@@ -103,7 +103,7 @@ def _mark(result: Result) -> str:
 
 
 def file_rows(run: Contents) -> list[tuple[str, list[str]]]:
-    """Name, bytes and ratio of each file."""
+    """Return name, bytes and ratio of each file."""
     whole = file_bytes(run, "float")
     return [
         (
@@ -115,14 +115,14 @@ def file_rows(run: Contents) -> list[tuple[str, list[str]]]:
 
 
 def fixed_bits(value: float | None) -> str:
-    """A width, with two digits where it is no whole number."""
+    """Return a width, with two digits if it is not a whole number."""
     if value is None:
         return MISSING
     return f"{value:.0f}" if abs(value - round(value)) < 0.005 else f"{value:.2f}"
 
 
 def ratio(whole: int | None, part: int | None) -> str:
-    """How many times smaller."""
+    """Return how many times smaller ``part`` is."""
     return fixed(whole / part, 1) if whole and part else MISSING
 
 
@@ -149,7 +149,7 @@ LAYER_COLUMNS = [
 
 
 def layer_rows(rows: Sequence[LayerRow]) -> list[dict[str, Any]]:
-    """Per row of the table a name, what the layer is, and cells of a text and a number."""
+    """Return per row a name, a description of the layer, and cells of a text and a number."""
     return [{"name": r.name, "what": _what(r), "cells": _layer_cells(r)} for r in rows]
 
 
@@ -198,7 +198,7 @@ def _step(value: float, thresholds: Sequence[float]) -> str:
 def confusion_matrix(
     confusion: Confusion, counts: Sequence[Sequence[int]], who: str
 ) -> Matrix | None:
-    """Test images by class and by answer; None with too many classes."""
+    """Return test images by class and by prediction; None with too many classes."""
     if not counts or len(counts) > MATRIX_CLASSES:
         return None
     rows = []
@@ -214,7 +214,7 @@ def confusion_matrix(
 
 
 def confusion_key() -> list[tuple[str, str]]:
-    """What the colours of a confusion matrix mean."""
+    """Return the key to the colours of a confusion matrix."""
     texts = [f"up to {high:g}%" for high in SHARES[1:]] + [
         f"more than {SHARES[-1]:g}% of the class"
     ]
@@ -222,7 +222,7 @@ def confusion_key() -> list[tuple[str, str]]:
 
 
 def pair_rows(confusion: Confusion) -> list[dict[str, Any]]:
-    """The most frequent mistakes."""
+    """Return the most frequent mistakes."""
     order = {name: i for i, name in enumerate(confusion.classes)}
     return [
         {
@@ -240,7 +240,7 @@ def pair_rows(confusion: Confusion) -> list[dict[str, Any]]:
 def deviation_matrix(
     norms: Sequence[NormStatistics], classes: Sequence[ClassImages]
 ) -> Matrix | None:
-    """Root mean square over channels of each class's deviation, per batch norm."""
+    """Return each class's root-mean-square deviation over channels, per batch norm."""
     if not norms or not classes:
         return None
     rows = []
@@ -263,6 +263,6 @@ def deviation_matrix(
 
 
 def deviation_key() -> list[tuple[str, str]]:
-    """What the colours of the table of deviations mean."""
+    """Return the key to the colours of the table of deviations."""
     texts = [f"up to {high:g}" for high in DEVIATIONS] + [f"more than {DEVIATIONS[-1]:g}"]
     return [(f"h{i}", text) for i, text in enumerate(texts)]

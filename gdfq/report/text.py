@@ -1,4 +1,4 @@
-"""How a report writes numbers."""
+"""Format numbers for reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def fixed(value: float | None, digits: int, unit: str = "") -> str:
-    """With so many digits behind the point."""
+    """Format with so many digits behind the point."""
     if value is None or not math.isfinite(value):
         return MISSING
     text = f"{round(value, digits) + 0.0:,.{digits}f}{unit}"  # + 0.0: no minus before zero
@@ -18,12 +18,12 @@ def fixed(value: float | None, digits: int, unit: str = "") -> str:
 
 
 def percent(value: float | None) -> str:
-    """Of a number that is in percent."""
+    """Format a percentage."""
     return fixed(value, 2, "%")
 
 
 def compact(value: float | None, digits: int = 3) -> str:
-    """With so many significant digits; what is very small or large as a power of ten."""
+    """Format with so many significant digits; very small or large numbers as powers of ten."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value == 0:
@@ -37,12 +37,12 @@ def compact(value: float | None, digits: int = 3) -> str:
 
 
 def superscript(value: int) -> str:
-    """A power."""
+    """Format an exponent."""
     return str(value).translate(_SUPERSCRIPTS)
 
 
 def size(value: int | None) -> str:
-    """Of a file, in three significant digits."""
+    """Format a file's size in three significant digits."""
     if value is None:
         return MISSING
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -52,7 +52,7 @@ def size(value: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds, the two largest of them."""
+    """Format the two largest of hours, minutes and seconds."""
     if seconds is None:
         return MISSING
     whole = round(seconds)

@@ -1,1 +1,1 @@
-"""One run of the method: its folder, its training whatever interrupts it, what it tells."""
+"""Runs: their folders, how they are started and resumed, and how they report."""

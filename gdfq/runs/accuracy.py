@@ -1,4 +1,4 @@
-"""How a run's top-1 is measured."""
+"""Measure a run's top-1."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bits_of(student: nn.Module, preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 class Measure:
-    """Top-1 in percent, None where nothing is measured; the result says on what, or why not.
+    """A measurement of top-1 in percent, None if nothing is measured; the result says on what.
 
     ``ready`` says whether calling it measures; ``counts`` is of what was measured last, see
     :func:`gdfq.data.confusion`, where that is known.
@@ -54,16 +54,16 @@ class Measure:
         self.world = world
 
     def open(self) -> str | None:
-        """Get ready; what is to be said about it, on this process or another, or None."""
+        """Get ready; return a warning about it, from this process or another, or None."""
         return None
 
     def __call__(self, model: nn.Module) -> float | None:
-        """Top-1 of ``model``."""
+        """Return the top-1 of ``model``."""
         return None
 
 
 class MeasureOnData(Measure):
-    """On the recipe's data set."""
+    """Top-1 on the recipe's data set."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class MeasureOnData(Measure):
         return (self.batches and self.batches.note) or None
 
     def __call__(self, model: nn.Module) -> float | None:
-        """Top-1 of ``model``; None where no data set is open."""
+        """Return the top-1 of ``model``; None if no data set is open."""
         if self.batches is None:
             return None
         try:
@@ -118,7 +118,7 @@ class MeasureOnData(Measure):
 
 
 class MeasureOnBatches(Measure):
-    """On batches of the caller's."""
+    """Top-1 on batches that the caller gave."""
 
     ready = True
 
@@ -139,7 +139,7 @@ class MeasureOnBatches(Measure):
         self.batches = batches
 
     def __call__(self, model: nn.Module) -> float:
-        """Top-1 of ``model``."""
+        """Return the top-1 of ``model``."""
         self.count = 0
         self.counts = confusion(model, self._counted(), self.world)
         self.result.evaluation = f"{self.world.total(self.count):,} images given as batches"
@@ -182,7 +182,7 @@ def _check_batch(batch: Any, images: Preprocessing) -> None:
 
 
 class MeasureByFunction(Measure):
-    """By a function of the caller's, which gets a copy of the network."""
+    """Top-1 by a function that the caller gave; it gets a copy of the network."""
 
     ready = True
 
@@ -194,7 +194,7 @@ class MeasureByFunction(Measure):
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
-        """What the function says of ``model``."""
+        """Return what the function returns for ``model``."""
         said = self.function(copy.deepcopy(model).eval())
         try:
             accuracy = float(said)
@@ -217,7 +217,7 @@ def make_measure(
     workers: int | None = None,
     evaluate: Evaluate | None = None,
 ) -> Measure:
-    """What measures a run: ``evaluate``, else the recipe's data set, else nothing.
+    """Return a run's measurement: ``evaluate``, else the recipe's data set, else none.
 
     Raises:
         InputError: ``evaluate`` is nothing that can.

@@ -1,4 +1,4 @@
-"""Where text is shown: any encoding, any terminal or none, and a user's own text as it is."""
+"""Printing to any terminal, file or closed stream, in any encoding, without markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleDimensions
 
 
 class Output:
-    """A stream that never fails: what it cannot encode is escaped, what it cannot write is dropped.
+    """A stream that never fails: it escapes what it cannot encode, and drops what it cannot write.
 
     Args:
         stream: where text goes; None is a stream that was closed before the process started.
@@ -27,7 +27,7 @@ class Output:
 
     @property
     def encoding(self) -> str:
-        """The stream's."""
+        """The stream's encoding."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
@@ -66,7 +66,7 @@ class Output:
         self.failed(error)
 
     def leave(self) -> None:
-        """At the end of a process: drop what a failed stream still holds, so that exit is quiet."""
+        """Drop what a failed stream still holds, so that the process exits quietly."""
         if self.failure is not None and self.stream is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -75,7 +75,7 @@ class Output:
 
 
 class _Console(Console):
-    """One whose lines are not lost where COLUMNS is 0."""
+    """A console that loses no lines if COLUMNS is 0."""
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -88,7 +88,7 @@ class _Console(Console):
 
 
 def make_console(file: Output | None = None, stderr: bool = False) -> Console:
-    """A console that shows a string as it is: brackets, colons and numbers in it mean nothing.
+    """Make a console that shows strings as they are, without markup, emoji or highlighting.
 
     What is to look otherwise is a ``rich.text.Text``, or is printed with a style.
 
@@ -109,5 +109,5 @@ def is_live(console: Console) -> bool:
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """``text`` as it is, not wrapped."""
+    """Print ``text`` as it is, not wrapped."""
     console.print(text, style=style, soft_wrap=True)

@@ -225,7 +225,7 @@ class Execution(TrainerCallback):
         return run
 
     def _leave(self) -> None:
-        """Leave quickly: a checkpoint, and the student as far as it is, unmeasured."""
+        """Leave quickly: save a checkpoint and the student as it is, unmeasured."""
         if not self.world.first:
             return
         self._save_checkpoint()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once where nothing is lost, after the step where something would be."""
+"""Ctrl-C and SIGTERM: deferred to the end of a step, or raised at once if nothing is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gdfq.distributed import World
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the process to end, and it has put everything in order."""
+    """A signal asked the process to end, and everything has been saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -75,7 +75,7 @@ class Interrupts:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For a part that may be left anywhere: within, a signal is raised when it arrives."""
+        """Raise signals as they arrive, within a block that may be left anywhere."""
         try:
             self._at_once = True
             self.check()

@@ -11,7 +11,7 @@ from gdfq.files import write_file
 
 
 class Metrics:
-    """The file's records, kept in memory too: a checkpoint holds them, a full disk delays them.
+    """The file's records, also kept in memory: checkpoints hold them, a full disk delays them.
 
     Args:
         path: of the file.

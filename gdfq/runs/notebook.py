@@ -1,4 +1,4 @@
-"""How a run shows itself in a notebook: one output that is written again as the run goes on."""
+"""Progress in a notebook: one output that is updated."""
 
 from __future__ import annotations
 

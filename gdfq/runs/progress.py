@@ -1,4 +1,4 @@
-"""How a run shows itself: a live line in a terminal, plain lines elsewhere."""
+"""Progress in text: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gdfq.training import GDFQTrainer
 
 
 def phase_of(trainer: GDFQTrainer) -> str:
-    """What the last step was a part of."""
+    """Return the phase that the last step belonged to."""
     return "warm-up" if trainer.steps_done <= trainer.warmup_steps else "fine-tuning"
 
 
 def losses_text(losses: dict[str, Tensor] | dict[str, float]) -> str:
-    """The losses that are shown, as text."""
+    """Return the losses as text."""
     shown = {"generator": "generator", "bns": "BNS", "student": "student"}
     return "  ".join(
         f"{label} {float(losses[key]):.3f}" for key, label in shown.items() if key in losses
@@ -38,7 +38,7 @@ def _warn(console: Console, text: str) -> None:
 
 
 class Rate:
-    """Images per second, leaving out what is not training."""
+    """Images per second of training alone."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -46,11 +46,11 @@ class Rate:
         self.last = time.perf_counter()
 
     def restart(self) -> None:
-        """Leave out what went before."""
+        """Leave out the time until now."""
         self.last = time.perf_counter()
 
     def step(self, images: int) -> float:
-        """The rate after a step of so many images."""
+        """Return the rate after a step of so many images."""
         now = time.perf_counter()
         # An exponential average, so that the rate follows a change of phase.
         self.images = int(0.9 * self.images) + images
@@ -113,7 +113,7 @@ class LiveProgress:
         """Nothing: the bar has it."""
 
     def on_layers(self, count: int) -> None:
-        """Show the bar of what is measured layer by layer."""
+        """Show the bar of the layers."""
         self.task = self.progress.add_task("measuring", total=count, losses="", rate="")
         self.progress.start()
 
@@ -162,7 +162,7 @@ class PlainProgress:
         )
 
     def on_layers(self, count: int) -> None:
-        """Count from here what is measured layer by layer."""
+        """Count down the layers from here."""
         self.layers_left = count
 
     def on_layer(self, name: str) -> None:
@@ -175,12 +175,12 @@ class PlainProgress:
 
 
 def console_progress(console: Console, live: bool = True) -> LiveProgress | PlainProgress:
-    """What shows a run on ``console``: live where its lines can be written again, else in lines."""
+    """Return a live display if ``console`` is a terminal, else one in plain lines."""
     return LiveProgress(console) if live and is_live(console) else PlainProgress(console)
 
 
 class SilentProgress:
-    """Shows nothing; what is not as it should be is a warning of Python's."""
+    """Shows nothing; warnings are Python's."""
 
     def on_start(self, trainer: GDFQTrainer) -> None:
         """Nothing."""

@@ -43,7 +43,7 @@ from gdfq.training.parts.average import averaged_state
 
 
 class Run:
-    """A run, finished or not; what is in its folder is read when it is asked for.
+    """A run, finished or not; its folder is read lazily.
 
     In a notebook it shows itself as a table.
 
@@ -176,7 +176,7 @@ class Run:
 
     @cached_property
     def kept_student(self) -> tuple[QuantizedModel, str | None]:
-        """The student as far as it was kept, and why nothing was, if nothing was."""
+        """The newest student that was kept; if none was, an untrained one and the reason."""
         student, problem = build_student(self.recipe, self.teacher), None
         use_format(self.recipe, student)
         if self._checkpoint is not None and not self.ended:
@@ -255,7 +255,7 @@ class Run:
 
     @cached_property
     def latest_result(self) -> Result:
-        """The figures of the student as far as it was kept, of a run that has not ended too."""
+        """The figures of the newest student that was kept, even if the run has not ended."""
         if self.ended:
             return self.result
         known = {} if self._checkpoint is None else dict(self._checkpoint["result"])

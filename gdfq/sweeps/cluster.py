@@ -1,4 +1,4 @@
-"""A sweep's runs as tasks of Ray, which finds machines and GPUs for them."""
+"""Run a sweep's runs as tasks of Ray, which finds machines and GPUs for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def over_ray(
     notice: Callable[[], None],
     on_status: Callable[[str], None],
 ) -> Trainer:
-    """Does jobs as tasks of the Ray cluster that ``RAY_ADDRESS`` names, or of one on this machine.
+    """Do jobs as tasks of the Ray cluster that ``RAY_ADDRESS`` names, or of one on this machine.
 
     Their folders must be seen by all machines at the same path. A task whose machine is lost is
     done again by Ray, and goes on from the run's newest checkpoint.

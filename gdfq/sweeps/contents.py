@@ -1,4 +1,4 @@
-"""Everything that a sweep's page and its ``sweep.json`` tell."""
+"""The content of a sweep's page and of its ``sweep.json``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Measured:
 
 @dataclass
 class RunRow:
-    """A run; what is not known of it is None.
+    """A row of ``sweep.json`` about a run; what is not known is None.
 
     Attributes:
         variant: of which it is one.
@@ -70,7 +70,7 @@ class RunRow:
 
 @dataclass
 class Spread:
-    """Of a number over seeds: its mean, and the standard deviation (of n - 1) where n > 1."""
+    """A number's mean over seeds, and its standard deviation (of n - 1) if n > 1."""
 
     n: int
     mean: float
@@ -79,7 +79,7 @@ class Spread:
 
 @dataclass
 class Paired:
-    """Of the difference to the reference in top-1, over the seeds that both have.
+    """The difference to the reference in top-1, over the seeds that both have.
 
     Attributes:
         to: the reference.
@@ -152,7 +152,7 @@ class Group:
 
 @dataclass
 class Sweep:
-    """A sweep, as far as it is.
+    """A sweep, finished or not.
 
     Attributes:
         recipe: name of the recipe that the variants are of.

@@ -1,4 +1,4 @@
-"""How near students are to their teacher on generated images, by which a sweep chooses.
+"""Students' divergence from their teacher on generated images, by which a sweep chooses.
 
 Students that are compared see the same images: as many from the last generator of each of their
 runs, so that none is measured on its own images alone, and from noise that training has not drawn.

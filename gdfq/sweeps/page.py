@@ -43,7 +43,7 @@ RUN_COLUMNS = [
 
 
 def render(sweep: Sweep) -> str:
-    """The page of a sweep: style, script and plots are in it, and it reads without the script.
+    """Render the page of a sweep, with style, script and plots; it reads without the script.
 
     It links to the runs' own reports beside it.
     """
@@ -74,7 +74,7 @@ def render(sweep: Sweep) -> str:
 
 
 def plus_minus(value: Spread | None, shown: Callable[[float | None], str]) -> str:
-    """Mean and standard deviation, where there is one."""
+    """Format mean and standard deviation, if there is one."""
     if value is None:
         return MISSING
     unit = "%" if shown is percent else ""
@@ -83,22 +83,22 @@ def plus_minus(value: Spread | None, shown: Callable[[float | None], str]) -> st
 
 
 def two(value: float | None) -> str:
-    """Two digits behind the point."""
+    """Format two digits behind the point."""
     return fixed(value, 2)
 
 
 def signed(value: float | None) -> str:
-    """Two digits behind the point, and the sign of what is above 0."""
+    """Format two digits behind the point, and the sign of positive numbers."""
     return f"+{two(value)}" if value is not None and value > 0 else two(value)
 
 
 def thousandths(value: float | None) -> str:
-    """Of a number of nats."""
+    """Format nats in thousandths."""
     return compact(None if value is None else 1000 * value)
 
 
 def difference(value: Paired | None) -> str:
-    """Mean and standard deviation of the differences to the reference."""
+    """Format mean and standard deviation of the differences to the reference."""
     if value is None:
         return MISSING
     mean = signed(value.spread.mean)
@@ -106,7 +106,7 @@ def difference(value: Paired | None) -> str:
 
 
 def won(value: Paired | None) -> str:
-    """In how many of the seeds that both have."""
+    """Format the number of seeds won, of those that both have."""
     return MISSING if value is None else f"{value.won} of {value.spread.n}"
 
 
@@ -222,7 +222,7 @@ def _run(run: RunRow, sweep: Sweep) -> dict[str, Any]:
 
 
 def _legend(sweep: Sweep) -> list[tuple[int, str]]:
-    """Markers of the seeds, as far as there are as many."""
+    """Return the seeds' markers, if there are enough."""
     if not 1 < len(sweep.seeds) <= SERIES:
         return []
     return [(i, f"seed {seed}") for i, seed in enumerate(sweep.seeds)]
@@ -256,7 +256,7 @@ def _facts(sweep: Sweep) -> list[tuple[str, str]]:
 
 
 def _figures(sweep: Sweep, variants: Sequence[str]) -> list[Figure]:
-    """Top-1, the differences to the reference and the divergence of variants of the same bits."""
+    """Draw top-1, differences to the reference and divergence of variants of the same bits."""
     rows = [row for row in sweep.variants if row.name in variants]
     runs = {(run.variant, run.seed): run for run in sweep.runs if run.status == "finished"}
 
@@ -295,7 +295,7 @@ def _figures(sweep: Sweep, variants: Sequence[str]) -> list[Figure]:
 
 
 def _from_reference(row: VariantRow) -> Spread | None:
-    """Of a variant's differences to the reference, which is 0 from itself."""
+    """Return a variant's differences to the reference, whose own are 0."""
     if row.difference is not None:
         return row.difference.spread
     return Spread(0, 0.0, None) if row.reference else None
@@ -349,5 +349,5 @@ def _figure(
 
 
 def _deviation(row: Row, shown: Callable[[float | None], str]) -> str:
-    """A row's deviation as its values are shown, without a sign."""
+    """Format a row's deviation like its values, without a sign."""
     return shown(row.std).removeprefix("+")

@@ -1,4 +1,4 @@
-"""A sweep as its file says it: variants of a recipe, each of which is run with every seed."""
+"""A sweep's file: variants of a recipe, each of which is run with every seed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"{self.variant.name}-seed{self.seed}"
 
     @property
@@ -121,7 +121,7 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """The sweep that the TOML file at ``path`` describes.
+    """Read the sweep that the TOML file at ``path`` describes.
 
     ``recipe`` is a name or a path (looked for beside the file first), or a table that is the
     recipe; ``seeds`` a list of them. ``[base]`` holds fields for all runs, ``[grid]`` lists of
@@ -141,7 +141,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def make_plan(tables: dict[str, Any], source: str, folder: Path) -> Plan:
-    """The sweep that ``tables`` describe; see :func:`read_plan`.
+    """Return the sweep that ``tables`` describe; see :func:`read_plan`.
 
     Args:
         tables: of a sweep's file.
@@ -173,7 +173,7 @@ def make_plan(tables: dict[str, Any], source: str, folder: Path) -> Plan:
 
 
 def label_of_bits(recipe: Recipe) -> str:
-    """The widths of a recipe's student in short: ``W4A4``, and behind it what makes them others."""
+    """Return the widths of a recipe's student in short: ``W4A4``, and behind it the exceptions."""
     spec = recipe.quantization
     label = f"W{spec.weight_bits}A{spec.act_bits}"
     if spec.first_last_bits is not None:
@@ -186,7 +186,7 @@ def label_of_bits(recipe: Recipe) -> str:
 
 
 def _with(recipe: Recipe, options: dict[str, Any], where: str, not_here: set[str]) -> Recipe:
-    """``recipe`` with ``options`` in it, paths of files whole; errors say ``where``."""
+    """Return ``recipe`` with ``options`` in it, paths of files absolute; errors name ``where``."""
     for key in options:
         try:
             check_key(key)
@@ -232,7 +232,7 @@ def _variants(file: _File, base: Recipe, source: str) -> list[Variant]:
 
 
 def _points(file: _File, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A name and fields for each point of the grid; one without either where there is no grid."""
+    """Yield a name and fields for each point of the grid; without a grid, one without either."""
     axes: list[list[tuple[str, dict[str, Any]]]] = []
     for key, values in file.grid.items():
         axis = []
@@ -256,7 +256,7 @@ def _points(file: _File, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _label(options: dict[str, Any], number: int) -> str:
-    """What a variant with these options is called; ``number`` of those of the same fields."""
+    """Return a name for these options; ``number`` counts those of the same fields."""
     parts = []
     for key, value in options.items():
         if key in ("weight_bits", "act_bits"):
@@ -269,7 +269,7 @@ def _label(options: dict[str, Any], number: int) -> str:
 
 
 def _references(file: _File, variants: list[Variant], source: str) -> dict[str, str]:
-    """By variant, what it is compared with.
+    """Return the reference of each variant.
 
     That is ``reference``, where a variant is called so; else the first of its bits, made from the
     table of that name where there is one.

@@ -1,4 +1,4 @@
-"""One run of a sweep: brought to its end in its folder, and read from there."""
+"""A sweep's runs: start or resume each in its folder, and read it from there."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def one_after_another(
 
 
 def recipe_file(out: Path, run: PlannedRun) -> Path:
-    """Beside a run's folder: the recipe as the sweep's file gives it, from when it began."""
+    """Return the file beside a run's folder that holds its recipe as the sweep's file gave it."""
     return out / f"{run.name}.toml"
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a sweep come to: means over seeds, differences seed by seed, a choice."""
+"""Summarize a sweep's runs: means over seeds, differences seed by seed, a choice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def summarize(
     ray: bool = False,
     notes: Sequence[str] = (),
 ) -> Sweep:
-    """The sweep of ``plan`` with what is known of its runs.
+    """Return the sweep of ``plan`` with what is known of its runs.
 
     Args:
         plan: which variants and seeds there are.
@@ -51,7 +51,7 @@ def summarize(
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and standard deviation (of n - 1) of what is known; None where nothing is."""
+    """Return mean and standard deviation (of n - 1) of the known values; None without any."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -60,7 +60,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def paired(to: str, values: dict[int, float], reference: dict[int, float]) -> Paired | None:
-    """``values`` less those of the reference, by seed; None where they share none."""
+    """Return ``values`` less those of the reference, by seed; None if they share none."""
     differences = {s: value - reference[s] for s, value in values.items() if s in reference}
     found = spread(differences.values())
     if found is None:

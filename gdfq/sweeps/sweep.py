@@ -118,7 +118,7 @@ class _Sweep:
             self.publish()
 
     def row(self, run: PlannedRun) -> RunRow:
-        """What is known of a run."""
+        """Return what is known of a run."""
         return row_of(self.out, run, self.problems.get(run.name))
 
     def measure(self, group: str, seed: int) -> None:
@@ -142,7 +142,7 @@ class _Sweep:
         self.measured[group, seed] = known
 
     def contents(self) -> Sweep:
-        """The sweep as far as it is."""
+        """Return the sweep, finished or not."""
         rows = [self.row(run) for run in self.plan.runs]
         return summarize(
             self.plan, rows, list(self.measured.values()), self.ray, list(self.notes.values())
