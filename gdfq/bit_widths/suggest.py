@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -20,20 +20,11 @@ from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
 from gdfq.recipes.schema import validate
 from gdfq.sources import LoadedTeacher
-from gdfq.training import GDFQTrainer, TrainerCallback, progress
+from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.memory_format import MemoryFormat, MemoryFormatError
+from gdfq.training.progress import LayerProgress
 
 STEPS_PER_LINE = 20
-
-
-class Progress(progress.Progress, Protocol):
-    """Interface for progress reporting, of training and of the layers."""
-
-    def on_layers(self, count: int) -> None:
-        """Measuring of ``count`` layers begins."""
-
-    def on_layer(self, name: str) -> None:
-        """The layer ``name`` is measured."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ def check_budget(budget: float) -> None:
 def suggest_bits(
     recipe: Recipe,
     budget: float,
-    progress: Progress,
+    progress: LayerProgress,
     steps: int = 200,
     batches: int = 4,
     device: str = "cpu",
@@ -130,7 +121,7 @@ def _generate(
     teacher: LoadedTeacher,
     steps: int,
     batches: int,
-    progress: Progress,
+    progress: LayerProgress,
     device: str,
 ) -> list[Tensor]:
     """Generate the images of the recipe's run after ``steps`` steps of the warm-up."""

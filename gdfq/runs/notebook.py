@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gdfq.runs.progress import SECONDS_BETWEEN_LOSSES, Rate, losses_text, phase_of
 from gdfq.training import GDFQTrainer
+from gdfq.training.progress import Progress
 
 
 def in_notebook() -> bool:
@@ -21,7 +22,7 @@ def in_notebook() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
-class NotebookProgress:
+class NotebookProgress(Progress):
     """A bar with phase, losses, images per second and the time left, and lines above it."""
 
     def __init__(self) -> None:
@@ -55,9 +56,6 @@ class NotebookProgress:
         if last or now - self.shown >= SECONDS_BETWEEN_LOSSES:
             self.shown = now
             self._show_bar(trainer, losses_text(losses), rate)
-
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """Nothing: the bar has it."""
 
     def on_stop(self) -> None:
         """Leave the bar where it is."""

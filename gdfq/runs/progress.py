@@ -9,15 +9,16 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from torch import Tensor
 
 from gdfq.runs.console import is_live, print_line
 from gdfq.training import GDFQTrainer
+from gdfq.training.progress import LayerProgress, Progress
 
 
 def phase_of(trainer: GDFQTrainer) -> str:
@@ -63,11 +64,11 @@ class Rate:
 SECONDS_BETWEEN_LOSSES = 0.5
 
 
-class LiveProgress:
+class LiveProgress(LayerProgress):
     """A bar with phase, losses, images per second and the time left."""
 
     def __init__(self, console: Console) -> None:
-        self.progress = Progress(
+        self.progress = Bars(
             SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
             TextColumn("{task.description}", markup=False),
             *([BarColumn(bar_width=20)] if console.width >= 120 else []),
@@ -109,9 +110,6 @@ class LiveProgress:
             self.task, advance=1, description=phase_of(trainer), rate=f"{rate:.0f} images/s"
         )
 
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """Nothing: the bar has it."""
-
     def on_layers(self, count: int) -> None:
         """Show the bar of the layers."""
         self.task = self.progress.add_task("measuring", total=count, losses="", rate="")
@@ -126,7 +124,7 @@ class LiveProgress:
         self.progress.stop()
 
 
-class PlainProgress:
+class PlainProgress(LayerProgress):
     """One line per epoch."""
 
     def __init__(self, console: Console) -> None:
@@ -170,33 +168,15 @@ class PlainProgress:
         self.layers_left -= 1
         print_line(self.console, f"measured {name}  {self.layers_left} layers left")
 
-    def on_stop(self) -> None:
-        """Nothing to clean up."""
-
 
 def console_progress(console: Console, live: bool = True) -> LiveProgress | PlainProgress:
     """Return a live display if ``console`` is a terminal, else one in plain lines."""
     return LiveProgress(console) if live and is_live(console) else PlainProgress(console)
 
 
-class SilentProgress:
+class SilentProgress(Progress):
     """Shows nothing; warnings are Python's."""
-
-    def on_start(self, trainer: GDFQTrainer) -> None:
-        """Nothing."""
-
-    def on_status(self, text: str) -> None:
-        """Nothing."""
 
     def on_warning(self, text: str) -> None:
         """Warn."""
         warnings.warn(f"gdfq: {text}", stacklevel=2)
-
-    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """Nothing."""
-
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """Nothing."""
-
-    def on_stop(self) -> None:
-        """Nothing."""

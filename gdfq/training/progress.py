@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from gdfq.training.trainer import GDFQTrainer
 
 
-class Progress(Protocol):
-    """Interface for progress reporting."""
+class Progress:
+    """Interface for progress reporting: override what is needed."""
 
     def on_start(self, trainer: GDFQTrainer) -> None:
         """Training begins."""
@@ -30,3 +30,13 @@ class Progress(Protocol):
 
     def on_stop(self) -> None:
         """Training ended."""
+
+
+class LayerProgress(Progress):
+    """Interface for progress reporting, of layers that are measured too."""
+
+    def on_layers(self, count: int) -> None:
+        """Measuring of ``count`` layers begins."""
+
+    def on_layer(self, name: str) -> None:
+        """The layer ``name`` is measured."""
