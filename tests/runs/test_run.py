@@ -1,0 +1,101 @@
+"""A run is one object: what its folder holds, read when it is asked for."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import gdfq
+from gdfq.runs import session
+from gdfq.runs.options import Options
+from gdfq.runs.run import Run
+from gdfq.training.checkpoint import newest_sound
+from tests.helpers.tiny import tiny_teacher
+from tests.runs.test_resume import Killed, Show, kill
+from tests.training.test_outcome import recipe_of, same, states
+
+IMAGES = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def options(**changes):
+    return Options(network=tiny_teacher(), checkpoint_every=0, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return session.quantize(
+        recipe_of(), tmp_path_factory.mktemp("run") / "run", Show(), options(report=True)
+    )
+
+
+def test_a_finished_run_is_the_one_that_its_folder_holds(finished):
+    opened = Run(finished.folder, tiny_teacher())
+    for name in ("recipe", "result", "history", "environment", "metrics"):
+        assert getattr(opened, name) == getattr(finished, name), name
+    for name in ("teacher", "student", "generator"):
+        assert same(states(getattr(opened, name)), states(getattr(finished, name))), name
+    assert torch.equal(opened.student(IMAGES), finished.student(IMAGES))
+    assert torch.equal(opened.generate(5), finished.generate(5))
+    assert all(parameter.grad is None for parameter in finished.student.parameters())
+
+
+def test_figures_need_no_network(finished, monkeypatch):
+    for name in ("build_teacher", "build_student", "build_generator", "newest_sound"):
+        monkeypatch.setattr(f"gdfq.runs.run.{name}", pytest.fail)
+    run = Run(finished.folder)
+    assert (run.result.finished, run.result.steps, run.recipe.name) == (True, 6, "sequential")
+    assert [record["step"] for record in run.history] == [2, 4, 6]
+    assert run.environment["torch"] == torch.__version__
+    assert run.images.size[0] > 300
+
+
+def test_a_result_of_an_earlier_version_has_fewer_fields_or_others(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    stored = json.loads((folder / "result.json").read_text())
+    for later in ("dynamic_ranges", "effective_weight_bits", "float_weight_share"):
+        del stored[later]
+    (folder / "result.json").write_text(json.dumps({**stored, "of_another_version": 1}))
+    result = Run(folder).result
+    assert (result.dynamic_ranges, result.effective_weight_bits) == ("none", None)
+    assert (result.float_weight_share, result.average_weight_bits) == (0.0, 4.0)
+
+
+def test_a_killed_run_is_opened_at_its_newest_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        session.quantize(recipe_of(), folder, Show(5, kill), options())
+    assert not (folder / "student.safetensors").exists()
+    run = gdfq.open_run(folder, tiny_teacher())
+    trained = newest_sound(folder, pytest.fail)[1]["trainer"]
+    assert same(states(run.student), trained["student"])
+    assert same(states(run.generator), trained["generator"])
+    assert (run.result.finished, run.latest_result.steps) == (False, 4)
+    assert run.result.average_weight_bits is None
+    assert run.latest_result.average_weight_bits == 4.0
+    # Resumed, it is what the folder holds.
+    done = session.start_or_resume(recipe_of(), folder, Show(), options())
+    assert (done.result.finished, done.result.steps) == (True, 6)
+    assert same(states(done.student), load_file(folder / "student.safetensors"))
+
+
+def test_a_run_that_was_killed_in_its_warm_up_has_no_student(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        session.quantize(recipe_of(), folder, Show(2, kill), options())
+    with pytest.raises(gdfq.InputError, match=r"^run: the student in .* has no activation ranges"):
+        gdfq.open_run(folder, tiny_teacher())
+    for checkpoint in folder.glob("checkpoint-*"):
+        checkpoint.unlink()
+    with pytest.raises(gdfq.InputError, match=r"^run: cannot load .*student\.safetensors"):
+        gdfq.open_run(folder, tiny_teacher())
+    with pytest.raises(gdfq.InputError, match=r"has no checkpoint with its generator any more"):
+        Run(folder, tiny_teacher()).generate(1)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    for read in (gdfq.open_run, lambda path: Run(path).result, lambda path: Run(path).student):
+        with pytest.raises(gdfq.InputError, match=r"^run: .*is no run folder: it has no recipe"):
+            read(tmp_path)
