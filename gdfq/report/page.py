@@ -108,7 +108,7 @@ def _warnings(runs: Sequence[Contents]) -> list[tuple[str, str]]:
         elif not result.finished:
             found.append((name, f"This run has not finished: the student is that of step {step}."))
         if run.measured.step != result.steps:
-            earlier = f"Layers and images were measured at step {run.measured.step:,}"
+            earlier = f"The table of layers was measured at step {run.measured.step:,}"
             found.append((name, f"{earlier}; the run is at step {step}."))
         found += [(name, note) for note in run.measured.notes]
     return found
