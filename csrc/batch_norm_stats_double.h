@@ -2,11 +2,10 @@
 // own operators, for every native backend.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <optional>
 #include <tuple>
 #include <vector>
+
+#include "dense.h"
 
 namespace gdfq {
 
@@ -17,14 +16,14 @@ inline at::Tensor per_channel(const at::Tensor& t, const at::Tensor& x) {
 }
 
 inline at::Tensor factor_double(const at::Tensor& x, const at::Tensor& running_var,
-                                const std::optional<at::Tensor>& weight, double eps) {
+                                const Optional& weight, double eps) {
   const at::Tensor std = per_channel(running_var, x).add(eps).sqrt();
   return weight ? per_channel(*weight, x).div(std) : std.reciprocal();
 }
 
 inline std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_double(
     const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
+    const Optional& weight, const Optional& bias, double eps) {
   std::vector<int64_t> reduced = {0};
   for (int64_t d = 2; d < x.dim(); ++d) reduced.push_back(d);
   at::Tensor y =
@@ -36,7 +35,7 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_double(
 inline at::Tensor backward_double(const at::Tensor& grad_y, const at::Tensor& grad_mean,
                                   const at::Tensor& grad_var, const at::Tensor& x,
                                   const at::Tensor& mean, const at::Tensor& running_var,
-                                  const std::optional<at::Tensor>& weight, double eps) {
+                                  const Optional& weight, double eps) {
   const double count = static_cast<double>(x.numel() / x.size(1));
   return grad_y.mul(factor_double(x, running_var, weight, eps))
       .add(x.sub(per_channel(mean, x)).mul(per_channel(grad_var, x)).mul(2 / count))

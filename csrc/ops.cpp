@@ -40,7 +40,7 @@ TORCH_LIBRARY(gdfq, m) {
   // Codes are int8, centred: -2^(bits - 1) to 2^(bits - 1) - 1. Packed, they are a stream of bits.
   m.def(
       "quantize_codes(Tensor x, Tensor lo, Tensor hi, int bits, int? axis)"
-      " -> (Tensor codes, Tensor scale, Tensor zero)");
+      " -> (Tensor codes, Tensor inv_scale, Tensor zero)");
   m.def("pack_codes(Tensor codes, int bits) -> Tensor");
   m.def("unpack_codes(Tensor packed, int bits, SymInt[] shape) -> Tensor");
 

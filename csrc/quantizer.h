@@ -1,9 +1,9 @@
 // The arithmetic of asymmetric uniform fake quantization, written once for every backend.
 //
-//   scale = (2^bits - 1) * (1 / max(hi - lo, 1e-8))
-//   zero  = round(scale * lo) + 2^(bits - 1)
-//   code  = clamp(round(scale * x - zero), -2^(bits - 1), 2^(bits - 1) - 1)
-//   y     = (code + zero) / scale
+//   inv_scale = (2^bits - 1) * (1 / max(hi - lo, 1e-8)), the reciprocal of the step size
+//   zero      = round(inv_scale * lo) + 2^(bits - 1)
+//   code      = clamp(round(inv_scale * x - zero), -2^(bits - 1), 2^(bits - 1) - 1)
+//   y         = (code + zero) / inv_scale
 //
 // Every multiplication, subtraction and division rounds once, to nearest even, in float32: a
 // contracted multiply-add moves values that lie beside a tie, so this header is compiled with
@@ -44,15 +44,16 @@ GDFQ_INLINE T div_rn(T a, T b) {
 }
 #endif
 
-// Scale and zero point of one range, and the codes' bounds.
+// Reciprocal of the step size and zero point of one range.
 struct Grid {
-  float scale;
+  float inv_scale;
   float zero;
 };
 
+// Lower and upper bound of the codes.
 struct CodeBounds {
-  float lowest;
-  float highest;
+  float lo;
+  float hi;
 };
 
 GDFQ_INLINE CodeBounds code_bounds(int bits) {
@@ -60,7 +61,7 @@ GDFQ_INLINE CodeBounds code_bounds(int bits) {
   return {-half, half - 1.0f};
 }
 
-// The ends of a range are moved so that it contains 0. NaN stays.
+// Moves a range's bounds so that it contains 0. NaN stays.
 GDFQ_INLINE void contain_zero(float& lo, float& hi) {
   lo = lo > 0.0f ? 0.0f : lo;
   hi = hi < 0.0f ? 0.0f : hi;
@@ -70,22 +71,22 @@ GDFQ_INLINE Grid make_grid(float lo, float hi, int bits) {
   const float levels = static_cast<float>((1 << bits) - 1);
   float width = sub_rn(hi, lo);
   width = width < 1e-8f ? 1e-8f : width;  // keeps NaN
-  const float scale = mul_rn(levels, div_rn(1.0f, width));
-  const float zero = add_rn(nearbyintf(mul_rn(scale, lo)), static_cast<float>(1 << (bits - 1)));
-  return {scale, zero};
+  const float inv_scale = mul_rn(levels, div_rn(1.0f, width));
+  const float zero = add_rn(nearbyintf(mul_rn(inv_scale, lo)), static_cast<float>(1 << (bits - 1)));
+  return {inv_scale, zero};
 }
 
 // The code before rounding and clamping.
 template <typename T>
-GDFQ_INLINE T position(T x, T scale, T zero) {
-  return sub_rn(mul_rn(scale, x), zero);
+GDFQ_INLINE T position(T x, T inv_scale, T zero) {
+  return sub_rn(mul_rn(inv_scale, x), zero);
 }
 
 // Ternaries rather than fmin and fmax: NaN compares false and stays.
 template <typename T>
-GDFQ_INLINE T clamp_keep_nan(T v, T lowest, T highest) {
-  v = v < lowest ? lowest : v;
-  return v > highest ? highest : v;
+GDFQ_INLINE T clamp_keep_nan(T v, T lo, T hi) {
+  v = v < lo ? lo : v;
+  return v > hi ? hi : v;
 }
 
 // Half to even for |v| < 2^22. The bounds are integers, so rounding after the clamp gives the
@@ -98,27 +99,26 @@ GDFQ_INLINE T round_half_even(T v, T magic) {
 constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23
 
 template <typename T>
-GDFQ_INLINE T quantize_value(T x, T scale, T zero, T lowest, T highest, T magic) {
-  const T code = round_half_even(clamp_keep_nan(position(x, scale, zero), lowest, highest), magic);
-  return div_rn(add_rn(code, zero), scale);
+GDFQ_INLINE T quantize_value(T x, T inv_scale, T zero, T code_lo, T code_hi, T magic) {
+  const T code =
+      round_half_even(clamp_keep_nan(position(x, inv_scale, zero), code_lo, code_hi), magic);
+  return div_rn(add_rn(code, zero), inv_scale);
 }
 
-// The code itself. NaN has none and gets the lowest.
-GDFQ_INLINE int code_of(float x, float scale, float zero, CodeBounds bounds) {
-  float v = clamp_keep_nan(position(x, scale, zero), bounds.lowest, bounds.highest);
-  v = v != v ? bounds.lowest : v;
+// The code itself. NaN has none and gets the lower bound.
+GDFQ_INLINE int code_of(float x, float inv_scale, float zero, CodeBounds bounds) {
+  float v = clamp_keep_nan(position(x, inv_scale, zero), bounds.lo, bounds.hi);
+  v = v != v ? bounds.lo : v;
   return static_cast<int>(round_half_even(v, kRoundMagic));
 }
 
 // The clip straight-through estimator: the gradient passes where the rounded code needs no clamp.
-// Half to even at the bounds: lowest is even, so lowest - 0.5 rounds inside; highest is odd, so
-// highest + 0.5 rounds outside.
-template <typename T>
-GDFQ_INLINE T clip_value_gradient(T grad, T x, T scale, T zero, T lowest, T highest, T half,
-                                  T none) {
-  const T v = position(x, scale, zero);
-  T kept = v >= lowest - half ? grad : none;
-  return v < highest + half ? kept : none;
+// Half to even at the bounds: the lower is even, so lower - 0.5 rounds inside; the upper is odd, so
+// upper + 0.5 rounds outside.
+GDFQ_INLINE float clip_gradient(float grad, float x, float inv_scale, float zero,
+                                CodeBounds bounds) {
+  const float v = position(x, inv_scale, zero);
+  return v >= bounds.lo - 0.5f && v < bounds.hi + 0.5f ? grad : 0.0f;
 }
 
 }  // namespace gdfq

@@ -16,6 +16,7 @@
 #include "../batch_norm_stats_double.h"
 #include "../checks.h"
 #include "channels.h"
+#include "frozen_norm.h"
 #include "layout.h"
 #include "moments.h"
 #include "simd.h"
@@ -23,61 +24,59 @@
 namespace gdfq::cpu {
 namespace {
 
-struct Affine {
-  std::vector<float> shift, factor, bias;  // y = (x - shift) * factor + bias
-};
-
 // ---- forward ----
 
 template <typename scalar_t>
-GDFQ_MULTIVERSION void forward_run(const scalar_t* x, scalar_t* y, int64_t n, float shift,
+GDFQ_MULTIVERSION void forward_run(const scalar_t* x, scalar_t* y, int64_t n, float mean,
                                    float factor, float bias, double* first, double* second) {
-  const f32x16 vshift = splat(shift), vfactor = splat(factor), vbias = splat(bias);
+  const f32x16 vmean = splat(mean), vfactor = splat(factor), vbias = splat(bias);
   add_run(x, n, first, second,
           [&](int64_t i, f32x16 v, int64_t lanes) __attribute__((always_inline)) {
-            store(y + i, (v - vshift) * vfactor + vbias, lanes);
+            store(y + i, (v - vmean) * vfactor + vbias, lanes);
           });
 }
 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void forward_rows(const scalar_t* x, scalar_t* y, int64_t rows, int64_t channels,
-                                    const float* shift, const float* factor, const float* bias,
+                                    const float* mean, const float* factor, const float* bias,
                                     double* first, double* second) {
   struct Constants {
-    f32x16 shift, factor, bias;
+    f32x16 mean, factor, bias;
   };
   add_rows(
       x, rows, channels, first, second,
       [&](int64_t c, int64_t lanes) __attribute__((always_inline)) {
-        return Constants{load(shift + c, lanes), load(factor + c, lanes), load(bias + c, lanes)};
+        return Constants{load(mean + c, lanes), load(factor + c, lanes), load(bias + c, lanes)};
       },
       [&](int64_t i, const Constants& c, f32x16 v, int64_t lanes) __attribute__((always_inline)) {
-        store(y + i, (v - c.shift) * c.factor + c.bias, lanes);
+        store(y + i, (v - c.mean) * c.factor + c.bias, lanes);
       });
 }
 
 template <typename scalar_t>
 void forward(const at::Tensor& input, at::Tensor& output, const Layout& layout,
-             const Affine& affine, Moments& moments) {
+             const FrozenNorm& norm, Moments& moments) {
   const scalar_t* x = input.const_data_ptr<scalar_t>();
   scalar_t* y = output.mutable_data_ptr<scalar_t>();
   for_each_segment(
       layout,
       [&](int64_t segment, int64_t begin, int64_t end, int64_t c) {
-        forward_run(x + begin, y + begin, end - begin, affine.shift[c], affine.factor[c],
-                    affine.bias[c], moments.first(segment) + c, moments.second(segment) + c);
+        forward_run(x + begin, y + begin, end - begin, norm.mean[c], norm.factor[c], norm.bias[c],
+                    moments.first(segment) + c, moments.second(segment) + c);
       },
       [&](int64_t segment, int64_t row, int64_t rows) {
         const int64_t begin = row * layout.channels;
-        forward_rows(x + begin, y + begin, rows, layout.channels, affine.shift.data(),
-                     affine.factor.data(), affine.bias.data(), moments.first(segment),
+        forward_rows(x + begin, y + begin, rows, layout.channels, norm.mean.data(),
+                     norm.factor.data(), norm.bias.data(), moments.first(segment),
                      moments.second(segment));
       });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
-    const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(const at::Tensor& x,
+                                                                const at::Tensor& running_mean,
+                                                                const at::Tensor& running_var,
+                                                                const Optional& weight,
+                                                                const Optional& bias, double eps) {
   check_statistics(x, running_mean, running_var, weight, bias);
   const int64_t channels = x.size(1);
   if (x.scalar_type() == at::kDouble)
@@ -87,12 +86,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
   at::Tensor output = at::empty_like(input, input.suggest_memory_format());
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
   at::Tensor mean = at::empty({channels}, float32), var = at::empty({channels}, float32);
-  Affine affine{values(running_mean), factors(running_var, weight, eps),
-                bias ? values(*bias) : std::vector<float>(channels, 0)};
+  const FrozenNorm norm(running_mean, running_var, weight, bias, eps);
   const Layout layout = channel_layout(input);
   Moments moments(segments_of(layout).count, channels);
   GDFQ_DISPATCH(input.scalar_type(), "batch_norm_stats",
-                [&] { forward<scalar_t>(input, output, layout, affine, moments); });
+                [&] { forward<scalar_t>(input, output, layout, norm, moments); });
   moments.finish(input.numel() / channels, mean.mutable_data_ptr<float>(),
                  var.mutable_data_ptr<float>());
   return {output, mean, var};
@@ -128,7 +126,7 @@ GDFQ_MULTIVERSION void backward_periodic(const scalar_t* dy, const scalar_t* x, 
 at::Tensor batch_norm_stats_backward(const at::Tensor& grad_y, const at::Tensor& grad_mean,
                                      const at::Tensor& grad_var, const at::Tensor& x,
                                      const at::Tensor& mean, const at::Tensor& running_var,
-                                     const std::optional<at::Tensor>& weight, double eps) {
+                                     const Optional& weight, double eps) {
   check_statistics_gradient(grad_y, grad_mean, grad_var, x, mean, running_var, weight);
   if (x.scalar_type() == at::kDouble)
     return backward_double(grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps);

@@ -1,50 +1,24 @@
 // Frozen batch norm, residual and activation, in front of a quantizer.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <limits>
-#include <optional>
 #include <type_traits>
-#include <vector>
 
-#include "channels.h"
+#include "../activation.h"
+#include "frozen_norm.h"
 #include "simd.h"
 
 namespace gdfq::cpu {
 
 // NaN, which clamps nothing, where there is no bound.
 struct ActBounds {
-  float low, high;
+  float lo, hi;
 };
 
-inline ActBounds act_bounds(c10::string_view act) {
-  TORCH_CHECK(act == "relu" || act == "relu6" || act == "none",
-              "act must be relu, relu6 or none, got ", act);
+inline ActBounds act_bounds(Activation act) {
   const float none = std::numeric_limits<float>::quiet_NaN();
-  return {act == "none" ? none : 0.0f, act == "relu6" ? 6.0f : none};
+  return {act == Activation::none ? none : 0.0f, act == Activation::relu6 ? 6.0f : none};
 }
-
-// Of each channel: (x - mean) * factor + bias.
-struct Affine {
-  std::vector<float> mean, factor, bias;
-
-  Affine() = default;
-  Affine(const at::Tensor& running_mean, const at::Tensor& running_var,
-         const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& offset,
-         double eps)
-      : mean(values(running_mean)),
-        factor(factors(running_var, weight, eps)),
-        bias(offset ? values(*offset) : std::vector<float>(mean.size(), 0)) {}
-
-  Affine spread_over(int64_t inner) const {
-    Affine tables;
-    tables.mean = spread(mean, inner);
-    tables.factor = spread(factor, inner);
-    tables.bias = spread(bias, inner);
-    return tables;
-  }
-};
 
 template <bool kResidual, typename scalar_t>
 GDFQ_INLINE f32x16 normalized(const scalar_t* x, const scalar_t* residual, int64_t lanes,

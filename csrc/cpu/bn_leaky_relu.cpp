@@ -171,18 +171,17 @@ GDFQ_MULTIVERSION void backward_periodic(const scalar_t* dy, const scalar_t* x, 
   }
 }
 
-// ---- where constants come from ----
+// ---- constants ----
 
-// Scale and shift of every sample (or of all samples at once) and channel. Rows of constants are
-// 16 longer than the channels, so that a vector may start at any of them.
-struct Affine {
+// Parameters of each channel, or of each channel of each sample. Rows of constants are 16 longer
+// than the channels, so that a vector may start at any of them.
+struct BatchAffine {
   int64_t channels;
   bool per_sample;
   std::vector<float> mean, weight, factor, bias;
 
-  Affine(const at::Tensor& x, const at::Tensor& batch_mean, const at::Tensor& var,
-         const std::optional<at::Tensor>& weights, const std::optional<at::Tensor>& biases,
-         double eps)
+  BatchAffine(const at::Tensor& x, const at::Tensor& batch_mean, const at::Tensor& var,
+              const Optional& weights, const Optional& biases, double eps)
       : channels(x.size(1)),
         per_sample((weights && weights->dim() == 2) || (biases && biases->dim() == 2)) {
     mean = spread(values(batch_mean), 1);
@@ -193,13 +192,12 @@ struct Affine {
     factor.resize(weight.size());
     for (int64_t s = 0; s < samples; ++s)
       for (int64_t i = 0; i < stride(); ++i)
-        factor[s * stride() + i] =
-            weight[s * stride() + i] / std::sqrt(vars[i % channels] + static_cast<float>(eps));
+        factor[s * stride() + i] = factor_of(weight[s * stride() + i], vars[i % channels], eps);
   }
 
   int64_t stride() const { return channels + 16; }
 
-  std::vector<float> table(const std::optional<at::Tensor>& t, int64_t samples, float missing) {
+  std::vector<float> table(const Optional& t, int64_t samples, float missing) {
     std::vector<float> result(samples * stride(), missing);
     if (!t) return result;
     const std::vector<float> all = values(*t);
@@ -238,9 +236,10 @@ void dispatch(const at::Tensor& input, const F& f) {
   GDFQ_DISPATCH(input.scalar_type(), "bn_leaky_relu", [&] { f(scalar_t{}); });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(
-    const at::Tensor& x, const std::optional<at::Tensor>& weight,
-    const std::optional<at::Tensor>& bias, double eps, double negative_slope) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(const at::Tensor& x,
+                                                             const Optional& weight,
+                                                             const Optional& bias, double eps,
+                                                             double negative_slope) {
   check_batch_affine(x, weight, bias, negative_slope);
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
@@ -267,7 +266,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(
         });
     moments.finish(input.numel() / channels, mean.mutable_data_ptr<float>(),
                    var.mutable_data_ptr<float>());
-    const Affine affine(input, mean, var, weight, bias, eps);
+    const BatchAffine affine(input, mean, var, weight, bias, eps);
     for_each_stretch(
         layout, samples, affine.per_sample,
         [&](int64_t begin, int64_t end, int64_t sample, int64_t c) {
@@ -287,8 +286,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu(
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& mean, const at::Tensor& var,
-    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
-    double negative_slope) {
+    const Optional& weight, const Optional& bias, double eps, double negative_slope) {
   check_batch_affine_gradient(grad, x, mean, var, weight, bias, negative_slope);
   const at::Tensor input = walkable(x);
   const auto float32 = input.options().dtype(at::kFloat).memory_format(std::nullopt);
@@ -296,7 +294,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_leaky_relu_backward(
   const at::Tensor dy_dense = in_layout_of(grad.to(input.scalar_type()), input);
   at::Tensor dx = at::empty_like(input, input.suggest_memory_format());
   const Layout layout = channel_layout(input);
-  const Affine affine(input, mean, var, weight, bias, eps);
+  const BatchAffine affine(input, mean, var, weight, bias, eps);
   const std::vector<float> vars = values(var);
   const float slope = static_cast<float>(negative_slope);
   const bool per_sample = affine.per_sample;

@@ -5,37 +5,23 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <cmath>
-#include <optional>
 #include <vector>
 
+#include "../batch_norm.h"
 #include "layout.h"
 
 namespace gdfq::cpu {
 
-// Contiguous or channels last, which is what the kernels walk.
-inline at::Tensor walkable(const at::Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
-
-// The layout around the channel axis, which is 1; (N, C) counts as channels last.
-inline Layout channel_layout(const at::Tensor& x) {
-  const int64_t channels = x.size(1);
-  if (channels == 1) return {x.size(0), 1, x.numel() / x.size(0)};
-  return layout_of(x, 1);
-}
-
 inline std::vector<float> values(const at::Tensor& t) {
-  const at::Tensor flat = t.to(at::kFloat).contiguous();
+  const at::Tensor flat = floats(t);
   const float* p = flat.const_data_ptr<float>();
   return {p, p + flat.numel()};
 }
 
-// weight / sqrt(var + eps), one rounding each.
-inline std::vector<float> factors(const at::Tensor& var, const std::optional<at::Tensor>& weight,
-                                  double eps) {
+inline std::vector<float> factors(const at::Tensor& var, const Optional& weight, double eps) {
   std::vector<float> factor = values(var);
   const std::vector<float> gamma = weight ? values(*weight) : std::vector<float>(factor.size(), 1);
-  for (size_t c = 0; c < factor.size(); ++c)
-    factor[c] = gamma[c] / std::sqrt(factor[c] + static_cast<float>(eps));
+  for (size_t c = 0; c < factor.size(); ++c) factor[c] = factor_of(gamma[c], factor[c], eps);
   return factor;
 }
 
@@ -86,6 +72,9 @@ void for_each_segment(const Layout& layout, const Run& run, const Rows& rows) {
     }
   });
 }
+
+// A run of one channel is summed in float32 over this many elements, then in float64.
+constexpr int64_t kChunk = 1024;
 
 // Rows of all channels are summed in float32 over this many, then in float64.
 inline int64_t rows_per_chunk(int64_t channels) { return std::max<int64_t>(16, 4096 / channels); }

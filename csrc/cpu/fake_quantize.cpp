@@ -1,6 +1,6 @@
-// fake_quantize: y = (clamp(round(scale * x - zero)) + zero) / scale, one range per tensor or per
-// entry of an axis, and the gradients of the clip and the learned estimator. The latter's are, with
-// v = scale * x - zero, per range of n elements:
+// fake_quantize: y = (clamp(round(inv_scale * x - zero)) + zero) / inv_scale, one range per tensor
+// or per entry of an axis, and the gradients of the clip and the learned estimator. The latter's
+// are, with v = inv_scale * x - zero, per range of n elements:
 //   dhi = (sum of dy above + sum of dy * (round(v) - v) / levels inside) / sqrt(n * levels)
 //   dlo = (sum of dy below - sum of dy * (round(v) - v) / levels inside) / sqrt(n * levels)
 //
@@ -16,9 +16,9 @@
 
 #include "../checks.h"
 #include "channels.h"
-#include "fake_quantize.h"
 #include "grids.h"
 #include "layout.h"
+#include "operators.h"
 #include "simd.h"
 
 namespace gdfq::cpu {
@@ -27,26 +27,27 @@ namespace {
 template <typename scalar_t>
 GDFQ_MULTIVERSION void quantize_span(const scalar_t* x, scalar_t* y, int64_t n, Grid grid,
                                      CodeBounds bounds) {
-  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 inv_scale = splat(grid.inv_scale), zero = splat(grid.zero);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   const f32x16 magic = splat(kRoundMagic);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    store(y + i, quantize_value(load(x + i), scale, zero, lowest, highest, magic));
+    store(y + i, quantize_value(load(x + i), inv_scale, zero, code_lo, code_hi, magic));
   if (i < n)
-    store(y + i, quantize_value(load(x + i, n - i), scale, zero, lowest, highest, magic), n - i);
+    store(y + i, quantize_value(load(x + i, n - i), inv_scale, zero, code_lo, code_hi, magic),
+          n - i);
 }
 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void quantize_periodic(const scalar_t* x, scalar_t* y, int64_t n, int64_t phase,
-                                         int64_t period, const float* scale, const float* zero,
+                                         int64_t period, const float* inv_scale, const float* zero,
                                          CodeBounds bounds) {
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   const f32x16 magic = splat(kRoundMagic);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const f32x16 v = quantize_value(load(x + i, lanes), load(scale + phase), load(zero + phase),
-                                    lowest, highest, magic);
+    const f32x16 v = quantize_value(load(x + i, lanes), load(inv_scale + phase), load(zero + phase),
+                                    code_lo, code_hi, magic);
     store(y + i, v, lanes);
     phase = next_phase(phase, period);
   }
@@ -55,12 +56,12 @@ GDFQ_MULTIVERSION void quantize_periodic(const scalar_t* x, scalar_t* y, int64_t
 template <typename scalar_t>
 GDFQ_MULTIVERSION void gradient_span(const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n,
                                      Grid grid, CodeBounds bounds) {
-  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 inv_scale = splat(grid.inv_scale), zero = splat(grid.zero);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
     const f32x16 v =
-        clip_gradient(load(dy + i, lanes), load(x + i, lanes), scale, zero, lowest, highest);
+        clip_gradient(load(dy + i, lanes), load(x + i, lanes), inv_scale, zero, code_lo, code_hi);
     store(dx + i, v, lanes);
   }
 }
@@ -68,12 +69,13 @@ GDFQ_MULTIVERSION void gradient_span(const scalar_t* dy, const scalar_t* x, scal
 template <typename scalar_t>
 GDFQ_MULTIVERSION void gradient_periodic(const scalar_t* dy, const scalar_t* x, scalar_t* dx,
                                          int64_t n, int64_t phase, int64_t period,
-                                         const float* scale, const float* zero, CodeBounds bounds) {
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+                                         const float* inv_scale, const float* zero,
+                                         CodeBounds bounds) {
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const f32x16 v = clip_gradient(load(dy + i, lanes), load(x + i, lanes), load(scale + phase),
-                                   load(zero + phase), lowest, highest);
+    const f32x16 v = clip_gradient(load(dy + i, lanes), load(x + i, lanes), load(inv_scale + phase),
+                                   load(zero + phase), code_lo, code_hi);
     store(dx + i, v, lanes);
     phase = next_phase(phase, period);
   }
@@ -81,7 +83,7 @@ GDFQ_MULTIVERSION void gradient_periodic(const scalar_t* dy, const scalar_t* x, 
 
 // ---- learned range ----
 
-// Of one range: dy times the rounding error inside, and dy beyond either end.
+// Sums over one range: dy times the rounding error inside, and dy beyond either bound.
 struct RangeSums {
   double rounding = 0, below = 0, above = 0;
 };
@@ -90,29 +92,27 @@ struct RangeTerms {
   f32x16 dx, rounding, below, above;
 };
 
-GDFQ_INLINE RangeTerms range_terms(f32x16 dy, f32x16 x, f32x16 scale, f32x16 zero, f32x16 lowest,
-                                   f32x16 highest) {
-  const f32x16 v = position(x, scale, zero);
-  const f32x16 code = round_half_even(clamp_keep_nan(v, lowest, highest), splat(kRoundMagic));
-  const i32x16 below = less(v, lowest - 0.5f);
-  const i32x16 inside = ~below & less(v, highest + 0.5f);
+GDFQ_INLINE RangeTerms range_terms(f32x16 dy, f32x16 x, f32x16 inv_scale, f32x16 zero,
+                                   f32x16 code_lo, f32x16 code_hi) {
+  const f32x16 v = position(x, inv_scale, zero);
+  const f32x16 code = round_half_even(clamp_keep_nan(v, code_lo, code_hi), splat(kRoundMagic));
+  const i32x16 below = less(v, code_lo - 0.5f);
+  const i32x16 inside = ~below & less(v, code_hi + 0.5f);
   const i32x16 above = ~below & ~inside & ~is_nan(v);
   return {keep(inside, dy), keep(inside, dy * (code - v)), keep(below, dy), keep(above, dy)};
 }
 
-constexpr int64_t kChunk = 1024;
-
 template <typename scalar_t>
 GDFQ_MULTIVERSION void learned_run(const scalar_t* dy, const scalar_t* x, scalar_t* dx, int64_t n,
                                    Grid grid, CodeBounds bounds, RangeSums* sums) {
-  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 inv_scale = splat(grid.inv_scale), zero = splat(grid.zero);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   for (int64_t start = 0; start < n; start += kChunk) {
     f32x16 rounding = {}, below = {}, above = {};
     for (int64_t i = start; i < std::min(n, start + kChunk); i += kLanes) {
       const int64_t lanes = std::min(kLanes, n - i);
       const RangeTerms terms =
-          range_terms(load(dy + i, lanes), load(x + i, lanes), scale, zero, lowest, highest);
+          range_terms(load(dy + i, lanes), load(x + i, lanes), inv_scale, zero, code_lo, code_hi);
       store(dx + i, terms.dx, lanes);
       rounding += terms.rounding;
       below += terms.below;
@@ -126,19 +126,19 @@ GDFQ_MULTIVERSION void learned_run(const scalar_t* dy, const scalar_t* x, scalar
 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void learned_rows(const scalar_t* dy, const scalar_t* x, scalar_t* dx,
-                                    int64_t rows, int64_t channels, const float* scale,
+                                    int64_t rows, int64_t channels, const float* inv_scale,
                                     const float* zero, CodeBounds bounds, RangeSums* sums) {
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   const int64_t chunk = rows_per_chunk(channels);
   for (int64_t start = 0; start < rows; start += chunk)
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t lanes = std::min(kLanes, channels - c);
-      const f32x16 vscale = load(scale + c), vzero = load(zero + c);
+      const f32x16 vinv_scale = load(inv_scale + c), vzero = load(zero + c);
       f32x16 rounding = {}, below = {}, above = {};
       for (int64_t r = start; r < std::min(rows, start + chunk); ++r) {
         const int64_t i = r * channels + c;
-        const RangeTerms terms =
-            range_terms(load(dy + i, lanes), load(x + i, lanes), vscale, vzero, lowest, highest);
+        const RangeTerms terms = range_terms(load(dy + i, lanes), load(x + i, lanes), vinv_scale,
+                                             vzero, code_lo, code_hi);
         store(dx + i, terms.dx, lanes);
         rounding += terms.rounding;
         below += terms.below;
@@ -181,7 +181,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
         },
         [&](int64_t segment, int64_t row, int64_t rows) {
           const int64_t begin = row * channels;
-          learned_rows(dy + begin, in + begin, out + begin, rows, channels, grids.scale.data(),
+          learned_rows(dy + begin, in + begin, out + begin, rows, channels, grids.inv_scale.data(),
                        grids.zero.data(), bounds, &partial[segment * channels]);
         });
   });
@@ -230,7 +230,7 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
         },
         [&](int64_t begin, int64_t end) {
           gradient_periodic(dy + begin, in + begin, dx + begin, end - begin, begin % period, period,
-                            grids.scale.data(), grids.zero.data(), bounds);
+                            grids.inv_scale.data(), grids.zero.data(), bounds);
         });
   });
   return output.to(x.scalar_type());
@@ -257,7 +257,7 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Te
         },
         [&](int64_t begin, int64_t end) {
           quantize_periodic(in + begin, out + begin, end - begin, begin % period, period,
-                            grids.scale.data(), grids.zero.data(), bounds);
+                            grids.inv_scale.data(), grids.zero.data(), bounds);
         });
   });
   return output.to(x.scalar_type());

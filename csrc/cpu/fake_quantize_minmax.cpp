@@ -5,16 +5,15 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "../checks.h"
-#include "fake_quantize.h"
-#include "fake_quantize_minmax.h"
+#include "../minmax.h"
 #include "layout.h"
 #include "minmax.h"
+#include "operators.h"
 
 namespace gdfq::cpu {
 
@@ -31,24 +30,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
   const bool rows = axis.has_value() && layout.outer == 1 && input.numel() > 0;
   if (!rows) {
     // One range for everything, or an axis whose entries are scattered: two operators.
-    at::Tensor lo, hi;
-    if (input.numel() == 0) {
-      lo = axis ? at::zeros({input.size(*axis)}, float32) : at::zeros({}, float32);
-      hi = lo.clone();
-    } else if (axis) {
-      std::vector<int64_t> others;
-      for (int64_t d = 0; d < input.dim(); ++d)
-        if (d != *axis) others.push_back(d);
-      lo = (others.empty() ? input : input.amin(others)).to(at::kFloat, false, true);
-      hi = (others.empty() ? input : input.amax(others)).to(at::kFloat, false, true);
-    } else {
-      lo = input.amin().to(at::kFloat);
-      hi = input.amax().to(at::kFloat);
-    }
-    if (zero_in_range) {
-      lo.clamp_max_(0);
-      hi.clamp_min_(0);
-    }
+    const auto [lo, hi] = minmax_along(input, axis, zero_in_range);
     return {fake_quantize(input, lo, hi, bits, axis, ste).to(w.scalar_type()), lo, hi};
   }
 
@@ -59,15 +41,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
   GDFQ_DISPATCH(input.scalar_type(), "fake_quantize_minmax", [&] {
     const scalar_t* in = input.const_data_ptr<scalar_t>();
     scalar_t* out = output.mutable_data_ptr<scalar_t>();
-    float* lows = lo.mutable_data_ptr<float>();
-    float* highs = hi.mutable_data_ptr<float>();
+    float* lo_out = lo.mutable_data_ptr<float>();
+    float* hi_out = hi.mutable_data_ptr<float>();
     const int64_t grain = std::max<int64_t>(1, kGrain / inner);
     at::parallel_for(0, channels, grain, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         MinMax range = minmax(in + c * inner, inner);
-        if (zero_in_range) contain_zero(range.low, range.high);
-        lows[c] = range.low;
-        highs[c] = range.high;
+        if (zero_in_range) contain_zero(range.lo, range.hi);
+        lo_out[c] = range.lo;
+        hi_out[c] = range.hi;
         quantize_over(in + c * inner, out + c * inner, inner, range, static_cast<int>(bits));
       }
     });

@@ -15,10 +15,9 @@
 #include <vector>
 
 #include "../checks.h"
-#include "fake_quantize.h"
-#include "fake_quantize_minmax.h"
 #include "layout.h"
 #include "minmax.h"
+#include "operators.h"
 #include "rows.h"
 
 namespace gdfq::cpu {
@@ -50,9 +49,9 @@ Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::st
       const scalar_t* in = input.const_data_ptr<scalar_t>() + offset;
       scalar_t* out = ys[row.tensor].mutable_data_ptr<scalar_t>() + offset;
       MinMax range = minmax(in, inner);
-      if (zero_in_range) contain_zero(range.low, range.high);
-      los[row.tensor].mutable_data_ptr<float>()[row.index] = range.low;
-      his[row.tensor].mutable_data_ptr<float>()[row.index] = range.high;
+      if (zero_in_range) contain_zero(range.lo, range.hi);
+      los[row.tensor].mutable_data_ptr<float>()[row.index] = range.lo;
+      his[row.tensor].mutable_data_ptr<float>()[row.index] = range.hi;
       quantize_over(in, out, inner, range, static_cast<int>(bits[row.tensor]));
     });
   });
@@ -62,15 +61,15 @@ Lists fake_quantize_minmax_list(at::TensorList ws, at::IntArrayRef bits, c10::st
 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void gradient_row(const scalar_t* dy, const scalar_t* w, scalar_t* dw, int64_t n,
-                                    float low, float high, int bits) {
-  const Grid grid = make_grid(low, high, bits);
+                                    float lo, float hi, int bits) {
+  const Grid grid = make_grid(lo, hi, bits);
   const CodeBounds bounds = code_bounds(bits);
-  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 inv_scale = splat(grid.inv_scale), zero = splat(grid.zero);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
     store(dw + i,
-          clip_gradient(load(dy + i, lanes), load(w + i, lanes), scale, zero, lowest, highest),
+          clip_gradient(load(dy + i, lanes), load(w + i, lanes), inv_scale, zero, code_lo, code_hi),
           lanes);
   }
 }
@@ -80,7 +79,7 @@ std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads,
                                                            at::IntArrayRef bits) {
   check_weight_gradients(grads, ws, los, his, bits);
   const size_t count = ws.size();
-  std::vector<at::Tensor> inputs(count), dys(count), dws(count), lows(count), highs(count);
+  std::vector<at::Tensor> inputs(count), dys(count), dws(count), float_los(count), float_his(count);
   for (size_t t = 0; t < count; ++t) {
     const at::Tensor input = dense(narrowed(ws[t]));
     if (!has_rows(input)) {
@@ -90,8 +89,8 @@ std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads,
     inputs[t] = input;
     dys[t] = in_layout_of(grads[t].to(input.scalar_type()), input);
     dws[t] = at::empty_like(input);
-    lows[t] = los[t].to(at::kFloat).contiguous();
-    highs[t] = his[t].to(at::kFloat).contiguous();
+    float_los[t] = floats(los[t]);
+    float_his[t] = floats(his[t]);
   }
   Rows(inputs).for_each([&](const Row& row) {
     const at::Tensor& input = inputs[row.tensor];
@@ -100,8 +99,8 @@ std::vector<at::Tensor> fake_quantize_minmax_list_backward(at::TensorList grads,
       gradient_row(dys[row.tensor].const_data_ptr<scalar_t>() + offset,
                    input.const_data_ptr<scalar_t>() + offset,
                    dws[row.tensor].mutable_data_ptr<scalar_t>() + offset, inner,
-                   lows[row.tensor].const_data_ptr<float>()[row.index],
-                   highs[row.tensor].const_data_ptr<float>()[row.index],
+                   float_los[row.tensor].const_data_ptr<float>()[row.index],
+                   float_his[row.tensor].const_data_ptr<float>()[row.index],
                    static_cast<int>(bits[row.tensor]));
     });
   });

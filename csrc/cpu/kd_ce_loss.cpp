@@ -18,6 +18,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "scalar_result.h"
 #include "simd.h"
 
@@ -126,16 +127,9 @@ std::tuple<at::Tensor, at::Tensor> kd_ce_loss(const at::Tensor& student_logits,
                                               const at::Tensor& teacher_logits,
                                               const at::Tensor& labels, double temperature,
                                               double alpha) {
-  TORCH_CHECK(student_logits.dim() == 2 && student_logits.sizes() == teacher_logits.sizes(),
-              "student_logits and teacher_logits must have one shape (B, K), got ",
-              student_logits.sizes(), " and ", teacher_logits.sizes());
+  check_logits(student_logits, teacher_logits, labels);
   const int64_t batch = student_logits.size(0), classes = student_logits.size(1);
   const bool hard = labels.dim() == 1;
-  TORCH_CHECK(batch > 0 && classes > 0, "student_logits must not be empty, got ",
-              student_logits.sizes());
-  TORCH_CHECK(hard ? labels.size(0) == batch : labels.sizes() == student_logits.sizes(),
-              "labels must be (B) or (B, K) for logits ", student_logits.sizes(), ", got ",
-              labels.sizes());
   const at::Tensor targets =
       hard ? labels.to(at::kLong).contiguous() : labels.to(at::kDouble).contiguous();
   const at::Tensor student = student_logits.contiguous();

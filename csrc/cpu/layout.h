@@ -11,16 +11,11 @@
 
 namespace gdfq::cpu {
 
-// The types that kernels are compiled for. They compute in float32, so float64 is rounded to it
-// first, and a result is widened again.
+// The types that kernels are compiled for; float64 is narrowed() first.
 #define GDFQ_DISPATCH(TYPE, NAME, ...)                                           \
   AT_DISPATCH_SWITCH(TYPE, NAME,                                                 \
                      AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
                          at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
-
-inline at::Tensor narrowed(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? x.to(at::kFloat) : x;
-}
 
 // Elements a thread should get at least: below it, starting a thread costs more than it saves.
 constexpr int64_t kGrain = 32768;
@@ -33,8 +28,8 @@ inline bool has_short_runs(const Layout& layout) {
   return layout.inner < kShortRun && layout.channels > 1;
 }
 
-// Of the elements from begin to end, calls span(begin, end, channel) for each run of one channel,
-// or periodic(begin, end) for stretches across channels.
+// From element begin to end, calls span(begin, end, channel) for each run of one channel, or
+// periodic(begin, end) for stretches across channels.
 template <typename Span, typename Periodic>
 void for_each_run_of(const Layout& layout, int64_t begin, int64_t end, const Span& span,
                      const Periodic& periodic) {
@@ -50,7 +45,7 @@ void for_each_run_of(const Layout& layout, int64_t begin, int64_t end, const Spa
   }
 }
 
-// The same of all elements, by many threads.
+// The same over all elements, by many threads.
 template <typename Span, typename Periodic>
 void for_each_run(const Layout& layout, const Span& span, const Periodic& periodic) {
   const int64_t numel = layout.outer * layout.channels * layout.inner;

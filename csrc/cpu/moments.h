@@ -14,7 +14,7 @@
 
 namespace gdfq::cpu {
 
-// sum(x) and sum(x^2) of every channel, of each part of memory.
+// sum(x) and sum(x^2) of every channel for each part of memory.
 class Moments {
  public:
   Moments(int64_t parts, int64_t channels)
@@ -27,12 +27,8 @@ class Moments {
     for (int64_t part = 1; part < parts_; ++part)
       for (int64_t i = 0; i < 2 * channels_; ++i) sums_[i] += first(part)[i];
     const double count = static_cast<double>(elements);
-    for (int64_t c = 0; c < channels_; ++c) {
-      const double average = first(0)[c] / count;
-      const double variance = second(0)[c] / count - average * average;
-      mean[c] = static_cast<float>(average);
-      var[c] = static_cast<float>(variance < 0 ? 0 : variance);
-    }
+    for (int64_t c = 0; c < channels_; ++c)
+      write_statistics(first(0)[c], second(0)[c], count, mean + c, var + c);
   }
 
  private:
@@ -46,9 +42,7 @@ GDFQ_INLINE void add_moments(T& first, T& second, T pivot, double count, T sum, 
   second += square + 2.0 * pivot * sum + count * pivot * pivot;
 }
 
-constexpr int64_t kChunk = 1024;
-
-// Of a run of one channel. Calls visit(i, v, lanes) with v = x[i, i + lanes), for some elements
+// Adds a run of one channel. Calls visit(i, v, lanes) with v = x[i, i + lanes), for some elements
 // twice.
 template <typename scalar_t, typename Visit>
 GDFQ_INLINE void add_run(const scalar_t* x, int64_t n, double* first, double* second,
@@ -98,7 +92,7 @@ GDFQ_INLINE void add_run(const scalar_t* x, int64_t n, double* first, double* se
   }
 }
 
-// Of kVectors vectors of channels from c on, kRows rows at a time to hide the additions' latency.
+// Adds kVectors vectors of channels from c on, kRows rows at a time to hide the additions' latency.
 // Calls visit(i, constants(c, lanes), v, lanes) with v = x[i, i + lanes): constants are loaded
 // once, which the compiler can't do itself across stores.
 template <int kVectors, int kRows, typename scalar_t, typename Constants, typename Visit>
@@ -152,7 +146,7 @@ GDFQ_INLINE void add_columns(const scalar_t* x, int64_t rows, int64_t channels, 
   }
 }
 
-// Of rows of all channels.
+// Adds rows of all channels.
 template <typename scalar_t, typename Constants, typename Visit>
 GDFQ_INLINE void add_rows(const scalar_t* x, int64_t rows, int64_t channels, double* first,
                           double* second, const Constants& constants, const Visit& visit) {

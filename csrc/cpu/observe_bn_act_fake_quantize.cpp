@@ -9,115 +9,88 @@
 
 #include <torch/library.h>
 
-#include <limits>
 #include <vector>
 
 #include "../checks.h"
 #include "bn_act.h"
-#include "bn_act_fake_quantize.h"
-#include "channels.h"
 #include "layout.h"
-#include "moving_range.h"
+#include "minmax.h"
+#include "operators.h"
 #include "simd.h"
 
 namespace gdfq::cpu {
 namespace {
 
-// Of each lane.
-struct Extremes {
-  f32x16 low = splat(std::numeric_limits<float>::infinity());
-  f32x16 high = splat(-std::numeric_limits<float>::infinity());
-  i32x16 nan = {};
-};
-
-MinMax over_lanes(const Extremes& extremes) {
-  MinMax result{extremes.low[0], extremes.high[0]};
-  int any_nan = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    result.low = std::min(result.low, extremes.low[lane]);
-    result.high = std::max(result.high, extremes.high[lane]);
-    any_nan |= extremes.nan[lane];
-  }
-  if (any_nan) result.low = result.high = std::numeric_limits<float>::quiet_NaN();
-  return result;
-}
-
 // v, with the first lane repeated where there are no more elements.
 template <bool kResidual, typename scalar_t>
 GDFQ_INLINE f32x16 activated(const scalar_t* x, const scalar_t* residual, int64_t lanes,
-                             f32x16 mean, f32x16 factor, f32x16 bias, f32x16 low, f32x16 high) {
+                             f32x16 mean, f32x16 factor, f32x16 bias, f32x16 act_lo,
+                             f32x16 act_hi) {
   const f32x16 v =
-      clamp_keep_nan(normalized<kResidual>(x, residual, lanes, mean, factor, bias), low, high);
+      clamp_keep_nan(normalized<kResidual>(x, residual, lanes, mean, factor, bias), act_lo, act_hi);
   return lanes == kLanes ? v : select(lane_mask(lanes), v, splat(v[0]));
 }
 
 template <bool kResidual, typename scalar_t>
-GDFQ_MULTIVERSION void extremes_of_span(const scalar_t* x, const scalar_t* residual, int64_t n,
-                                        float mean, float factor, float bias, ActBounds bounds,
-                                        Extremes* extremes) {
+GDFQ_MULTIVERSION void minmax_of_span(const scalar_t* x, const scalar_t* residual, int64_t n,
+                                      float mean, float factor, float bias, ActBounds bounds,
+                                      MinMaxLanes* range) {
   const f32x16 vmean = splat(mean), vfactor = splat(factor), vbias = splat(bias);
-  const f32x16 lower = splat(bounds.low), upper = splat(bounds.high);
-  f32x16 low = extremes->low, high = extremes->high;
-  i32x16 nan = extremes->nan;
+  const f32x16 act_lo = splat(bounds.lo), act_hi = splat(bounds.hi);
+  MinMaxLanes own = *range;
   for (int64_t i = 0; i < n; i += kLanes) {
     const f32x16 v = activated<kResidual>(x + i, residual + i, std::min(kLanes, n - i), vmean,
-                                          vfactor, vbias, lower, upper);
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-    nan |= is_nan(v);
+                                          vfactor, vbias, act_lo, act_hi);
+    own.extend(v);
   }
-  *extremes = {low, high, nan};
+  *range = own;
 }
 
 template <bool kResidual, typename scalar_t>
-GDFQ_MULTIVERSION void extremes_of_periodic(const scalar_t* x, const scalar_t* residual, int64_t n,
-                                            int64_t phase, int64_t period, const float* mean,
-                                            const float* factor, const float* bias,
-                                            ActBounds bounds, Extremes* extremes) {
-  const f32x16 lower = splat(bounds.low), upper = splat(bounds.high);
-  f32x16 low = extremes->low, high = extremes->high;
-  i32x16 nan = extremes->nan;
+GDFQ_MULTIVERSION void minmax_of_periodic(const scalar_t* x, const scalar_t* residual, int64_t n,
+                                          int64_t phase, int64_t period, const float* mean,
+                                          const float* factor, const float* bias, ActBounds bounds,
+                                          MinMaxLanes* range) {
+  const f32x16 act_lo = splat(bounds.lo), act_hi = splat(bounds.hi);
+  MinMaxLanes own = *range;
   for (int64_t i = 0; i < n; i += kLanes) {
     const f32x16 v =
         activated<kResidual>(x + i, residual + i, std::min(kLanes, n - i), load(mean + phase),
-                             load(factor + phase), load(bias + phase), lower, upper);
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-    nan |= is_nan(v);
+                             load(factor + phase), load(bias + phase), act_lo, act_hi);
+    own.extend(v);
     phase = next_phase(phase, period);
   }
-  *extremes = {low, high, nan};
+  *range = own;
 }
 
-// Of act(v) over all of `input`; `added` is the residual in its layout, undefined for none.
-MinMax minmax_of(const at::Tensor& input, const at::Tensor& added, const Affine& affine,
+// Minimum and maximum of v over all of `input`; `added` is the residual in its layout.
+MinMax minmax_of(const at::Tensor& input, const Optional& added, const FrozenNorm& norm,
                  ActBounds bounds) {
   const Layout layout = channel_layout(input);
   const int64_t period = layout.channels * layout.inner;
-  const Affine tables = has_short_runs(layout) ? affine.spread_over(layout.inner) : Affine();
+  const FrozenNorm tables = has_short_runs(layout) ? norm.spread_over(layout.inner) : FrozenNorm();
   const Segments segments = segments_of(layout);
   std::vector<MinMax> parts(segments.count);
   GDFQ_DISPATCH(input.scalar_type(), "observe_bn_act_fake_quantize", [&] {
     const scalar_t* in = input.const_data_ptr<scalar_t>();
-    const scalar_t* res = added.defined() ? added.const_data_ptr<scalar_t>() : in;
-    with_flag(added.defined(), [&](auto has_residual) {
+    const scalar_t* res = added ? added->const_data_ptr<scalar_t>() : in;
+    with_flag(added.has_value(), [&](auto has_residual) {
       constexpr bool kResidual = decltype(has_residual)::value;
       at::parallel_for(0, segments.count, 1, [&](int64_t from, int64_t to) {
         for (int64_t s = from; s < to; ++s) {
-          Extremes extremes;
+          MinMaxLanes range;
           for_each_run_of(
               layout, s * segments.length, std::min(input.numel(), (s + 1) * segments.length),
               [&](int64_t begin, int64_t end, int64_t c) {
-                extremes_of_span<kResidual>(in + begin, res + begin, end - begin, affine.mean[c],
-                                            affine.factor[c], affine.bias[c], bounds, &extremes);
+                minmax_of_span<kResidual>(in + begin, res + begin, end - begin, norm.mean[c],
+                                          norm.factor[c], norm.bias[c], bounds, &range);
               },
               [&](int64_t begin, int64_t end) {
-                extremes_of_periodic<kResidual>(in + begin, res + begin, end - begin,
-                                                begin % period, period, tables.mean.data(),
-                                                tables.factor.data(), tables.bias.data(), bounds,
-                                                &extremes);
+                minmax_of_periodic<kResidual>(in + begin, res + begin, end - begin, begin % period,
+                                              period, tables.mean.data(), tables.factor.data(),
+                                              tables.bias.data(), bounds, &range);
               });
-          parts[s] = over_lanes(extremes);
+          parts[s] = range.merged();
         }
       });
     });
@@ -125,26 +98,27 @@ MinMax minmax_of(const at::Tensor& input, const at::Tensor& added, const Affine&
   return merge(parts);
 }
 
-at::Tensor observe_bn_act_fake_quantize(
-    const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
-    at::Tensor average_lo, at::Tensor average_hi, at::Tensor lo, at::Tensor hi,
-    at::Tensor num_batches_tracked, int64_t bits, double momentum, c10::string_view act,
-    const std::optional<at::Tensor>& residual, c10::string_view ste, bool zero_in_range) {
+at::Tensor observe_bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_mean,
+                                        const at::Tensor& running_var, const Optional& weight,
+                                        const Optional& bias, double eps, at::Tensor average_lo,
+                                        at::Tensor average_hi, at::Tensor lo, at::Tensor hi,
+                                        at::Tensor num_batches_tracked, int64_t bits,
+                                        double momentum, c10::string_view act,
+                                        const Optional& residual, c10::string_view ste,
+                                        bool zero_in_range) {
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
   check_bits(bits);
   check_ste(ste);
   const MovingRange range =
       moving_range(average_lo, average_hi, lo, hi, num_batches_tracked, zero_in_range);
   const at::Tensor input = walkable(narrowed(x));
-  const std::optional<at::Tensor> added =
-      residual ? std::optional(in_layout_of(residual->to(input.scalar_type()), input))
-               : std::nullopt;
-  if (input.numel() > 0)
-    move_range(range,
-               minmax_of(input, added.value_or(at::Tensor()),
-                         Affine(running_mean, running_var, weight, bias, eps), act_bounds(act)),
-               momentum);
+  const Optional added = residual_of(residual, input);
+  if (input.numel() > 0) {
+    const MinMax batch =
+        minmax_of(input, added, FrozenNorm(running_mean, running_var, weight, bias, eps),
+                  act_bounds(activation(act)));
+    move_range(range, batch.lo, batch.hi, momentum);
+  }
   return bn_act_fake_quantize(input, running_mean, running_var, weight, bias, eps, lo, hi, bits,
                               act, added, ste)
       .to(x.scalar_type());

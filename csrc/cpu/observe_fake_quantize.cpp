@@ -13,9 +13,9 @@
 
 #include "../checks.h"
 #include "channels.h"
-#include "fake_quantize.h"
 #include "layout.h"
-#include "moving_range.h"
+#include "minmax.h"
+#include "operators.h"
 
 namespace gdfq::cpu {
 namespace {
@@ -45,7 +45,10 @@ at::Tensor observe_fake_quantize(const at::Tensor& x, at::Tensor average_lo, at:
   const MovingRange range =
       moving_range(average_lo, average_hi, lo, hi, num_batches_tracked, zero_in_range);
   const at::Tensor input = dense(narrowed(x));
-  if (input.numel() > 0) move_range(range, minmax_of(input), momentum);
+  if (input.numel() > 0) {
+    const MinMax batch = minmax_of(input);
+    move_range(range, batch.lo, batch.hi, momentum);
+  }
   return fake_quantize(input, lo, hi, bits, std::nullopt, ste).to(x.scalar_type());
 }
 

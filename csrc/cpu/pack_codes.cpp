@@ -16,6 +16,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../checks.h"
 #include "layout.h"
 
 namespace gdfq::cpu {
@@ -108,7 +109,6 @@ void unpack(const uint8_t* packed, int8_t* codes, int64_t numel) {
 // Calls f with the number of bits as a constant.
 template <typename F>
 void with_bits(int64_t bits, const F& f) {
-  TORCH_CHECK(bits >= 2 && bits <= 7, "bits must be 2 to 7, got ", bits);
   if (bits == 2) f(std::integral_constant<int, 2>{});
   if (bits == 3) f(std::integral_constant<int, 3>{});
   if (bits == 4) f(std::integral_constant<int, 4>{});
@@ -125,7 +125,7 @@ void for_each_stretch(int64_t numel, const F& f) {
 }
 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
-  TORCH_CHECK(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
+  check_codes(codes, bits);
   const at::Tensor input = codes.contiguous();
   const int64_t numel = input.numel();
   at::Tensor packed = at::empty({(numel * bits + 7) / 8}, input.options().dtype(at::kByte));
@@ -144,13 +144,10 @@ at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
 }
 
 at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, at::IntArrayRef shape) {
-  TORCH_CHECK(packed.scalar_type() == at::kByte, "packed must be uint8, got ",
-              packed.scalar_type());
+  check_packed(packed, bits, shape);
   const at::Tensor input = packed.contiguous();
   at::Tensor codes = at::empty(shape, input.options().dtype(at::kChar));
   const int64_t numel = codes.numel();
-  TORCH_CHECK(input.numel() == (numel * bits + 7) / 8, "packed must have ", (numel * bits + 7) / 8,
-              " bytes for ", numel, " codes of ", bits, " bits, got ", input.numel());
   with_bits(bits, [&](auto constant) {
     constexpr int kBits = decltype(constant)::value;
     const uint8_t* in = input.const_data_ptr<uint8_t>();

@@ -1,5 +1,5 @@
-// quantize_codes: the integer code = clamp(round(scale * x - zero)) behind fake_quantize, with the
-// scale and zero point that turn it back into (code + zero) / scale.
+// quantize_codes: the integer code = clamp(round(inv_scale * x - zero)) behind fake_quantize, with
+// inv_scale and zero, which turn it back into (code + zero) / inv_scale.
 //
 // Bytes: x is read once and one byte an element written. Threads take contiguous stretches of
 // memory; every element is independent, so the result does not depend on how many there are.
@@ -21,34 +21,33 @@ namespace {
 
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 
-// NaN has no code and gets the lowest.
-GDFQ_INLINE i8x16 to_codes(f32x16 x, f32x16 scale, f32x16 zero, f32x16 lowest, f32x16 highest) {
-  const f32x16 v = clamp_keep_nan(position(x, scale, zero), lowest, highest);
-  const f32x16 code = round_half_even(select(is_nan(v), lowest, v), splat(kRoundMagic));
+GDFQ_INLINE i8x16 to_codes(f32x16 x, f32x16 inv_scale, f32x16 zero, f32x16 code_lo,
+                           f32x16 code_hi) {
+  const f32x16 code = code_of(x, inv_scale, zero, code_lo, code_hi);
   return __builtin_convertvector(__builtin_convertvector(code, i32x16), i8x16);
 }
 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void codes_span(const scalar_t* x, int8_t* codes, int64_t n, Grid grid,
                                   CodeBounds bounds) {
-  const f32x16 scale = splat(grid.scale), zero = splat(grid.zero);
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 inv_scale = splat(grid.inv_scale), zero = splat(grid.zero);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
-    const i8x16 v = to_codes(load(x + i, lanes), scale, zero, lowest, highest);
+    const i8x16 v = to_codes(load(x + i, lanes), inv_scale, zero, code_lo, code_hi);
     std::memcpy(codes + i, &v, lanes);
   }
 }
 
 template <typename scalar_t>
 GDFQ_MULTIVERSION void codes_periodic(const scalar_t* x, int8_t* codes, int64_t n, int64_t phase,
-                                      int64_t period, const float* scale, const float* zero,
+                                      int64_t period, const float* inv_scale, const float* zero,
                                       CodeBounds bounds) {
-  const f32x16 lowest = splat(bounds.lowest), highest = splat(bounds.highest);
+  const f32x16 code_lo = splat(bounds.lo), code_hi = splat(bounds.hi);
   for (int64_t i = 0; i < n; i += kLanes) {
     const int64_t lanes = std::min(kLanes, n - i);
     const i8x16 v =
-        to_codes(load(x + i, lanes), load(scale + phase), load(zero + phase), lowest, highest);
+        to_codes(load(x + i, lanes), load(inv_scale + phase), load(zero + phase), code_lo, code_hi);
     std::memcpy(codes + i, &v, lanes);
     phase = next_phase(phase, period);
   }
@@ -63,13 +62,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& 
   at::Tensor codes = at::empty_like(input, input.options().dtype(at::kChar));
   const int64_t ranges = lo.numel();
   const Grids all(lo, hi, bits, Layout{1, ranges, kShortRun});
-  at::Tensor scale = at::empty(lo.sizes(), lo.options().dtype(at::kFloat));
-  at::Tensor zero = at::empty(lo.sizes(), scale.options());
+  at::Tensor inv_scale = at::empty(lo.sizes(), lo.options().dtype(at::kFloat));
+  at::Tensor zero = at::empty(lo.sizes(), inv_scale.options());
   for (int64_t c = 0; c < ranges; ++c) {
-    scale.mutable_data_ptr<float>()[c] = all.per_channel[c].scale;
+    inv_scale.mutable_data_ptr<float>()[c] = all.per_channel[c].inv_scale;
     zero.mutable_data_ptr<float>()[c] = all.per_channel[c].zero;
   }
-  if (input.numel() == 0) return {codes, scale, zero};
+  if (input.numel() == 0) return {codes, inv_scale, zero};
   const Layout layout = layout_of(input, axis);
   const Grids grids(lo, hi, bits, layout);
   const CodeBounds bounds = code_bounds(static_cast<int>(bits));
@@ -84,10 +83,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& 
         },
         [&](int64_t begin, int64_t end) {
           codes_periodic(in + begin, out + begin, end - begin, begin % period, period,
-                         grids.scale.data(), grids.zero.data(), bounds);
+                         grids.inv_scale.data(), grids.zero.data(), bounds);
         });
   });
-  return {codes, scale, zero};
+  return {codes, inv_scale, zero};
 }
 
 }  // namespace

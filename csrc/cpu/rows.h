@@ -12,7 +12,7 @@ namespace gdfq::cpu {
 
 struct Row {
   int64_t tensor;
-  int64_t index;  // of dimension 0
+  int64_t index;  // along dimension 0
 };
 
 // Rows in an order that fits memory, cut into groups of at least kGrain elements or one row.
@@ -45,10 +45,5 @@ struct Rows {
                      });
   }
 };
-
-inline bool has_rows(const at::Tensor& dense_tensor) {
-  return dense_tensor.dim() > 0 && dense_tensor.numel() > 0 &&
-         layout_of(dense_tensor, 0).outer == 1;
-}
 
 }  // namespace gdfq::cpu

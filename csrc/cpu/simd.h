@@ -74,11 +74,18 @@ GDFQ_INLINE u32x16 select(u32x16 mask, u32x16 yes, u32x16 no) {
   return (mask & yes) | (~mask & no);
 }
 
-// clip_value_gradient of quantizer.h, by masks.
-GDFQ_INLINE f32x16 clip_gradient(f32x16 grad, f32x16 x, f32x16 scale, f32x16 zero, f32x16 lowest,
-                                 f32x16 highest) {
-  const f32x16 v = position(x, scale, zero);
-  return keep(~less(v, lowest - 0.5f) & less(v, highest + 0.5f), grad);
+// clip_gradient of quantizer.h, by masks.
+GDFQ_INLINE f32x16 clip_gradient(f32x16 grad, f32x16 x, f32x16 inv_scale, f32x16 zero,
+                                 f32x16 code_lo, f32x16 code_hi) {
+  const f32x16 v = position(x, inv_scale, zero);
+  return keep(~less(v, code_lo - 0.5f) & less(v, code_hi + 0.5f), grad);
+}
+
+// code_of of quantizer.h, as floats.
+GDFQ_INLINE f32x16 code_of(f32x16 x, f32x16 inv_scale, f32x16 zero, f32x16 code_lo,
+                           f32x16 code_hi) {
+  const f32x16 v = clamp_keep_nan(position(x, inv_scale, zero), code_lo, code_hi);
+  return round_half_even(select(is_nan(v), code_lo, v), splat(kRoundMagic));
 }
 
 // ---- float16 and bfloat16, branch-free ----

@@ -15,9 +15,11 @@
 namespace gdfq::cuda {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
-    const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor& running_var,
-    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(const at::Tensor& x,
+                                                                const at::Tensor& running_mean,
+                                                                const at::Tensor& running_var,
+                                                                const Optional& weight,
+                                                                const Optional& bias, double eps) {
   check_statistics(x, running_mean, running_var, weight, bias);
   const int64_t channels = x.size(1);
   if (x.scalar_type() == at::kDouble)
@@ -45,7 +47,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_stats(
 at::Tensor batch_norm_stats_backward(const at::Tensor& grad_y, const at::Tensor& grad_mean,
                                      const at::Tensor& grad_var, const at::Tensor& x,
                                      const at::Tensor& mean, const at::Tensor& running_var,
-                                     const std::optional<at::Tensor>& weight, double eps) {
+                                     const Optional& weight, double eps) {
   check_statistics_gradient(grad_y, grad_mean, grad_var, x, mean, running_var, weight);
   if (x.scalar_type() == at::kDouble)
     return backward_double(grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps);

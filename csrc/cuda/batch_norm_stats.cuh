@@ -13,6 +13,7 @@
 // Not yet run on a GPU: run on the CPU stand-in of tests/standin, and compiled.
 #pragma once
 
+#include "../batch_norm.h"
 #include "channel_walk.cuh"
 #include "elementwise.cuh"
 #include "frozen_norm.cuh"
@@ -40,14 +41,6 @@ struct PivotSums {
     return {n * p + s, second + 2 * p * s + n * p * p};
   }
 };
-
-__device__ __forceinline__ void write_statistics(double first, double second, double count,
-                                                 float* mean, float* var) {
-  const double average = first / count;
-  const double variance = second / count - average * average;
-  *mean = static_cast<float>(average);
-  *var = static_cast<float>(variance < 0 ? 0.0 : variance);
-}
 
 namespace {
 
@@ -137,13 +130,13 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < n; ++i) v[k][i] = 0;
     }
   }
-  const float scale = 1.0f / static_cast<float>(count < kPivotRows ? count : kPivotRows);
+  const float inverse = 1.0f / static_cast<float>(count < kPivotRows ? count : kPivotRows);
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     float total = 0;
 #pragma unroll
     for (int k = 0; k < kPivotRows; ++k) total += v[k][i];
-    own[i].pivot = count > 0 ? total * scale : 0.0f;
+    own[i].pivot = count > 0 ? total * inverse : 0.0f;
     own[i].count = static_cast<float>(count);
   }
 #pragma unroll
@@ -224,7 +217,7 @@ struct BatchNormStatsGradient {
   float count;
 
   __device__ __forceinline__ Constants constants(int64_t c) const {
-    return {__ldg(mean + c), norm.factor(c), div_rn(mul_rn(__ldg(grad_var + c), 2.0f), count),
+    return {__ldg(mean + c), load_factor(norm, c), div_rn(mul_rn(__ldg(grad_var + c), 2.0f), count),
             div_rn(__ldg(grad_mean + c), count)};
   }
 

@@ -1,19 +1,15 @@
-// What lies in front of a quantizer: act((x - mean) * a + bias + residual).
+// Batch norm, residual and activation in front of a quantizer: act(norm(x) + residual).
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "../quantizer.h"
-#include "bn_act.h"
 #include "frozen_norm.cuh"
 
 namespace gdfq::cuda {
-
-inline FrozenNorm frozen(const BatchNorm& norm) {
-  return {norm.mean, norm.var, norm.weight, norm.bias, static_cast<float>(norm.eps)};
-}
 
 // A NaN stays.
 __device__ __forceinline__ float activate(float v, Activation act) {

@@ -26,10 +26,10 @@ void check(const at::Tensor& x, const at::Tensor& running_mean, const at::Tensor
 }
 
 // The range, kept as long as its pointers are.
-struct Ends {
+struct Range {
   at::Tensor lo, hi;
 
-  Ends(const at::Tensor& lo, const at::Tensor& hi) : lo(floats(lo)), hi(floats(hi)) {}
+  Range(const at::Tensor& lo, const at::Tensor& hi) : lo(floats(lo)), hi(floats(hi)) {}
 
   ActQuantizer quantizer(int64_t bits, c10::string_view act) const {
     return {lo.const_data_ptr<float>(), hi.const_data_ptr<float>(), static_cast<int>(bits),
@@ -46,7 +46,7 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
                                 const Optional& residual, c10::string_view ste) {
   if (x.scalar_type() == at::kDouble)
     return bn_act_fake_quantize(x.to(at::kFloat), running_mean, running_var, weight, bias, eps, lo,
-                                hi, bits, act, wide_to_float(residual), ste)
+                                hi, bits, act, narrowed(residual), ste)
         .to(at::kDouble);
   check(x, running_mean, running_var, weight, bias, lo, hi, bits, residual, ste);
   const c10::cuda::CUDAGuard guard(x.device());
@@ -55,10 +55,10 @@ at::Tensor bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& running_m
   if (input.numel() == 0) return output;
   const Optional added = residual_of(residual, input);
   const NormVectors norm(running_mean, running_var, weight, bias, eps);
-  const Ends ends(lo, hi);
+  const Range range(lo, hi);
   C10_CUDA_CHECK(launch_bn_act_fake_quantize(
       dtype_of(input), input.const_data_ptr(), data_of(added), output.mutable_data_ptr(),
-      norm.pointers(), ends.quantizer(bits, act), channel_layout(input),
+      norm.pointers(), range.quantizer(bits, act), channel_layout(input),
       c10::cuda::getCurrentCUDAStream()));
   return output;
 }
@@ -73,7 +73,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
   if (x.scalar_type() == at::kDouble) {
     auto [dx, dresidual, dweight, dbias] = bn_act_fake_quantize_backward(
         grad.to(at::kFloat), x.to(at::kFloat), running_mean, running_var, weight, bias, eps, lo, hi,
-        bits, act, wide_to_float(residual), ste);
+        bits, act, narrowed(residual), ste);
     return {dx.to(at::kDouble), dresidual.to(at::kDouble), dweight, dbias};
   }
   check(x, running_mean, running_var, weight, bias, lo, hi, bits, residual, ste);
@@ -90,7 +90,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
   const at::Tensor dy = in_layout_of(grad.to(input.scalar_type()), input);
   const Optional added = residual_of(residual, input);
   const NormVectors norm(running_mean, running_var, weight, bias, eps);
-  const Ends ends(lo, hi);
+  const Range range(lo, hi);
   const Layout layout = channel_layout(input);
   at::Tensor workspace = at::empty({bn_act_fake_quantize_workspace(dtype_of(input), layout)},
                                    float32.dtype(at::kDouble));
@@ -98,7 +98,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_act_fake_quantize_
       dtype_of(input), dy.const_data_ptr(), input.const_data_ptr(), data_of(added),
       dx.mutable_data_ptr(), residual ? dresidual.mutable_data_ptr() : nullptr,
       dweight.mutable_data_ptr<float>(), dbias.mutable_data_ptr<float>(), norm.pointers(),
-      ends.quantizer(bits, act), ste == "clip", layout, workspace.mutable_data_ptr<double>(),
+      range.quantizer(bits, act), ste == "clip", layout, workspace.mutable_data_ptr<double>(),
       c10::cuda::getCurrentCUDAStream()));
   return {dx, dresidual, dweight, dbias};
 }

@@ -5,18 +5,18 @@
 namespace gdfq::cuda {
 
 cudaError_t launch_bn_act_fake_quantize(Dtype dtype, const void* x, const void* residual, void* y,
-                                        BatchNorm norm, ActQuantizer quantizer, Layout layout,
+                                        FrozenNorm norm, ActQuantizer quantizer, Layout layout,
                                         cudaStream_t stream) {
   return with_type(dtype, [&](auto value) {
     using T = decltype(value);
     const T* in = static_cast<const T*>(x);
     T* out = static_cast<T*>(y);
     if (residual) {
-      const BnActFakeQuantize<true> op{frozen(norm), quantizer};
+      const BnActFakeQuantize<true> op{norm, quantizer};
       const Inputs<T, 2> inputs{{in, static_cast<const T*>(residual)}};
       return map(inputs, out, op, layout, stream);
     }
-    const BnActFakeQuantize<false> op{frozen(norm), quantizer};
+    const BnActFakeQuantize<false> op{norm, quantizer};
     return map(Inputs<T, 1>{{in}}, out, op, layout, stream);
   });
 }
@@ -27,7 +27,7 @@ int64_t bn_act_fake_quantize_workspace(Dtype dtype, Layout layout) {
 
 cudaError_t launch_bn_act_fake_quantize_backward(Dtype dtype, const void* dy, const void* x,
                                                  const void* residual, void* dx, void* dresidual,
-                                                 float* dweight, float* dbias, BatchNorm norm,
+                                                 float* dweight, float* dbias, FrozenNorm norm,
                                                  ActQuantizer quantizer, bool clip, Layout layout,
                                                  double* workspace, cudaStream_t stream) {
   const AffineGradient finish{norm.var, norm.eps, dweight, dbias};
@@ -39,13 +39,11 @@ cudaError_t launch_bn_act_fake_quantize_backward(Dtype dtype, const void* dy, co
       using Op = BnActFakeQuantizeGradient<true>;
       const Tensors<T, Op> tensors{{grad, in, static_cast<const T*>(residual)},
                                    {out, static_cast<T*>(dresidual)}};
-      return map_and_sum(tensors, Op{frozen(norm), quantizer, clip}, layout, workspace, finish,
-                         stream);
+      return map_and_sum(tensors, Op{norm, quantizer, clip}, layout, workspace, finish, stream);
     }
     using Op = BnActFakeQuantizeGradient<false>;
     const Tensors<T, Op> tensors{{grad, in}, {out}};
-    return map_and_sum(tensors, Op{frozen(norm), quantizer, clip}, layout, workspace, finish,
-                       stream);
+    return map_and_sum(tensors, Op{norm, quantizer, clip}, layout, workspace, finish, stream);
   });
 }
 

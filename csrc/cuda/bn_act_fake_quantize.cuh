@@ -43,7 +43,7 @@ struct BnActFakeQuantize {
                                               const float (&in)[1 + kResidual]) const {
     const float v = BnAct<kResidual>{norm, quantizer.act}(k.norm, in);
     const CodeBounds bounds = code_bounds(quantizer.bits);
-    return quantize_value(v, k.grid.scale, k.grid.zero, bounds.lowest, bounds.highest, kRoundMagic);
+    return quantize_value(v, k.grid.inv_scale, k.grid.zero, bounds.lo, bounds.hi, kRoundMagic);
   }
 };
 
@@ -60,14 +60,13 @@ struct BnActFakeQuantizeGradient {
   // The inputs are dy, x and the residual, the outputs dx and the residual's gradient.
   __device__ __forceinline__ void operator()(const Constants& k, const float (&in)[kInputs],
                                              float (&out)[kOutputs], float (&terms)[kSums]) const {
-    const float centered = sub_rn(in[1], k.norm.shift);
+    const float centered = sub_rn(in[1], k.norm.mean);
     float v = add_rn(mul_rn(centered, k.norm.factor), k.norm.bias);
     if constexpr (kResidual) v = add_rn(v, in[2]);
     float g = in[0];
     if (clip) {
-      const CodeBounds bounds = code_bounds(quantizer.bits);
-      g = clip_value_gradient(g, activate(v, quantizer.act), k.grid.scale, k.grid.zero,
-                              bounds.lowest, bounds.highest, 0.5f, 0.0f);
+      g = clip_gradient(g, activate(v, quantizer.act), k.grid.inv_scale, k.grid.zero,
+                        code_bounds(quantizer.bits));
     }
     if (quantizer.act != Activation::none) g = v > 0.0f ? g : 0.0f;
     if (quantizer.act == Activation::relu6) g = v < 6.0f ? g : 0.0f;

@@ -5,13 +5,14 @@
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "../layout.h"
-#include "bn_act.h"
 #include "dtype.h"
+#include "frozen_norm.h"
 
 namespace gdfq::cuda {
 
-// What is one for the whole tensor: of the quantizer lo and hi, one number each, and bits.
+// Activation and quantizer, the same for the whole tensor; lo and hi are one number each.
 struct ActQuantizer {
   const float* lo;
   const float* hi;
@@ -21,7 +22,7 @@ struct ActQuantizer {
 
 // residual may be null.
 cudaError_t launch_bn_act_fake_quantize(Dtype dtype, const void* x, const void* residual, void* y,
-                                        BatchNorm norm, ActQuantizer quantizer, Layout layout,
+                                        FrozenNorm norm, ActQuantizer quantizer, Layout layout,
                                         cudaStream_t stream);
 
 // float64 values that launch_bn_act_fake_quantize_backward needs as workspace.
@@ -30,7 +31,7 @@ int64_t bn_act_fake_quantize_workspace(Dtype dtype, Layout layout);
 // residual and dresidual may be null, both or none; dweight and dbias: [channels].
 cudaError_t launch_bn_act_fake_quantize_backward(Dtype dtype, const void* dy, const void* x,
                                                  const void* residual, void* dx, void* dresidual,
-                                                 float* dweight, float* dbias, BatchNorm norm,
+                                                 float* dweight, float* dbias, FrozenNorm norm,
                                                  ActQuantizer quantizer, bool clip, Layout layout,
                                                  double* workspace, cudaStream_t stream);
 

@@ -15,8 +15,6 @@
 namespace gdfq::cuda {
 namespace {
 
-using Optional = std::optional<at::Tensor>;
-
 bool has_samples(const Optional& t) { return t && t->dim() == 2; }
 
 // float32 tensors, kept as long as their pointers are.

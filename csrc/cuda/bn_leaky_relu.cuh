@@ -15,7 +15,7 @@
 // Not yet run on a GPU: run on the CPU stand-in of tests/standin, and compiled.
 #pragma once
 
-#include "../quantizer.h"
+#include "../batch_norm.h"
 #include "bn_leaky_relu.h"
 #include "elementwise.cuh"
 #include "elementwise_sums.cuh"
@@ -46,9 +46,8 @@ struct LeakyConstants {
   __device__ __forceinline__ LeakyConstants(const AffineOf& parameters, int64_t number) {
     const BatchAffine& affine = parameters.affine;
     const int64_t c = parameters.channel(number);
-    const float std = __fsqrt_rn(add_rn(__ldg(affine.var + c), static_cast<float>(affine.eps)));
     mean = __ldg(affine.mean + c);
-    factor = div_rn(parameters.weight(number), std);
+    factor = factor_of(parameters.weight(number), __ldg(affine.var + c), affine.eps);
     bias = parameters.bias(number);
   }
 };

@@ -25,7 +25,7 @@ bool any_double(at::TensorList a, at::TensorList b) {
 }
 
 // float64 statistics, which exist for checking gradients, are composed of PyTorch's operators.
-// What is stored is rounded to the statistic's dtype first.
+// Stored statistics are rounded to the batch's dtype first.
 at::Tensor difference_double(const at::Tensor& statistic, const at::Tensor& stored) {
   return statistic.to(at::kDouble) - stored.to(statistic.scalar_type()).to(at::kDouble);
 }
@@ -95,11 +95,11 @@ std::tuple<Tensors, Tensors> bns_loss_backward(const at::Tensor& grad, at::Tenso
     for (size_t l = 0; l < means.size(); ++l) {
       const double factor =
           2 / (static_cast<double>(means.size()) * static_cast<double>(means[l].numel()));
-      const at::Tensor scale = grad.to(at::kDouble) * factor;
+      const at::Tensor upstream = grad.to(at::kDouble) * factor;
       grad_means.push_back(
-          (difference_double(means[l], running_means[l]) * scale).to(means[l].scalar_type()));
+          (difference_double(means[l], running_means[l]) * upstream).to(means[l].scalar_type()));
       grad_vars.push_back(
-          (difference_double(vars[l], running_vars[l]) * scale).to(vars[l].scalar_type()));
+          (difference_double(vars[l], running_vars[l]) * upstream).to(vars[l].scalar_type()));
     }
     return {grad_means, grad_vars};
   }

@@ -3,8 +3,8 @@
 // for var.
 //
 // Pointers of up to kMaxLayers layers are an argument of the kernel, so that a network is one
-// launch; what is above that is another, which goes on from the sum so far. Forward: one block; a
-// network has some thousand channels. Its warps take stretches of kStretch channels of a layer in
+// launch; more layers take another, which continues the sum. Forward: one block; a network has some
+// thousand channels. Its warps take stretches of kStretch channels of a layer in
 // turn. Backward: block (i, l) takes 256 channels of layer l. Each statistic is read once and each
 // gradient written once, the arithmetic is in float64. Deterministic: the shapes decide who adds
 // what, and sums are added in a fixed order.
@@ -68,11 +68,11 @@ __global__ void __launch_bounds__(kGradientThreads)
   const LayerStatistics& layer = layers.layer[blockIdx.y];
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kGradientThreads + threadIdx.x;
   if (c >= layer.channels) return;
-  const double scale = factor * __ldg(grad) / static_cast<double>(layer.channels);
+  const double weight = factor * __ldg(grad) / static_cast<double>(layer.channels);
   const double m = static_cast<double>(__ldg(layer.mean + c)) - __ldg(layer.running_mean + c);
   const double v = static_cast<double>(__ldg(layer.var + c)) - __ldg(layer.running_var + c);
-  layer.grad_mean[c] = static_cast<float>(scale * m);
-  layer.grad_var[c] = static_cast<float>(scale * v);
+  layer.grad_mean[c] = static_cast<float>(weight * m);
+  layer.grad_var[c] = static_cast<float>(weight * v);
 }
 
 }  // namespace

@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(kListThreads) count_changed_rows(RowList<Compa
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       const float after = sub_rn(before[i], mul_rn(factor, move[i]));
-      const bool differs = code_of(before[i], grid.scale, grid.zero, bounds) !=
-                           code_of(after, grid.scale, grid.zero, bounds);
+      const bool differs = code_of(before[i], grid.inv_scale, grid.zero, bounds) !=
+                           code_of(after, grid.inv_scale, grid.zero, bounds);
       changed += slot.holds(i) && differs ? 1 : 0;
     }
   }

@@ -22,25 +22,25 @@ namespace gdfq::cuda {
 
 constexpr int64_t kMostRangeBlocks = 1024;
 
-struct Extremes {
-  float low, high;
+struct MinMax {
+  float lo, hi;
 
   // Neutral to every number.
-  __device__ __forceinline__ Extremes() : low(INFINITY), high(-INFINITY) {}
+  __device__ __forceinline__ MinMax() : lo(INFINITY), hi(-INFINITY) {}
 
   __device__ __forceinline__ void extend(float v) {
-    low = Minimum{}(low, v);
-    high = Maximum{}(high, v);
+    lo = Minimum{}(lo, v);
+    hi = Maximum{}(hi, v);
   }
 
   // All threads of the block take part, and thread 0 writes.
   __device__ __forceinline__ void write(float* ranges) const {
     __shared__ float scratch[2][kThreads / 32];
-    const float least = reduce_block(low, scratch[0], Minimum{});
-    const float most = reduce_block(high, scratch[1], Maximum{});
+    const float block_lo = reduce_block(lo, scratch[0], Minimum{});
+    const float block_hi = reduce_block(hi, scratch[1], Maximum{});
     if (threadIdx.x == 0) {
-      ranges[blockIdx.x] = least;
-      ranges[gridDim.x + blockIdx.x] = most;
+      ranges[blockIdx.x] = block_lo;
+      ranges[gridDim.x + blockIdx.x] = block_hi;
     }
   }
 };
@@ -52,7 +52,7 @@ constexpr bool kByChannel = !std::is_empty_v<typename Op::Constants>;
 namespace {
 
 template <int n, typename T, int kInputs, typename Op>
-__device__ __forceinline__ void extend_lanes(Extremes& own, const Inputs<T, kInputs>& inputs,
+__device__ __forceinline__ void extend_lanes(MinMax& own, const Inputs<T, kInputs>& inputs,
                                              const Op& op, const typename Op::Constants& constants,
                                              int64_t first, bool aligned) {
   float v[kInputs][n];
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     range_flat(Inputs<T, kInputs> inputs, Op op, Layout layout, int64_t numel, int head,
                bool aligned, float* __restrict__ ranges) {
   constexpr int n = kVector<T>;
-  Extremes own;
+  MinMax own;
   const auto elements = [&](int64_t first, int count) {
 #pragma unroll 1
     for (int64_t i = first; i < first + count; ++i) {
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                int64_t groups, int64_t tiles, float* __restrict__ ranges) {
   constexpr int n = kVector<T>;
   const unsigned x = threadIdx.x % across, y = threadIdx.x / across, down = kThreads / across;
-  Extremes own;
+  MinMax own;
 #pragma unroll 1
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int64_t piece = quotient(tile, groups);

@@ -34,15 +34,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
   at::Tensor dlo = at::empty(lo.sizes(), float32), dhi = at::empty(hi.sizes(), float32);
   const at::Tensor dy = in_layout_of(grad.to(input.scalar_type()), input);
   const Layout layout = layout_of(input, axis);
-  const at::Tensor lows = floats(lo), highs = floats(hi);
+  const at::Tensor float_lo = floats(lo), float_hi = floats(hi);
   const Dtype dtype = dtype_of(input);
   at::Tensor workspace =
       at::empty({fake_quantize_learned_workspace(dtype, layout)}, float32.dtype(at::kDouble));
   C10_CUDA_CHECK(launch_fake_quantize_learned_backward(
       dtype, dy.const_data_ptr(), input.const_data_ptr(), dx.mutable_data_ptr(),
-      dlo.mutable_data_ptr<float>(), dhi.mutable_data_ptr<float>(), lows.const_data_ptr<float>(),
-      highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
-      workspace.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream()));
+      dlo.mutable_data_ptr<float>(), dhi.mutable_data_ptr<float>(),
+      float_lo.const_data_ptr<float>(), float_hi.const_data_ptr<float>(), static_cast<int>(bits),
+      layout, workspace.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream()));
   return {dx, dlo, dhi};
 }
 
@@ -65,11 +65,11 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
   if (input.numel() == 0) return output;
   const at::Tensor dy = in_layout_of(grad.to(input.scalar_type()), input);
   const Layout layout = layout_of(input, axis);
-  const at::Tensor lows = floats(lo), highs = floats(hi);
+  const at::Tensor float_lo = floats(lo), float_hi = floats(hi);
   C10_CUDA_CHECK(launch_fake_quantize_backward(
       dtype_of(input), dy.const_data_ptr(), input.const_data_ptr(), output.mutable_data_ptr(),
-      lows.const_data_ptr<float>(), highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
-      c10::cuda::getCurrentCUDAStream()));
+      float_lo.const_data_ptr<float>(), float_hi.const_data_ptr<float>(), static_cast<int>(bits),
+      layout, c10::cuda::getCurrentCUDAStream()));
   return output;
 }
 
@@ -84,11 +84,11 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& lo, const at::Te
   at::Tensor output = at::empty_like(input);
   if (input.numel() == 0) return output;
   const Layout layout = layout_of(input, axis);
-  const at::Tensor lows = floats(lo), highs = floats(hi);
+  const at::Tensor float_lo = floats(lo), float_hi = floats(hi);
   C10_CUDA_CHECK(launch_fake_quantize(dtype_of(input), input.const_data_ptr(),
-                                      output.mutable_data_ptr(), lows.const_data_ptr<float>(),
-                                      highs.const_data_ptr<float>(), static_cast<int>(bits), layout,
-                                      c10::cuda::getCurrentCUDAStream()));
+                                      output.mutable_data_ptr(), float_lo.const_data_ptr<float>(),
+                                      float_hi.const_data_ptr<float>(), static_cast<int>(bits),
+                                      layout, c10::cuda::getCurrentCUDAStream()));
   return output;
 }
 

@@ -1,6 +1,7 @@
-// fake_quantize on the GPU: y = (clamp(round(scale * x - zero)) + zero) / scale with one range per
-// tensor or per channel; the clip estimator's gradient, dx = dy where the code needs no clamp; and
-// the learned range's, dx the same and, with v = scale * x - zero, e = (round(v) - v) / levels,
+// fake_quantize on the GPU: y = (clamp(round(inv_scale * x - zero)) + zero) / inv_scale with one
+// range per tensor or per channel; the clip estimator's gradient, dx = dy where the code needs no
+// clamp; and the learned range's, dx the same and, with v = inv_scale * x - zero, e = (round(v) -
+// v) / levels,
 //   dlo = f * sum(dy below, -dy * e inside),   dhi = f * sum(dy above, dy * e inside),
 // f = 1 / sqrt(elements of the range * levels).
 //
@@ -36,7 +37,7 @@ struct FakeQuantize {
 
   __device__ __forceinline__ float operator()(const Grid& grid, const float (&x)[1]) const {
     const CodeBounds bounds = code_bounds(range.bits);
-    return quantize_value(x[0], grid.scale, grid.zero, bounds.lowest, bounds.highest, kRoundMagic);
+    return quantize_value(x[0], grid.inv_scale, grid.zero, bounds.lo, bounds.hi, kRoundMagic);
   }
 };
 
@@ -48,9 +49,7 @@ struct ClipGradient {
 
   // The inputs are dy and x.
   __device__ __forceinline__ float operator()(const Grid& grid, const float (&v)[2]) const {
-    const CodeBounds bounds = code_bounds(range.bits);
-    return clip_value_gradient(v[0], v[1], grid.scale, grid.zero, bounds.lowest, bounds.highest,
-                               0.5f, 0.0f);
+    return clip_gradient(v[0], v[1], grid.inv_scale, grid.zero, code_bounds(range.bits));
   }
 };
 
@@ -66,15 +65,14 @@ struct LearnedGradient {
   __device__ __forceinline__ void operator()(const Grid& grid, const float (&in)[kInputs],
                                              float (&out)[kOutputs], float (&terms)[kSums]) const {
     const CodeBounds bounds = code_bounds(range.bits);
-    const float v = position(in[1], grid.scale, grid.zero);
-    const float code =
-        round_half_even(clamp_keep_nan(v, bounds.lowest, bounds.highest), kRoundMagic);
-    const bool below = v < bounds.lowest - 0.5f;
-    const bool inside = !below && v < bounds.highest + 0.5f;
+    const float v = position(in[1], grid.inv_scale, grid.zero);
+    const float code = round_half_even(clamp_keep_nan(v, bounds.lo, bounds.hi), kRoundMagic);
+    const bool below = v < bounds.lo - 0.5f;
+    const bool inside = !below && v < bounds.hi + 0.5f;
     out[0] = inside ? in[0] : 0.0f;
     terms[0] = inside ? mul_rn(in[0], sub_rn(code, v)) : 0.0f;
     terms[1] = below ? in[0] : 0.0f;
-    terms[2] = !below && v >= bounds.highest + 0.5f ? in[0] : 0.0f;
+    terms[2] = !below && v >= bounds.hi + 0.5f ? in[0] : 0.0f;
   }
 };
 

@@ -4,13 +4,12 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <tuple>
-#include <vector>
 
 #include "../checks.h"
+#include "../minmax.h"
 #include "operators.h"
 #include "tensor.h"
 
@@ -30,23 +29,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_minmax(const at::Te
   const c10::cuda::CUDAGuard guard(w.device());
   const at::Tensor input = dense(w);
   const auto float32 = input.options().dtype(at::kFloat);
-  if (input.numel() == 0) {
-    at::Tensor lo = axis ? at::zeros({input.size(*axis)}, float32) : at::zeros({}, float32);
-    return {at::empty_like(input), lo, lo.clone()};
-  }
-  if (!axis || layout_of(input, axis).outer != 1) {
+  if (input.numel() == 0 || !axis || layout_of(input, axis).outer != 1) {
     // One range for everything, or an axis whose entries are scattered: two operators.
-    std::vector<int64_t> reduced;
-    for (int64_t d = 0; d < input.dim(); ++d)
-      if (!axis || d != *axis) reduced.push_back(d);
-    // amin of no dimension reduces all.
-    const bool alone = axis && reduced.empty();
-    at::Tensor lo = (alone ? input : input.amin(reduced)).to(at::kFloat, false, true);
-    at::Tensor hi = (alone ? input : input.amax(reduced)).to(at::kFloat, false, true);
-    if (zero_in_range) {
-      lo.clamp_max_(0);
-      hi.clamp_min_(0);
-    }
+    const auto [lo, hi] = minmax_along(input, axis, zero_in_range);
     return {fake_quantize(input, lo, hi, bits, axis, ste), lo, hi};
   }
   const int64_t rows = input.size(*axis);

@@ -25,11 +25,12 @@ namespace {
 // chip: a place for each slot of the row where kOnChip, else unused.
 template <typename T, bool kOnChip>
 __device__ __forceinline__ void quantize_minmax_row(const T* __restrict__ row, T* __restrict__ out,
-                                                    float* __restrict__ lo, float* __restrict__ hi,
-                                                    int bits, bool zero_in_range, int64_t length,
+                                                    float* __restrict__ lo_out,
+                                                    float* __restrict__ hi_out, int bits,
+                                                    bool zero_in_range, int64_t length,
                                                     uint4* chip) {
-  __shared__ float low_of_warp[kRowThreads / 32];
-  __shared__ float high_of_warp[kRowThreads / 32];
+  __shared__ float lo_of_warp[kRowThreads / 32];
+  __shared__ float hi_of_warp[kRowThreads / 32];
   const int skew = misalignment(row);
   const bool aligned = misalignment(out) == skew;
   const int64_t slots = (skew + length + kVector<T> - 1) / kVector<T>;
@@ -39,25 +40,25 @@ __device__ __forceinline__ void quantize_minmax_row(const T* __restrict__ row, T
   float v[kVector<T>];
   // The row's first element is neutral to both, and NaN where the row starts with one.
   const float some = to_float(row[0]);
-  float low = some, high = some;
+  float lo = some, hi = some;
   for (int64_t s = threadIdx.x; s < slots; s += blockDim.x) {
     Slot<T>(s, skew, length).load(row, some, v);
     if constexpr (kOnChip) chip[s] = pack<T>(v);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
-      low = minimum(low, v[i]);
-      high = maximum(high, v[i]);
+      lo = minimum(lo, v[i]);
+      hi = maximum(hi, v[i]);
     }
   }
-  low = reduce_block(low, low_of_warp, minimum);
-  high = reduce_block(high, high_of_warp, maximum);
-  if (zero_in_range) contain_zero(low, high);
+  lo = reduce_block(lo, lo_of_warp, minimum);
+  hi = reduce_block(hi, hi_of_warp, maximum);
+  if (zero_in_range) contain_zero(lo, hi);
   if (threadIdx.x == 0) {
-    *lo = low;
-    *hi = high;
+    *lo_out = lo;
+    *hi_out = hi;
   }
 
-  const Grid grid = make_grid(low, high, bits);
+  const Grid grid = make_grid(lo, hi, bits);
   const CodeBounds bounds = code_bounds(bits);
   for (int64_t s = threadIdx.x; s < slots; s += blockDim.x) {
     const Slot<T> slot(s, skew, length);
@@ -68,8 +69,7 @@ __device__ __forceinline__ void quantize_minmax_row(const T* __restrict__ row, T
     }
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i)
-      v[i] =
-          quantize_value(v[i], grid.scale, grid.zero, bounds.lowest, bounds.highest, kRoundMagic);
+      v[i] = quantize_value(v[i], grid.inv_scale, grid.zero, bounds.lo, bounds.hi, kRoundMagic);
     slot.store(out, aligned, v);
   }
 }

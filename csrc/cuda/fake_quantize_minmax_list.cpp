@@ -19,6 +19,10 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
+// Whether the launch for all takes a tensor: not where it is empty, float64 or its rows are
+// scattered.
+bool launched(const at::Tensor& w) { return w.scalar_type() != at::kDouble && has_rows(w); }
+
 std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList ws,
                                                                 at::IntArrayRef bits,
                                                                 c10::string_view ste,
@@ -33,7 +37,7 @@ std::tuple<Tensors, Tensors, Tensors> fake_quantize_minmax_list(at::TensorList w
   for (size_t t = 0; t < count; ++t) {
     inputs[t] = dense(ws[t]);
     const at::Tensor& input = inputs[t];
-    if (!has_rows(input)) {
+    if (!launched(input)) {
       std::tie(ys[t], los[t], his[t]) = fake_quantize_minmax(input, bits[t], 0, ste, zero_in_range);
       continue;
     }
@@ -57,23 +61,23 @@ Tensors fake_quantize_minmax_list_backward(at::TensorList grads, at::TensorList 
   const size_t count = ws.size();
   if (count == 0) return {};
   const c10::cuda::CUDAGuard guard(ws[0].device());
-  Tensors inputs(count), dys(count), dws(count), lows(count), highs(count);
+  Tensors inputs(count), dys(count), dws(count), float_los(count), float_his(count);
   Lists<ClippedRows> lists;
   for (size_t t = 0; t < count; ++t) {
     inputs[t] = dense(ws[t]);
     const at::Tensor& input = inputs[t];
-    if (!has_rows(input)) {
+    if (!launched(input)) {
       dws[t] = fake_quantize_backward(grads[t], input, los[t], his[t], bits[t], 0);
       continue;
     }
     const int64_t rows = input.size(0);
     dys[t] = in_layout_of(grads[t].to(input.scalar_type()), input);
     dws[t] = at::empty_like(input);
-    lows[t] = floats(los[t]);
-    highs[t] = floats(his[t]);
+    float_los[t] = floats(los[t]);
+    float_his[t] = floats(his[t]);
     lists.add(dtype_of(input),
               {dys[t].const_data_ptr(), input.const_data_ptr(), dws[t].mutable_data_ptr(),
-               lows[t].const_data_ptr<float>(), highs[t].const_data_ptr<float>(), rows,
+               float_los[t].const_data_ptr<float>(), float_his[t].const_data_ptr<float>(), rows,
                input.numel() / rows, static_cast<int>(bits[t])});
   }
   lists.launch(launch_fake_quantize_minmax_list_backward);

@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kListThreads) clip_gradient_list(RowList<Clipp
     slot.load(w, 0.0f, v);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i)
-      g[i] = clip_value_gradient(g[i], v[i], grid.scale, grid.zero, bounds.lowest, bounds.highest,
-                                 0.5f, 0.0f);
+      g[i] = clip_gradient(g[i], v[i], grid.inv_scale, grid.zero, bounds);
     slot.store(dw, misalignment(dw) == skew, g);
   }
 }

@@ -24,8 +24,7 @@ at::Tensor observe_bn_act_fake_quantize(const at::Tensor& x, const at::Tensor& r
   if (x.scalar_type() == at::kDouble)
     return observe_bn_act_fake_quantize(x.to(at::kFloat), running_mean, running_var, weight, bias,
                                         eps, average_lo, average_hi, lo, hi, num_batches_tracked,
-                                        bits, momentum, act, wide_to_float(residual), ste,
-                                        zero_in_range)
+                                        bits, momentum, act, narrowed(residual), ste, zero_in_range)
         .to(at::kDouble);
   check_batch_norm(x, running_mean, running_var, weight, bias, residual);
   check_bits(bits);

@@ -4,7 +4,7 @@
 
 namespace gdfq::cuda {
 
-cudaError_t launch_observe_bn_act(Dtype dtype, const void* x, const void* residual, BatchNorm norm,
+cudaError_t launch_observe_bn_act(Dtype dtype, const void* x, const void* residual, FrozenNorm norm,
                                   Activation act, Layout layout, MovingRange range, double momentum,
                                   float* workspace, cudaStream_t stream) {
   int64_t blocks = 0;
@@ -13,9 +13,9 @@ cudaError_t launch_observe_bn_act(Dtype dtype, const void* x, const void* residu
     const T* in = static_cast<const T*>(x);
     if (residual) {
       const Inputs<T, 2> inputs{{in, static_cast<const T*>(residual)}};
-      return range_of(inputs, BnAct<true>{frozen(norm), act}, layout, workspace, blocks, stream);
+      return range_of(inputs, BnAct<true>{norm, act}, layout, workspace, blocks, stream);
     }
-    const BnAct<false> op{frozen(norm), act};
+    const BnAct<false> op{norm, act};
     return range_of(Inputs<T, 1>{{in}}, op, layout, workspace, blocks, stream);
   });
   if (error != cudaSuccess) return error;

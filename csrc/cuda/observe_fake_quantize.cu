@@ -6,7 +6,8 @@ namespace gdfq::cuda {
 
 cudaError_t launch_move_range(const float* ranges, int64_t blocks, MovingRange range,
                               double momentum, cudaStream_t stream) {
-  return launch(move_range, dim3(1), dim3(kThreads), 0, stream, ranges, blocks, range, momentum);
+  return launch(move_range_by_parts, dim3(1), dim3(kThreads), 0, stream, ranges, blocks, range,
+                momentum);
 }
 
 cudaError_t launch_observe(Dtype dtype, const void* x, int64_t numel, MovingRange range,

@@ -34,31 +34,18 @@ struct Itself {
 
 namespace {
 
-__device__ __forceinline__ void move_end(float batch, float past, float present, double correction,
-                                         float* average, float* end) {
-  const float moved = add_rn(mul_rn(*average, past), mul_rn(present, batch));
-  *average = moved;
-  *end = static_cast<float>(moved / correction);
-}
-
 __global__ void __launch_bounds__(kThreads)
-    move_range(const float* __restrict__ ranges, int64_t blocks, MovingRange range,
-               double momentum) {
-  __shared__ float low_of_warp[kThreads / 32], high_of_warp[kThreads / 32];
-  float low = ranges[0], high = ranges[blocks];
+    move_range_by_parts(const float* __restrict__ ranges, int64_t blocks, MovingRange range,
+                        double momentum) {
+  __shared__ float lo_of_warp[kThreads / 32], hi_of_warp[kThreads / 32];
+  float lo = ranges[0], hi = ranges[blocks];
   for (int64_t b = threadIdx.x; b < blocks; b += kThreads) {
-    low = Minimum{}(low, ranges[b]);
-    high = Maximum{}(high, ranges[blocks + b]);
+    lo = Minimum{}(lo, ranges[b]);
+    hi = Maximum{}(hi, ranges[blocks + b]);
   }
-  low = reduce_block(low, low_of_warp, Minimum{});
-  high = reduce_block(high, high_of_warp, Maximum{});
-  if (threadIdx.x != 0) return;
-  const int64_t t = ++*range.num_batches_tracked;
-  const double correction = 1 - pow(momentum, static_cast<double>(t));
-  const float past = static_cast<float>(momentum), present = static_cast<float>(1 - momentum);
-  move_end(low, past, present, correction, range.average_lo, range.lo);
-  move_end(high, past, present, correction, range.average_hi, range.hi);
-  if (range.zero_in_range) contain_zero(*range.lo, *range.hi);
+  lo = reduce_block(lo, lo_of_warp, Minimum{});
+  hi = reduce_block(hi, hi_of_warp, Maximum{});
+  if (threadIdx.x == 0) move_range(range, lo, hi, momentum);
 }
 
 }  // namespace

@@ -5,14 +5,14 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "../checks.h"
 #include "tensor.h"
 
 namespace gdfq::cuda {
 namespace {
 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
-  TORCH_CHECK(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
-  TORCH_CHECK(bits >= 2 && bits <= 7, "bits must be 2 to 7, got ", bits);
+  check_codes(codes, bits);
   const c10::cuda::CUDAGuard guard(codes.device());
   const at::Tensor input = codes.contiguous();
   const int64_t numel = input.numel();
@@ -25,15 +25,11 @@ at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
 }
 
 at::Tensor unpack_codes(const at::Tensor& packed, int64_t bits, at::IntArrayRef shape) {
-  TORCH_CHECK(packed.scalar_type() == at::kByte, "packed must be uint8, got ",
-              packed.scalar_type());
-  TORCH_CHECK(bits >= 2 && bits <= 7, "bits must be 2 to 7, got ", bits);
+  check_packed(packed, bits, shape);
   const c10::cuda::CUDAGuard guard(packed.device());
   const at::Tensor input = packed.contiguous();
   at::Tensor codes = at::empty(shape, input.options().dtype(at::kChar));
   const int64_t numel = codes.numel();
-  TORCH_CHECK(input.numel() == (numel * bits + 7) / 8, "packed must have ", (numel * bits + 7) / 8,
-              " bytes for ", numel, " codes of ", bits, " bits, got ", input.numel());
   if (numel == 0) return codes;
   C10_CUDA_CHECK(launch_unpack_codes(input.const_data_ptr<uint8_t>(),
                                      codes.mutable_data_ptr<int8_t>(), static_cast<int>(bits),

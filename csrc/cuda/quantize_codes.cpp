@@ -24,19 +24,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_codes(const at::Tensor& 
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = dense(x);
   at::Tensor codes = at::empty_like(input, input.options().dtype(at::kChar));
-  at::Tensor scale = at::empty(lo.sizes(), lo.options().dtype(at::kFloat));
-  at::Tensor zero = at::empty(lo.sizes(), scale.options());
-  if (ranges == 0) return {codes, scale, zero};
-  const at::Tensor lows = floats(lo), highs = floats(hi);
-  C10_CUDA_CHECK(launch_grids(lows.const_data_ptr<float>(), highs.const_data_ptr<float>(),
-                              scale.mutable_data_ptr<float>(), zero.mutable_data_ptr<float>(),
+  at::Tensor inv_scale = at::empty(lo.sizes(), lo.options().dtype(at::kFloat));
+  at::Tensor zero = at::empty(lo.sizes(), inv_scale.options());
+  if (ranges == 0) return {codes, inv_scale, zero};
+  const at::Tensor float_lo = floats(lo), float_hi = floats(hi);
+  C10_CUDA_CHECK(launch_grids(float_lo.const_data_ptr<float>(), float_hi.const_data_ptr<float>(),
+                              inv_scale.mutable_data_ptr<float>(), zero.mutable_data_ptr<float>(),
                               static_cast<int>(bits), ranges, c10::cuda::getCurrentCUDAStream()));
-  if (input.numel() == 0) return {codes, scale, zero};
+  if (input.numel() == 0) return {codes, inv_scale, zero};
   C10_CUDA_CHECK(launch_quantize_codes(
       dtype_of(input), input.const_data_ptr(), codes.mutable_data_ptr<int8_t>(),
-      scale.const_data_ptr<float>(), zero.const_data_ptr<float>(), static_cast<int>(bits),
+      inv_scale.const_data_ptr<float>(), zero.const_data_ptr<float>(), static_cast<int>(bits),
       layout_of(input, axis), c10::cuda::getCurrentCUDAStream()));
-  return {codes, scale, zero};
+  return {codes, inv_scale, zero};
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
-// quantize_codes on the GPU: the integer code = clamp(round(scale * x - zero)) behind
-// fake_quantize, with the scale and zero point that turn it back into (code + zero) / scale.
+// quantize_codes on the GPU: the integer code = clamp(round(inv_scale * x - zero)) behind
+// fake_quantize, with the inv_scale and zero point that turn it back into (code + zero) /
+// inv_scale.
 //
-// One launch computes scale and zero of each range, a thread each; then a thread takes 16 elements
-// and writes 16 bytes, all memory in order. Bytes per element: s + 1. Deterministic, because every
-// element is computed alone. NaN has no code and gets the lowest.
+// One launch computes inv_scale and zero of each range, a thread each; then a thread takes 16
+// elements and writes 16 bytes, all memory in order. Bytes per element: s + 1. Deterministic,
+// because every element is computed alone. NaN has no code and gets the lowest.
 //
 // Not yet run on a GPU: run on the CPU stand-in of tests/standin, and compiled.
 #pragma once
@@ -24,19 +25,20 @@ namespace {
 
 __global__ void __launch_bounds__(kThreads)
     quantizer_grids(const float* __restrict__ lo, const float* __restrict__ hi,
-                    float* __restrict__ scale, float* __restrict__ zero, int bits, int64_t ranges) {
+                    float* __restrict__ inv_scale, float* __restrict__ zero, int bits,
+                    int64_t ranges) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= ranges) return;
   const Grid grid = make_grid(lo[c], hi[c], bits);
-  scale[c] = grid.scale;
+  inv_scale[c] = grid.inv_scale;
   zero[c] = grid.zero;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     quantize_codes_flat(const T* __restrict__ x, int8_t* __restrict__ codes,
-                        const float* __restrict__ scale, const float* __restrict__ zero, int bits,
-                        Layout layout, int64_t numel) {
+                        const float* __restrict__ inv_scale, const float* __restrict__ zero,
+                        int bits, Layout layout, int64_t numel) {
   constexpr int n = kVector<T>;
   const CodeBounds bounds = code_bounds(bits);
   const bool aligned = misalignment(x) == 0;
@@ -49,13 +51,13 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (int64_t i = first; i < end; ++i) {
       const int64_t c = channel_of(quotient(i, layout.inner));
-      codes[i] =
-          static_cast<int8_t>(code_of(to_float(x[i]), __ldg(scale + c), __ldg(zero + c), bounds));
+      codes[i] = static_cast<int8_t>(
+          code_of(to_float(x[i]), __ldg(inv_scale + c), __ldg(zero + c), bounds));
     }
     return;
   }
   const int64_t c = channel_of(run);
-  const float s = __ldg(scale + c), z = __ldg(zero + c);
+  const float s = __ldg(inv_scale + c), z = __ldg(zero + c);
   unsigned words[kCodes / 4];
   float v[kCodes / n][n];
 #pragma unroll

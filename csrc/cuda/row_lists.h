@@ -9,12 +9,6 @@
 
 namespace gdfq::cuda {
 
-// Whether the launch for all takes a tensor: not where it is empty, float64 or its rows are
-// scattered.
-inline bool has_rows(const at::Tensor& w) {
-  return w.scalar_type() != at::kDouble && w.numel() > 0 && layout_of(w, 0).outer == 1;
-}
-
 // Descriptions of tensors, a list for each dtype.
 template <typename Rows>
 struct Lists {

@@ -1,4 +1,4 @@
-// What the dispatcher glue of every CUDA operator needs: dtype, stream and device of tensors.
+// The dtype, stream and pointers that the dispatcher's side of every CUDA operator needs.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,15 +31,6 @@ inline Dtype dtype_of(const at::Tensor& t) {
   }
 }
 
-// float32, contiguous: a copy only where it isn't already.
-inline at::Tensor floats(const at::Tensor& t) { return t.to(at::kFloat).contiguous(); }
-
-inline std::optional<at::Tensor> floats(const std::optional<at::Tensor>& t) {
-  return t ? std::optional<at::Tensor>(floats(*t)) : std::nullopt;
-}
-
-inline const float* pointer(const std::optional<at::Tensor>& t) {
-  return t ? t->const_data_ptr<float>() : nullptr;
-}
+inline const float* pointer(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
 }  // namespace gdfq::cuda
