@@ -133,9 +133,18 @@ class Check:
                 step.outcome += f", {late} not run: no time left" if late else ""
 
 
-# Test files of every operator, and operators that share a file.
+# Test files of every operator.
 SHARED_FILES = ("contract", "no_waiting", "large")
-TESTED_WITH = {"unpack_codes": "pack_codes"}
+
+
+def tested_with() -> dict[str, str]:
+    """Return the operators that share another's file, and with it its tests."""
+    return {
+        operator: path.stem
+        for path in ROOT.glob("gdfq/ops/*.py")
+        for operator in re.findall(r'register_reference\(\s*"(\w+)"', path.read_text())
+        if operator != path.stem
+    }
 
 
 def count(report: Path) -> dict[str, list[int]]:
@@ -144,7 +153,8 @@ def count(report: Path) -> dict[str, list[int]]:
     The operator is named by the test's file or, in a file of all operators', by the test.
     """
     files = {path.stem.removeprefix("test_") for path in ROOT.glob("tests/ops/test_*.py")}
-    names = files - set(SHARED_FILES) | set(TESTED_WITH)
+    sharing = tested_with()
+    names = files - set(SHARED_FILES) | set(sharing)
     operators: dict[str, list[int]] = {}
     for case in ET.parse(report).iter("testcase"):
         name = case.get("classname", "").rpartition(".test_")[2]
@@ -153,7 +163,7 @@ def count(report: Path) -> dict[str, list[int]]:
             name = max(found, key=len, default="")
         if name not in names:
             continue
-        counts = operators.setdefault(TESTED_WITH.get(name, name), [0, 0, 0])
+        counts = operators.setdefault(sharing.get(name, name), [0, 0, 0])
         kinds = {child.tag for child in case}
         counts[1 if kinds & {"failure", "error"} else 2 if "skipped" in kinds else 0] += 1
     return operators

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import readme
-from benchmarks.gpu_check import TESTED_WITH, count
-from gdfq.ops import _backend, triton
+from benchmarks.gpu_check import count, tested_with
+from gdfq.ops import _backend
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -55,7 +55,7 @@ def has_kernel(operator: str, column: str) -> bool:
     """Whether the column's backend has a kernel of its own for ``operator``."""
     if column.startswith("CUDA"):
         return any(f'"{operator}"' in source.read_text() for source in ROOT.glob("csrc/cuda/*.cpp"))
-    return not column.startswith("Triton") or operator in triton.OPERATORS
+    return not column.startswith("Triton") or operator in _backend.triton_modules()
 
 
 def run_suite(column: str, operator: str | None = None) -> dict[str, list[int]]:
@@ -108,7 +108,7 @@ def cell(operator: str, column: str, record: dict) -> str:
     """One cell of the table."""
     suite = record.get(column)
     results = (suite or {}).get("operators", {})
-    counts = results.get(operator) or results.get(TESTED_WITH.get(operator, ""))
+    counts = results.get(operator) or results.get(tested_with().get(operator, ""))
     if not has_kernel(operator, column):
         return "no kernel"
     if not counts or counts[0] + counts[1] == 0:

@@ -11,7 +11,7 @@ import torch
 
 import gdfq
 from gdfq.functional import fake_quantize
-from gdfq.ops import _backend, _native, triton
+from gdfq.ops import _backend, _native
 from tests.ops.cases import same_bits
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def test_gradients_follow_the_choice():
 
 @needs_triton
 @pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA")
-@pytest.mark.parametrize("operator", triton.OPERATORS)
+@pytest.mark.parametrize("operator", _backend.triton_modules())
 def test_cuda_tensors_have_a_kernel(operator):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"gdfq::{operator}", "CUDA")
     native = (operator, "CUDA") in _backend._native_kernels

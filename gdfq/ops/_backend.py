@@ -1,8 +1,7 @@
-"""Which kernels run: chosen by ``GDFQ_BACKEND`` or, for the length of a block, :func:`backend`.
+"""The choice of kernels: by ``GDFQ_BACKEND`` or, inside a ``with`` block, by :func:`backend`.
 
-A choice is a set of kernels laid over the built ones in PyTorch's dispatcher. So it reaches every
-operator, its gradient and graphs that are compiled already, and "auto", which lays nothing over
-what was built, costs nothing.
+A choice overrides the built kernels in PyTorch's dispatcher. So it reaches every operator, its
+gradient and graphs that are already compiled. "auto" overrides nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ DEVICES = ("CPU", "CUDA")
 Kernel = Callable[..., Any]
 
 _references: dict[str, Kernel] = {}
+_modules: dict[str, str] = {}  # each operator's file in gdfq/ops, and in gdfq/ops/triton
 _automatic = torch.library.Library("gdfq", "IMPL")
 _chosen = "auto"
 _overlay: torch.library.Library | None = None
@@ -34,18 +35,26 @@ _native_kernels: frozenset[tuple[str, str]] = frozenset()
 
 
 def register_reference(operator: str, function: Kernel) -> None:
-    """``function`` computes ``operator`` where no kernel was built, and where it is asked for."""
+    """Let ``function`` compute ``operator`` where no kernel was built, and on request."""
     _references[operator] = function
+    _modules[operator] = function.__module__.rpartition(".")[2]
     torch.library.impl(f"gdfq::{operator}", "default", function)
 
 
 def operators() -> list[str]:
-    """The names of all operators, backwards included."""
+    """Return the names of all operators, backwards included."""
     return sorted(_references)
 
 
+@functools.cache
+def triton_modules() -> dict[str, str]:
+    """Return the operators with a Triton kernel and the names of their files."""
+    folder = Path(triton.__file__).parent
+    return {o: _modules[o] for o in operators() if (folder / f"{_modules[o]}.py").exists()}
+
+
 def chosen() -> str:
-    """The name of the backend in force.
+    """Return the name of the backend in force.
 
     Raises:
         InputError: the environment names a backend that does not exist or cannot be used.
@@ -62,12 +71,12 @@ def backend(name: str) -> Iterator[None]:
         name: ``"reference"`` (plain PyTorch), ``"cpu"`` and ``"cuda"`` (the native kernels, for
             tensors on that device alone), ``"triton"`` (on CUDA tensors; on CPU tensors where
             ``TRITON_INTERPRET=1`` was set before the start), or ``"auto"``: on a CPU tensor the
-            native kernel; on a CUDA tensor the native kernel where it was built, else Triton's
-            where it imports; the reference where there is none of these.
+            native kernel; on a CUDA tensor the native kernel if it was built, else Triton's
+            if it imports; else the reference.
 
     Raises:
-        InputError: ``name`` is none of these, or cannot be used in this process. A tensor on a
-            device that the backend does not serve is refused where the operator is called.
+        InputError: ``name`` is not one of these, or cannot be used in this process. An operator
+            refuses a tensor on a device that the backend does not serve when it is called.
     """
     _check(name, "backend")
     previous = _chosen
@@ -79,10 +88,10 @@ def backend(name: str) -> Iterator[None]:
 
 
 def uses(operator: str, device: str) -> str:
-    """The backend that computes ``operator`` on tensors of ``device``, "CPU" or "CUDA".
+    """Return the backend that computes ``operator`` on tensors of ``device``, "CPU" or "CUDA".
 
     Raises:
-        InputError: as :func:`chosen`; or there is none because the chosen one refuses the device.
+        InputError: as :func:`chosen`; or the chosen backend refuses the device.
     """
     choice = chosen()
     if choice == "auto":
@@ -105,7 +114,7 @@ def uses(operator: str, device: str) -> str:
 
 
 def describe(device: str) -> str:
-    """What runs on tensors of ``device``, with the operators that the backend leaves to another."""
+    """Describe the backend for tensors of ``device``, with the operators it leaves to another."""
     try:
         groups: dict[str, list[str]] = {}
         for operator in operators():
@@ -119,14 +128,14 @@ def describe(device: str) -> str:
 
 
 def triton_version() -> str | None:
-    """The version of Triton, or None where it does not import."""
+    """Return the version of Triton, or None if it does not import."""
     try:
         return importlib.import_module("triton").__version__
     except ImportError:
         return None
 
 
-# ---- what there is ----
+# ---- available kernels ----
 
 
 def _interpreted() -> bool:
@@ -135,11 +144,11 @@ def _interpreted() -> bool:
 
 @functools.cache
 def _triton_kernel(operator: str) -> Kernel | None:
-    """The launcher of Triton's kernel; imported when first asked for, for that takes a while."""
-    if operator not in triton.OPERATORS:
+    """Return the launcher of Triton's kernel, imported on first use because that is slow."""
+    if operator not in triton_modules():
         return None
     try:
-        module = importlib.import_module(f"gdfq.ops.triton.{triton.OPERATORS[operator]}")
+        module = importlib.import_module(f"gdfq.ops.triton.{triton_modules()[operator]}")
     except ImportError as error:
         if (error.name or "").startswith("gdfq"):
             raise
@@ -156,7 +165,7 @@ def _check(name: str, source: str) -> None:
         raise InputError(f"{source}: 'cuda' cannot be used: gdfq was built without it")
 
 
-# ---- laying kernels over the dispatcher's ----
+# ---- overriding the dispatcher's kernels ----
 
 
 def _install(name: str) -> None:
@@ -178,7 +187,7 @@ def _install(name: str) -> None:
 
 
 def _chosen_kernel(operator: str, device: str) -> Kernel | None:
-    """The kernel that the choice lays over what was built; None leaves that in place."""
+    """Return the kernel that overrides the built one; None keeps the built one."""
     try:
         name = uses(operator, device)
     except InputError as error:
@@ -205,8 +214,8 @@ def _automatic_kernel(operator: str) -> Kernel:
 def start() -> None:
     """Register Triton's kernels where no native one was built, and apply ``GDFQ_BACKEND``.
 
-    What is wrong with the variable is said when an operator is first called, so that importing
-    the package never fails because of it.
+    A wrong value of the variable raises when an operator is first called: importing the package
+    never fails because of it.
     """
     global _native_kernels
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -217,7 +226,7 @@ def start() -> None:
         if has_kernel(f"gdfq::{operator}", device)
     )
     if torch.version.cuda is not None and importlib.util.find_spec("triton") is not None:
-        for operator in triton.OPERATORS:
+        for operator in triton_modules():
             if (operator, "CUDA") not in _native_kernels:
                 _automatic.impl(operator, _automatic_kernel(operator), "CUDA")
     _install(os.environ.get(VARIABLE) or "auto")

@@ -19,26 +19,26 @@ Activation = Literal["relu", "relu6", "none"]
 
 
 def check_bits(bits: int, name: str = "bits") -> None:
-    """``bits`` is an int from 2 to 8."""
+    """Check that ``bits`` is an int from 2 to 8."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
         raise InputError(f"{name}: must be an int from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """``value`` is one of ``allowed``."""
+    """Check that ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise InputError(f"{name}: must be one of {tuple(allowed)}, got {value!r}")
 
 
 def check_ste(ste: str, learned: bool = False) -> None:
-    """``ste`` names a straight-through estimator."""
+    """Check that ``ste`` names a straight-through estimator."""
     if ste not in ("identity", "clip", *(["learned"] if learned else [])):
         names = "'identity', 'clip' or 'learned'" if learned else "'identity' or 'clip'"
         raise InputError(f"ste: must be {names}, got {ste!r}")
 
 
 def check_float(tensor: Tensor, name: str) -> None:
-    """``tensor`` is a tensor of a floating-point dtype the operators take."""
+    """Check that ``tensor`` is a tensor of a floating-point dtype the operators take."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"{name}: must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATS:
@@ -47,7 +47,7 @@ def check_float(tensor: Tensor, name: str) -> None:
 
 
 def check_axis(axis: int | None, tensor: Tensor, name: str) -> int | None:
-    """``axis`` as a non-negative number, or None."""
+    """Return ``axis`` as a non-negative number, or None."""
     if axis is None:
         return None
     if (
@@ -63,7 +63,7 @@ def check_axis(axis: int | None, tensor: Tensor, name: str) -> int | None:
 
 
 def check_vector(tensor: Tensor | None, entries: int, name: str, like: Tensor) -> None:
-    """``tensor`` is None or has ``entries`` floats on the device of ``like``."""
+    """Check that ``tensor`` is None or has ``entries`` floats on the device of ``like``."""
     if tensor is None:
         return
     check_float(tensor, name)
@@ -80,20 +80,20 @@ def check_range(
     x: Tensor,
     names: tuple[str, str] = ("lo", "hi"),
 ) -> None:
-    """``lo`` and ``hi`` are floats of ``shape`` on the device of ``x``."""
-    for name, end in zip(names, (lo, hi), strict=True):
-        check_float(end, name)
-        if tuple(end.shape) != shape:
+    """Check that ``lo`` and ``hi`` are floats of ``shape`` on the device of ``x``."""
+    for name, bound in zip(names, (lo, hi), strict=True):
+        check_float(bound, name)
+        if tuple(bound.shape) != shape:
             raise InputError(
                 f"{name}: shape must be {shape} for x of shape {tuple(x.shape)}, "
-                f"got {tuple(end.shape)}"
+                f"got {tuple(bound.shape)}"
             )
-        if end.device != x.device:
-            raise InputError(f"{name}: must be on {x.device} like x, got {end.device}")
+        if bound.device != x.device:
+            raise InputError(f"{name}: must be on {x.device} like x, got {bound.device}")
 
 
 def check_written(written: dict[str, Tensor], read: dict[str, Tensor | None]) -> None:
-    """No element of ``written``, 0-d or 1-d tensors, is in a second place, of ``read`` neither."""
+    """Check that ``written``, 0-d or 1-d tensors, share no memory with each other or ``read``."""
     if torch.compiler.is_compiling():  # memory has no addresses there
         return
     storages: dict[int, list[str]] = {}
@@ -114,7 +114,7 @@ def check_written(written: dict[str, Tensor], read: dict[str, Tensor | None]) ->
 
 
 def _storage(tensor: Tensor) -> int | None:
-    """The address of the tensor's storage; None where a transform's wrapper has none."""
+    """Return the address of the tensor's storage; None if a transform's wrapper has none."""
     try:
         return tensor.untyped_storage()._cdata
     except NotImplementedError:
@@ -122,7 +122,7 @@ def _storage(tensor: Tensor) -> int | None:
 
 
 def _check_apart(name: str, one: Tensor, other_name: str, other: Tensor, reason: str) -> None:
-    """``one``, which is 0-d or 1-d, touches no byte of ``other`` in the same storage."""
+    """Check that ``one``, 0-d or 1-d, touches no byte of ``other`` in the same storage."""
     here, there = _bytes(one), _bytes(other)
     if not range(max(here.start, there.start), min(here.stop, there.stop)):
         return
@@ -141,7 +141,7 @@ def _check_apart(name: str, one: Tensor, other_name: str, other: Tensor, reason:
 
 
 def _bytes(tensor: Tensor) -> range:
-    """From the first to the last byte of the tensor's elements, in its storage."""
+    """Return the range from the tensor's first to its last byte in its storage."""
     size, start = tensor.element_size(), tensor.storage_offset() * tensor.element_size()
     if not tensor.numel():
         return range(start, start)
@@ -160,22 +160,24 @@ def _touches(start: int, size: int, other_size: int, dims: list[tuple[int, int]]
 
 
 def check_act(act: str) -> None:
-    """``act`` names an activation."""
+    """Check that ``act`` names an activation."""
     if act not in ("relu", "relu6", "none"):
         raise InputError(f"act: must be 'relu', 'relu6' or 'none', got {act!r}")
 
 
 def check_same(tensor: Tensor | None, name: str, like: Tensor, like_name: str) -> None:
-    """``tensor`` is None or has the shape, dtype and device of ``like``."""
+    """Check that ``tensor`` is None or has the shape, dtype and device of ``like``."""
     if tensor is None:
         return
     check_float(tensor, name)
-    for what in ("shape", "dtype", "device"):
-        actual, expected = getattr(tensor, what), getattr(like, what)
+    for attribute in ("shape", "dtype", "device"):
+        actual, expected = getattr(tensor, attribute), getattr(like, attribute)
         if actual != expected:
-            if what == "shape":
+            if attribute == "shape":
                 actual, expected = tuple(actual), tuple(expected)
-            raise InputError(f"{name}: {what} must be {expected} like {like_name}, got {actual}")
+            raise InputError(
+                f"{name}: {attribute} must be {expected} like {like_name}, got {actual}"
+            )
 
 
 def check_batch_norm(
@@ -186,7 +188,7 @@ def check_batch_norm(
     bias: Tensor | None,
     eps: float,
 ) -> None:
-    """``x`` is ``(N, C, ...)`` and everything else fits its C channels."""
+    """Check that ``x`` is ``(N, C, ...)`` and everything else fits its C channels."""
     check_float(x, "x")
     if x.dim() < 2:
         raise InputError(f"x: must be (N, C, ...), got shape {tuple(x.shape)}")
@@ -208,7 +210,10 @@ def check_moving_range(
     momentum: float,
     read: dict[str, Tensor | None],
 ) -> None:
-    """``momentum`` is in [0, 1); the buffers are numbers apart, and apart from what is ``read``."""
+    """Check that ``momentum`` is in [0, 1) and the buffers are 0-d and share no memory.
+
+    Neither with each other nor with the tensors in ``read``.
+    """
     if not 0 <= momentum < 1:
         raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
     buffers = {

@@ -1,4 +1,4 @@
-"""Loads the native module, or says in one sentence why that failed."""
+"""Loading of the native module, with one sentence if it fails."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _HERE = Path(__file__).resolve().parents[1]
 
 
 def _built_for_torch(library: Path) -> str | None:
-    """The version of torch that ``library`` was compiled for, without loading it."""
+    """Return the version of torch that ``library`` was compiled for, without loading it."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found = re.search(rb"gdfq is built for torch ([\w.+-]+)\0", data)
         return found[1].decode() if found else None
 
 
 def _release(version: str) -> str:
-    """Of the versions with one binary interface: 2.14 for 2.14.1."""
+    """Return the part of a version that stands for one binary interface: 2.14 for 2.14.1."""
     return ".".join(version.split(".")[:2])
 
 
 def _missing() -> str:
-    """Why there is no native module in this package's folder, and what to do."""
+    """Explain why this package's folder has no native module, and how to get one."""
     others = {Path(entry or ".").resolve() / "gdfq" for entry in sys.path} - {_HERE}
     installed = next((other for other in others if (other / _FILE).exists()), None)
     if installed is not None:
         return (
             f"{_HERE} is not the installed package but its source, which has no native module; the "
-            f"installed one is {installed}: start Python in another folder than {_HERE.parent}, or "
+            f"installed one is {installed}: start Python outside {_HERE.parent}, or "
             "run `pip install --no-build-isolation --editable .` there."
         )
     built = sorted(path.name for path in _HERE.glob("_C*.so"))

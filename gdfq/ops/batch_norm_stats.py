@@ -40,8 +40,8 @@ def batch_norm_stats(
 
             y = (x - running_mean) * (weight / sqrt(running_var + eps)) + bias
 
-        Sums are taken about pivots and added in float64: ``var`` is within 1e-6 of the true one
-        while a channel's mean is below 3e4 standard deviations.
+        Sums are taken about pivots and added in float64: ``var`` has a relative error below 1e-6
+        if a channel's mean is below 3e4 standard deviations.
 
         With M elements per channel the gradient needs no reduction::
 
@@ -131,7 +131,7 @@ def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
 
 def _factor(x: Tensor, running_var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     dtype = reduced_dtype(x)
-    # PyTorch's vectorized float32 sqrt is off by an ulp at times; through float64 it rounds right.
+    # PyTorch's vectorized float32 sqrt can be off by an ulp; through float64 it rounds correctly.
     std = torch.sqrt((running_var.to(dtype) + eps).double()).to(dtype)
     return _per_channel((1 if weight is None else weight.to(dtype)) / std, x)
 
@@ -144,7 +144,7 @@ def batch_norm_stats_reference(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`batch_norm_stats` in plain PyTorch."""
+    """Compute :func:`batch_norm_stats` in plain PyTorch."""
     dtype = reduced_dtype(x)
     wide = x.to(dtype)
     centered = wide - _per_channel(running_mean.to(dtype), x)
@@ -166,7 +166,7 @@ def batch_norm_stats_backward_reference(
     weight: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """The gradient to ``x`` of :func:`batch_norm_stats` in plain PyTorch."""
+    """Compute the gradient to ``x`` of :func:`batch_norm_stats` in plain PyTorch."""
     dtype = reduced_dtype(x)
     count = x.numel() // x.shape[1]
     dx = (

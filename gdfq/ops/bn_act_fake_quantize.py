@@ -53,10 +53,10 @@ def bn_act_fake_quantize(
         running_mean, running_var: ``(C,)``, constants; no gradient flows to them.
         weight, bias: ``(C,)`` each, or None for 1 and 0.
         eps: added to ``running_var``, > 0.
-        lo, hi: the ends of the quantizer's range, 0-d; no gradient flows to them.
+        lo, hi: lower and upper bound of the quantizer's range, 0-d; no gradient flows to them.
         bits: 2 to 8.
         act: ``"relu"``, ``"relu6"`` or ``"none"``.
-        residual: of ``x``'s shape and dtype, added before the activation; None for none.
+        residual: a tensor of ``x``'s shape and dtype, added before the activation, or None.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`.
         zero_in_range: see :func:`gdfq.functional.fake_quantize`.
 
@@ -66,8 +66,8 @@ def bn_act_fake_quantize(
             v = (x - running_mean) * (weight / sqrt(running_var + eps)) + bias + residual
             y = fake_quantize(act(v), lo, hi, bits)
 
-        Gradients, all from one pass, with ``g = dy`` where activation and estimator let it
-        through, else 0 (ReLU at 0 and ReLU6 at both ends do not)::
+        Gradients, all from one pass, with ``g = dy`` where activation and estimator pass it, else
+        0 (ReLU does not at 0, ReLU6 not at 0 and 6)::
 
             dx = g * weight / sqrt(running_var + eps)        dresidual = g
             dweight = sum(g * (x - running_mean)) / sqrt(running_var + eps)   dbias = sum(g)
@@ -122,7 +122,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def saved_gradients(ctx: Any, grad: Tensor) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
-    """Gradients to ``x`` and the four of batch norm, and to the residual, from what is saved."""
+    """Return the gradients to ``x``, to batch norm's arguments, and to the residual."""
     *tensors, lo, hi, residual = ctx.saved_tensors
     weight, bias = tensors[3:]
     grad_x, grad_residual, grad_weight, grad_bias = _backward_op(
@@ -166,7 +166,7 @@ def _normalize(
     eps: float,
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The activation's input, ``x - running_mean`` and the factor, in float32."""
+    """Return the activation's input, ``x - running_mean`` and the factor, in float32."""
     wide = x.float()
     centered = wide - _per_channel(running_mean.float(), x)
     factor = _factor(wide, running_var, weight, eps)
@@ -192,7 +192,7 @@ def bn_act_fake_quantize_reference(
     residual: Tensor | None = None,
     ste: str = "identity",
 ) -> Tensor:
-    """:func:`bn_act_fake_quantize` in plain PyTorch."""
+    """Compute :func:`bn_act_fake_quantize` in plain PyTorch."""
     v, _, _ = _normalize(x, running_mean, running_var, weight, bias, eps, residual)
     y = fake_quantize_reference(_activate(v, act), lo, hi, bits).to(x.dtype)
     return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
@@ -213,9 +213,9 @@ def bn_act_fake_quantize_backward_reference(
     residual: Tensor | None = None,
     ste: str = "identity",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of :func:`bn_act_fake_quantize` in plain PyTorch.
+    """Compute the gradients of :func:`bn_act_fake_quantize` in plain PyTorch.
 
-    To ``x``, to the residual (empty where there is none), to weight and bias.
+    To ``x``, to the residual (empty without one), to weight and bias.
     """
     v, centered, factor = _normalize(x, running_mean, running_var, weight, bias, eps, residual)
     g = grad.float()

@@ -1,4 +1,4 @@
-"""Training-mode batch normalization, plain or class-conditional, with a leaky ReLU behind it."""
+"""Training-mode batch normalization, plain or class-conditional, followed by a leaky ReLU."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ def bn_leaky_relu(
 
     Args:
         x: ``(N, C, ...)``, at least 2 elements per channel; float32, float16, bfloat16 or
-            float64, which is left to the reference.
-        running_mean, running_var: ``(C,)``, updated in place as ``nn.BatchNorm2d`` does; None for
-            none.
-        weight, bias: ``(C,)``, or ``(N, C)`` for a scale and shift of each sample; None for 1
-            and 0.
+            float64, which the reference computes.
+        running_mean, running_var: ``(C,)``, updated in place as ``nn.BatchNorm2d`` does; None to
+            keep no running statistics.
+        weight, bias: ``(C,)``, or ``(N, C)`` for parameters per sample; None for 1 and 0.
         eps: added to the variance, > 0.
         momentum: weight of this batch in the running statistics, in [0, 1].
-        negative_slope: of the leaky ReLU, in [0, 1]; 1 leaves it out.
+        negative_slope: slope of the leaky ReLU, in [0, 1]; 1 leaves it out.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format. Computed in float32, with ``mean`` and
@@ -49,7 +48,8 @@ def bn_leaky_relu(
             y = v if v > 0 else negative_slope * v
 
         With M elements per channel the running variance takes ``var * M / (M - 1)``. Gradients
-        to ``x``, ``weight`` and ``bias``, through the statistics too: one reduction and one pass.
+        flow to ``x``, ``weight`` and ``bias``, also through the statistics, in one reduction and
+        one pass.
 
     Raises:
         InputError: a shape, dtype, device, ``eps``, ``momentum`` or ``negative_slope`` is not one
@@ -141,7 +141,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     def of(parameter: Tensor | None, gradient: Tensor) -> Tensor | None:
         if parameter is None:
             return None
-        if parameter.dim() < gradient.dim():  # one for all samples beside one per sample
+        if parameter.dim() < gradient.dim():  # the other parameter is per sample
             gradient = gradient.sum(0)
         return gradient.to(parameter.dtype)
 
@@ -163,9 +163,9 @@ def _shaped(parameter: Tensor, x: Tensor) -> Tensor:
 def _affine(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The leaky ReLU's input, ``x - mean`` and the factor, in the statistics' dtype."""
+    """Return the leaky ReLU's input, ``x - mean`` and the factor, in the statistics' dtype."""
     centered = x.to(mean.dtype) - _shaped(mean, x)
-    # PyTorch's vectorized float32 sqrt is off by an ulp at times; through float64 it rounds right.
+    # PyTorch's vectorized float32 sqrt can be off by an ulp; through float64 it rounds correctly.
     std = _shaped(torch.sqrt((var + eps).double()).to(mean.dtype), x)
     factor = 1 / std if weight is None else _shaped(weight.to(mean.dtype), x) / std
     v = centered * factor
@@ -181,7 +181,7 @@ def bn_leaky_relu_reference(
     eps: float,
     negative_slope: float = 0.2,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output of :func:`bn_leaky_relu` and the batch's mean and variance, in plain PyTorch."""
+    """Compute the output of :func:`bn_leaky_relu`, and mean and variance, in plain PyTorch."""
     wide = x if x.dtype == torch.float64 else x.float()
     var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != 1], correction=0)
     v, _, _ = _affine(x, mean, var, weight, bias, eps)
@@ -199,7 +199,7 @@ def bn_leaky_relu_backward_reference(
     eps: float,
     negative_slope: float = 0.2,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :func:`bn_leaky_relu` to ``x``, weight and bias in plain PyTorch."""
+    """Compute the gradients of :func:`bn_leaky_relu` in plain PyTorch."""
     v, centered, factor = _affine(x, mean, var, weight, bias, eps)
     g = grad.to(mean.dtype)
     g = torch.where(v > 0, g, g * negative_slope)

@@ -1,4 +1,4 @@
-"""Mismatch between batch statistics and those stored in batch-norm layers, all layers at once."""
+"""Mismatch between batch statistics and those stored in batch-norm layers, for all layers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def bns_loss(
     running_means: Sequence[Tensor],
     running_vars: Sequence[Tensor],
 ) -> Tensor:
-    """Mismatch between batch statistics and those that batch-norm layers stored in training.
+    """Compute the mismatch between batch statistics and those stored in batch-norm layers.
 
     Args:
         means, vars: per layer ``(C_l,)``, the batch's mean and biased variance of the layer's
             input; see :func:`gdfq.functional.batch_norm_stats`.
-        running_means, running_vars: per layer ``(C_l,)``, what the layer stores, constants; no
+        running_means, running_vars: per layer ``(C_l,)``, the stored statistics, constants; no
             gradient flows to them.
 
     Returns:
@@ -55,7 +55,7 @@ def bns_loss(
         for tensor in layer:
             check_float(tensor, name)
         mean, var, running_mean, running_var = layer
-        # Written out, for there are hundreds of tensors and the operator takes microseconds.
+        # Written out: there are hundreds of tensors, and the operator takes microseconds.
         shape, device = mean.shape, sequences[0][0].device
         if not (var.shape == shape == running_mean.shape == running_var.shape and shape.numel()):
             shapes = ", ".join(str(tuple(t.shape)) for t in layer)
@@ -94,7 +94,7 @@ def _fake_backward(
 def bns_loss_reference(
     means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
 ) -> Tensor:
-    """:func:`bns_loss` in plain PyTorch."""
+    """Compute :func:`bns_loss` in plain PyTorch."""
     dtype = reduced_dtype(means[0])
     mismatches = [
         torch.mean((mean.to(dtype) - running_mean.to(mean.dtype).to(dtype)) ** 2)
@@ -113,7 +113,7 @@ def bns_loss_backward_reference(
     running_means: list[Tensor],
     running_vars: list[Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients of :func:`bns_loss` to ``means`` and ``vars`` in plain PyTorch."""
+    """Compute the gradients of :func:`bns_loss` to ``means`` and ``vars`` in plain PyTorch."""
 
     def gradient(statistic: Tensor, stored: Tensor) -> Tensor:
         dtype = reduced_dtype(statistic)

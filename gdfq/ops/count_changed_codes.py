@@ -1,4 +1,4 @@
-"""How many integer codes of a network's weights an update would change."""
+"""The number of integer codes of a network's weights that an update would change."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def count_changed_codes(
     his: Sequence[Tensor],
     bits: int | Sequence[int],
 ) -> Tensor:
-    """Of each of several tensors, how many codes differ between ``w`` and ``w - factor * update``.
+    """Count the codes of each tensor that differ between ``w`` and ``w - factor * update``.
 
     Args:
         ws: tensors of any shapes but 0-d; float32, float16, bfloat16 or float64.
-        updates: one of the same shape for each.
-        factors: ``(len(ws),)``, on the device of all.
-        los, his: of each tensor ``(w.shape[0],)``, the ends of its entries' ranges.
+        updates: for each, a tensor of the same shape.
+        factors: ``(len(ws),)``, on the same device.
+        los, his: for each, ``(w.shape[0],)``, lower and upper bounds of its entries' ranges.
         bits: 2 to 8, one for all or one per tensor.
 
     Returns:
         ``(len(ws),)`` int64. Codes are those of :func:`gdfq.functional.quantize_codes` along axis
-        0; ``w`` and ``update``, first rounded to ``w``'s dtype, are taken in float32, and
-        product and difference are rounded there, one after the other. No gradient.
+        0. ``update`` is rounded to ``w``'s dtype; then product and difference are each rounded to
+        float32. No gradient.
 
     Raises:
         InputError: a length, ``bits``, a dtype, a shape or a device is not one of the above.
@@ -97,7 +97,7 @@ def count_changed_codes_reference(
     his: list[Tensor],
     bits: list[int],
 ) -> Tensor:
-    """:func:`count_changed_codes` in plain PyTorch."""
+    """Compute :func:`count_changed_codes` in plain PyTorch."""
     counts = []
     for index, (w, update, lo, hi, b) in enumerate(zip(ws, updates, los, his, bits, strict=True)):
         moved = w.float() - factors[index].float() * update.to(w.dtype).float()

@@ -35,38 +35,40 @@ def fake_quantize(
 
     Args:
         x: any shape; float32, float16, bfloat16 or float64.
-        lo, hi: the range's ends, 0-d, or ``(x.shape[axis],)`` when ``axis`` is given; no
-            gradient flows to them unless ``ste="learned"``.
+        lo, hi: the range's lower and upper bound, 0-d, or ``(x.shape[axis],)`` if ``axis`` is
+            given; no gradient flows to them unless ``ste="learned"``.
         bits: 2 to 8.
         axis: the axis along which each entry has its own range; None for one range.
-        ste: the straight-through estimator, ``"identity"`` (the gradient passes unchanged) or
+        ste: the straight-through estimator: ``"identity"`` (the gradient passes unchanged),
             ``"clip"`` (it passes where the code before clamping lies in range, else it is 0) or
             ``"learned"`` (as ``"clip"`` for ``x``, and gradients to ``lo`` and ``hi``).
-        zero_in_range: quantize over ``[min(lo, 0), max(hi, 0)]`` instead, a range that contains 0
-            as integer kernels that pad with zeros need; 0 is then a value of the grid. No gradient
-            flows to an end that was moved.
+        zero_in_range: quantize over ``[min(lo, 0), max(hi, 0)]``, so that 0 is a value of the
+            grid; integer kernels that pad with zeros need it. No gradient flows to a bound that
+            was moved.
 
     Returns:
         A tensor of ``x``'s shape, dtype and memory format. Computed in float32::
 
-            scale = (2**bits - 1) * (1 / max(hi - lo, 1e-8))
-            zero  = round(scale * lo) + 2**(bits - 1)
-            code  = clamp(round(scale * x - zero), -2**(bits - 1), 2**(bits - 1) - 1)
-            y     = (code + zero) / scale
+            inv_scale = (2**bits - 1) * (1 / max(hi - lo, 1e-8))
+            zero      = round(inv_scale * lo) + 2**(bits - 1)
+            code      = clamp(round(inv_scale * x - zero), -2**(bits - 1), 2**(bits - 1) - 1)
+            y         = (code + zero) / inv_scale
 
-        with ``round`` half to even. NaN gives NaN; infinities give the grid's ends.
+        with ``round`` half to even; ``inv_scale`` is the reciprocal of the step size. NaN gives
+        NaN; infinities give the grid's first and last value.
 
         The learned range's gradient is that of a grid of ``levels = 2**bits - 1`` steps of size
-        ``(hi - lo) / levels`` from ``lo`` on, with ``round`` passing gradients unchanged. With
-        ``v = scale * x - zero`` and ``e = (round(v) - v) / levels`` an element gives ``dy`` times
+        ``(hi - lo) / levels`` that starts at ``lo``, with ``round`` passing gradients unchanged.
+        With ``v = inv_scale * x - zero`` and ``e = (round(v) - v) / levels``, an element gives
+        ``dy`` times
 
-        |         | below lowest | inside | above highest |
-        |---------|--------------|--------|---------------|
-        | ``dlo`` | 1            | ``-e`` | 0             |
-        | ``dhi`` | 0            | ``e``  | 1             |
+        |         | code below range | in range | code above range |
+        |---------|------------------|----------|------------------|
+        | ``dlo`` | 1                | ``-e``   | 0                |
+        | ``dhi`` | 0                | ``e``    | 1                |
 
-        summed over the range's n elements and divided by ``sqrt(n * levels)``. Rounding of the
-        zero point is left out, and a NaN contributes nothing.
+        summed over the range's n elements and divided by ``sqrt(n * levels)``. The zero point's
+        rounding is ignored, and a NaN contributes nothing.
 
     Raises:
         InputError: ``bits``, ``axis``, ``ste``, a dtype, a device or the shape of ``lo`` or
@@ -75,7 +77,7 @@ def fake_quantize(
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3.
     Learned ranges: Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 3 and
     section 2.2; with an offset, Bhalgat et al., "LSQ+", CVPR workshops 2020, in terms of both
-    ends: with step d and offset b, ``dlo = db - dd / levels`` and ``dhi = dd / levels``.
+    bounds: with step d and offset b, ``dlo = db - dd / levels`` and ``dhi = dd / levels``.
     """
     check_float(x, "x")
     check_bits(bits)
@@ -88,7 +90,7 @@ def fake_quantize(
 
 
 def contain_zero(lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of the ranges, moved where 0 is not between them; NaN stays."""
+    """Return the ranges' bounds, moved so that 0 is between them; NaN stays."""
     return torch.clamp(lo, max=0), torch.clamp(hi, min=0)
 
 
@@ -143,47 +145,47 @@ torch.library.register_autograd("gdfq::fake_quantize_learned_backward", _no_seco
 def _grid(
     x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
 ) -> tuple[Tensor, Tensor, int, int]:
-    """Scale and zero point, shaped to broadcast over ``x``, and the codes' bounds."""
+    """Return inverse scale and zero point, broadcastable to ``x``, and the codes' bounds."""
     half = 2 ** (bits - 1)
-    scale = (2**bits - 1) * (1 / torch.clamp(hi.float() - lo.float(), min=1e-8))
-    zero = torch.round(scale * lo.float()) + half
+    inv_scale = (2**bits - 1) * (1 / torch.clamp(hi.float() - lo.float(), min=1e-8))
+    zero = torch.round(inv_scale * lo.float()) + half
     if axis is not None:
         shape = [1] * x.dim()
         shape[axis] = -1
-        scale, zero = scale.view(shape), zero.view(shape)
-    return scale, zero, -half, half - 1
+        inv_scale, zero = inv_scale.view(shape), zero.view(shape)
+    return inv_scale, zero, -half, half - 1
 
 
 def fake_quantize_reference(
     x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None = None, ste: str = "identity"
 ) -> Tensor:
-    """:func:`fake_quantize` in plain PyTorch."""
-    scale, zero, lowest, highest = _grid(x, lo, hi, bits, axis)
-    code = torch.clamp(torch.round(scale * x.float() - zero), lowest, highest)
-    return ((code + zero) / scale).to(x.dtype)
+    """Compute :func:`fake_quantize` in plain PyTorch."""
+    inv_scale, zero, code_lo, code_hi = _grid(x, lo, hi, bits, axis)
+    code = torch.clamp(torch.round(inv_scale * x.float() - zero), code_lo, code_hi)
+    return ((code + zero) / inv_scale).to(x.dtype)
 
 
 def fake_quantize_backward_reference(
     grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None = None
 ) -> Tensor:
-    """The gradient to ``x`` of the clip estimator in plain PyTorch."""
-    scale, zero, lowest, highest = _grid(x, lo, hi, bits, axis)
-    code = torch.round(scale * x.float() - zero)
-    inside = (code >= lowest) & (code <= highest)
+    """Compute the gradient to ``x`` of the clip estimator in plain PyTorch."""
+    inv_scale, zero, code_lo, code_hi = _grid(x, lo, hi, bits, axis)
+    code = torch.round(inv_scale * x.float() - zero)
+    inside = (code >= code_lo) & (code <= code_hi)
     return torch.where(inside, grad, torch.zeros_like(grad)).to(x.dtype)
 
 
 def fake_quantize_learned_backward_reference(
     grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients to ``x``, ``lo`` and ``hi`` of the learned estimator in plain PyTorch."""
-    scale, zero, lowest, highest = _grid(x, lo, hi, bits, axis)
-    v = scale * x.float() - zero
+    """Compute the learned estimator's gradients to ``x``, ``lo`` and ``hi`` in plain PyTorch."""
+    inv_scale, zero, code_lo, code_hi = _grid(x, lo, hi, bits, axis)
+    v = inv_scale * x.float() - zero
     code = torch.round(v)
-    below, above = code < lowest, code > highest
-    inside = (code >= lowest) & (code <= highest)
+    below, above = code < code_lo, code > code_hi
+    inside = (code >= code_lo) & (code <= code_hi)
     wide = grad.to(x.dtype).float()
-    rounding = torch.where(inside, wide * (torch.clamp(code, lowest, highest) - v), 0.0)
+    rounding = torch.where(inside, wide * (torch.clamp(code, code_lo, code_hi) - v), 0.0)
     reduced = [d for d in range(x.dim()) if d != axis]
 
     def total(terms: Tensor) -> Tensor:

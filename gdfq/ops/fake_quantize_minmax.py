@@ -28,10 +28,10 @@ def fake_quantize_minmax(
     Args:
         w: any shape; float32, float16, bfloat16 or float64.
         bits: 2 to 8.
-        axis: each entry along it gets its own range; ``(0, 1)`` gives one to each pair of entries
-            of the two leading axes (each kernel of a convolution); None is one over everything.
+        axis: each entry along it gets its own range; with ``(0, 1)`` each pair of entries of the
+            two leading axes (each kernel of a convolution); None for one range.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
-            taken as a constant: no gradient flows through the minimum and maximum.
+            treated as a constant: no gradient flows through the minimum and maximum.
         zero_in_range: each range also contains 0, see :func:`gdfq.functional.fake_quantize`.
 
     Returns:
@@ -99,7 +99,7 @@ def fake_quantize_minmax_reference(
     ste: str = "identity",
     zero_in_range: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`fake_quantize_minmax` in plain PyTorch: the result and both ends of the ranges."""
+    """Compute :func:`fake_quantize_minmax` in plain PyTorch: result, lower and upper bounds."""
     if w.numel() == 0:
         lo = torch.zeros(
             () if axis is None else (w.shape[axis],), device=w.device, dtype=torch.float32

@@ -24,7 +24,7 @@ def fake_quantize_minmax_list(
     ste: Ste = "identity",
     zero_in_range: bool = False,
 ) -> list[Tensor]:
-    """Quantize each of several tensors over the minimum and maximum of each entry of dimension 0.
+    """Quantize several tensors, each over the minimum and maximum of each entry of dimension 0.
 
     Args:
         ws: any number of tensors of any shapes but 0-d; float32, float16, bfloat16 or float64.
@@ -100,7 +100,7 @@ torch.library.register_autograd("gdfq::fake_quantize_minmax_list_backward", _no_
 def fake_quantize_minmax_list_reference(
     ws: list[Tensor], bits: list[int], ste: str = "identity", zero_in_range: bool = False
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """:func:`fake_quantize_minmax_list` in plain PyTorch: results and both ends of the ranges."""
+    """Compute :func:`fake_quantize_minmax_list` in plain PyTorch: results and bounds."""
     results = [
         fake_quantize_minmax_reference(w, b, 0, ste, zero_in_range)
         for w, b in zip(ws, bits, strict=True)
@@ -112,7 +112,7 @@ def fake_quantize_minmax_list_reference(
 def fake_quantize_minmax_list_backward_reference(
     grads: list[Tensor], ws: list[Tensor], los: list[Tensor], his: list[Tensor], bits: list[int]
 ) -> list[Tensor]:
-    """The gradients of the clip estimator in plain PyTorch."""
+    """Compute the gradients of the clip estimator in plain PyTorch."""
     return [
         fake_quantize_backward_reference(*arguments, 0)
         for arguments in zip(grads, ws, los, his, bits, strict=True)

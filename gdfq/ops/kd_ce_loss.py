@@ -25,14 +25,14 @@ def kd_ce_loss(
     temperature: float = 20.0,
     alpha: float = 1.0,
 ) -> Tensor:
-    """Cross-entropy to the labels plus the divergence from the teacher's softened predictions.
+    """Compute cross-entropy plus the divergence from the teacher's softened predictions.
 
     Args:
         student_logits, teacher_logits: ``(B, K)``, not empty; float32, float16, bfloat16 or
             float64; the teacher's are constants.
         labels: ``(B,)`` int64 classes from 0 to K - 1, or ``(B, K)`` float probabilities;
-            constants. On a device other than the CPU, where looking at them would mean waiting,
-            a class outside makes the loss NaN, and its row's gradient that of the divergence.
+            constants. On a device other than the CPU, where reading them would synchronize, a
+            class out of range makes the loss NaN, and its row's gradient that of the divergence.
         temperature: T > 0, finite.
         alpha: weight of the divergence, >= 0.
 
@@ -42,8 +42,8 @@ def kd_ce_loss(
             CE(s, y) + alpha * T**2 * mean over batch and classes of p_t * (log p_t - log p_s)
 
         with ``p = softmax(logits / T)``. The mean is over all B * K elements, as in the paper's
-        experiments; the batch mean would be K times larger. Gradient to the student's logits,
-        computed along with the loss and the one tensor that is kept for the backward pass::
+        experiments; the batch mean would be K times larger. The gradient to the student's logits
+        is computed with the loss, and is the one tensor kept for the backward pass::
 
             [softmax(s) * sum_k y_k - y] / B + alpha * T / (B * K) * (p_s - p_t)
 
@@ -117,7 +117,7 @@ torch.library.register_autograd("gdfq::kd_ce_loss", _backward, setup_context=_se
 
 
 def check_classes(labels: Tensor, classes: int) -> None:
-    """On the CPU, labels are classes; elsewhere looking would mean waiting for the device."""
+    """Check on the CPU that labels are classes; elsewhere that would wait for the device."""
     if labels.dim() != 1 or labels.device.type != "cpu":
         return
     for index in torch.nonzero((labels < 0) | (labels >= classes)).flatten()[:1].tolist():
@@ -131,9 +131,9 @@ def kd_ce_loss_reference(
     temperature: float = 20.0,
     alpha: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`kd_ce_loss` and its gradient to the student's logits, in plain PyTorch.
+    """Compute :func:`kd_ce_loss` and its gradient to the student's logits, in plain PyTorch.
 
-    In float64, for the divergence of two nearly equal distributions is lost in float32.
+    In float64: float32 would lose the divergence of two nearly equal distributions.
     """
     batch, classes = student_logits.shape
     check_classes(labels, classes)

@@ -1,4 +1,4 @@
-"""Frozen batch normalization, residual, activation and a quantizer whose range the batch moves."""
+"""Frozen batch normalization, residual, activation and a quantizer with a moving range."""
 
 from __future__ import annotations
 
@@ -49,28 +49,28 @@ def observe_bn_act_fake_quantize(
     ste: Ste = "identity",
     zero_in_range: bool = False,
 ) -> Tensor:
-    """:func:`gdfq.functional.bn_act_fake_quantize` over a range that the batch moves first.
+    """Apply :func:`gdfq.functional.bn_act_fake_quantize` over a range that the batch moves first.
 
     Args:
-        x: ``(N, C, ...)``; float32, float16, bfloat16 or float64. An empty one moves nothing.
+        x: ``(N, C, ...)``; float32, float16, bfloat16 or float64. An empty batch moves nothing.
         running_mean, running_var: ``(C,)``, constants; no gradient flows to them.
         weight, bias: ``(C,)`` each, or None for 1 and 0.
         eps: added to ``running_var``, > 0.
         average_lo, average_hi: the moving averages, 0-d float32; updated in place.
         lo, hi: the range, 0-d float32; overwritten.
-        num_batches_tracked: batches so far, 0-d int64; updated in place.
+        num_batches_tracked: number of batches, 0-d int64; updated in place.
         bits: 2 to 8.
         momentum: weight of the past in the moving average, in [0, 1).
         act: ``"relu"``, ``"relu6"`` or ``"none"``.
-        residual: of ``x``'s shape and dtype, added before the activation; None for none.
+        residual: a tensor of ``x``'s shape and dtype, added before the activation, or None.
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
-            taken as a constant: no gradient flows through the minimum and maximum.
+            treated as a constant: no gradient flows through the minimum and maximum.
         zero_in_range: ``lo`` and ``hi``, not their averages, are moved to contain 0, see
             :func:`gdfq.functional.fake_quantize`.
 
     Returns:
-        A tensor of ``x``'s shape, dtype and memory format. Computed in float32, the minimum and
-        maximum too, whatever ``x``'s dtype, and on its device without waiting for it::
+        A tensor of ``x``'s shape, dtype and memory format. Everything, minimum and maximum too,
+        is computed in float32 on ``x``'s device without waiting for it::
 
             v = (x - running_mean) * (weight / sqrt(running_var + eps)) + bias + residual
             y = observe_fake_quantize(act(v), average_lo, average_hi, lo, hi,
@@ -81,7 +81,7 @@ def observe_bn_act_fake_quantize(
 
     Raises:
         InputError: a shape, dtype, device, ``eps``, ``bits``, ``momentum``, ``act`` or ``ste`` is
-            not one of the above, or a buffer shares memory with another or with what is read.
+            not one of the above, or a buffer shares memory with another argument.
 
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3.
     """
@@ -147,7 +147,7 @@ def observe_bn_act_fake_quantize_reference(
     ste: str = "identity",
     zero_in_range: bool = False,
 ) -> Tensor:
-    """:func:`observe_bn_act_fake_quantize` in plain PyTorch."""
+    """Compute :func:`observe_bn_act_fake_quantize` in plain PyTorch."""
     norm = (running_mean, running_var, weight, bias, eps)
     if x.numel():
         v, _, _ = _normalize(x, *norm, residual)

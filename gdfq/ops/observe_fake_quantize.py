@@ -1,4 +1,4 @@
-"""Fake quantization over a moving range that the batch itself moves first."""
+"""Fake quantization over a moving range, which the batch itself moves first."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def observe_fake_quantize(
     """Move a range by the minimum and maximum of ``x`` and quantize ``x`` over the moved range.
 
     Args:
-        x: any shape; float32, float16, bfloat16 or float64. An empty one moves nothing.
+        x: any shape; float32, float16, bfloat16 or float64. An empty batch moves nothing.
         average_lo, average_hi: the moving averages, 0-d float32; updated in place.
         lo, hi: the range, 0-d float32; overwritten.
-        num_batches_tracked: batches so far, 0-d int64; updated in place.
+        num_batches_tracked: number of batches, 0-d int64; updated in place.
         bits: 2 to 8.
         momentum: weight of the past in the moving average, in [0, 1).
         ste: ``"identity"`` or ``"clip"``, see :func:`gdfq.functional.fake_quantize`. The range is
-            taken as a constant: no gradient flows through the minimum and maximum.
+            treated as a constant: no gradient flows through the minimum and maximum.
         zero_in_range: ``lo`` and ``hi``, not their averages, are moved to contain 0, see
             :func:`gdfq.functional.fake_quantize`.
 
     Returns:
-        ``fake_quantize(x, lo, hi, bits)`` with the new range, which is computed on ``x``'s device
-        without waiting for it::
+        ``fake_quantize(x, lo, hi, bits)`` with the new range, computed on ``x``'s device without
+        waiting for it::
 
             t          <- t + 1
             average_lo <- momentum * average_lo + (1 - momentum) * min(x)
             lo          = average_lo / (1 - momentum**t)
 
-        and the same for ``hi`` with the maximum. The correction for the average's start at 0 is
-        applied to a copy, never to the average. A NaN in ``x`` makes the range NaN for good.
+        and the same for ``hi`` with the maximum. The average starts at 0; the correction for that
+        is applied to a copy, never to the average. A NaN in ``x`` makes the range NaN for good.
 
     Raises:
         InputError: ``bits``, ``momentum``, ``ste``, a dtype, a device or the shape of a buffer is
@@ -97,7 +97,7 @@ def register_gradient(operator: str, function: Any, buffers: slice) -> None:
     op = getattr(torch.ops.gdfq, operator).default
 
     def autograd(keyset: Any, *arguments: Any) -> Tensor:
-        # So that autograd notices where a backward pass still needs the buffers as they were.
+        # Autograd then notices if a backward pass still needs the buffers' old values.
         torch.autograd.graph.increment_version(
             [t for t in arguments[buffers] if not t.is_inference()]
         )
@@ -131,11 +131,11 @@ def move_range(
     """Move a range by the minimum and maximum of ``x``, which is not empty."""
     num_batches_tracked += 1
     correction = 1 - momentum ** num_batches_tracked.double()
-    for average, end, batch in zip(
+    for average, bound, batch in zip(
         (average_lo, average_hi), (lo, hi), torch.aminmax(x.detach()), strict=True
     ):
         average.mul_(momentum).add_((1 - momentum) * batch.float())
-        end.copy_(average / correction)
+        bound.copy_(average / correction)
     if zero_in_range:
         lo.clamp_(max=0)
         hi.clamp_(min=0)
@@ -153,7 +153,7 @@ def observe_fake_quantize_reference(
     ste: str = "identity",
     zero_in_range: bool = False,
 ) -> Tensor:
-    """:func:`observe_fake_quantize` in plain PyTorch."""
+    """Compute :func:`observe_fake_quantize` in plain PyTorch."""
     if x.numel():
         buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
         move_range(x, *buffers, momentum, zero_in_range)

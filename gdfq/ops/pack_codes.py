@@ -27,23 +27,23 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     Returns:
         uint8 of ``ceil(codes.numel() * bits / 8)`` bytes. In row-major order, code i, with
         ``2**(bits - 1)`` added, takes bits ``i * bits`` to ``(i + 1) * bits - 1`` of the stream,
-        lowest first; the last byte is filled up with zeros.
+        least significant first; the last byte is padded with zeros.
 
     Raises:
         InputError: the dtype or ``bits`` is not one of the above.
-        ValueError: on the CPU, a code is out of range. Elsewhere its lowest bits are packed.
+        ValueError: on the CPU, a code is out of range. Elsewhere its low bits are packed.
     """
     _check(codes, "codes", torch.int8, bits)
     return _pack_op(codes, bits)
 
 
 def unpack_codes(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """The codes of a given shape that :func:`pack_codes` made ``packed`` of.
+    """Unpack the codes that :func:`pack_codes` packed.
 
     Args:
         packed: uint8, ``(ceil(prod(shape) * bits / 8),)``.
         bits: 2 to 7.
-        shape: of the codes.
+        shape: shape of the codes.
 
     Returns:
         Contiguous int8 codes of that shape.
@@ -87,14 +87,14 @@ def _fake_unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 
 
 def check_codes(codes: Tensor, bits: int) -> None:
-    """On the CPU, codes are in range; elsewhere looking would mean waiting for the device."""
+    """Check on the CPU that codes are in range; elsewhere that would wait for the device."""
     half = 2 ** (bits - 1)
     if codes.device.type == "cpu" and not ((codes >= -half) & (codes < half)).all():
         raise ValueError(f"codes: must be from {-half} to {half - 1} for {bits} bits")
 
 
 def pack_codes_reference(codes: Tensor, bits: int) -> Tensor:
-    """:func:`pack_codes` in plain PyTorch."""
+    """Compute :func:`pack_codes` in plain PyTorch."""
     check_codes(codes, bits)
     shifted = codes.flatten().to(torch.int32) + 2 ** (bits - 1)
     stream = (shifted[:, None] >> torch.arange(bits, device=codes.device) & 1).flatten()
@@ -103,7 +103,7 @@ def pack_codes_reference(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes_reference(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """:func:`unpack_codes` in plain PyTorch."""
+    """Compute :func:`unpack_codes` in plain PyTorch."""
     stream = (
         packed.to(torch.int32)[:, None] >> torch.arange(8, device=packed.device) & 1
     ).flatten()

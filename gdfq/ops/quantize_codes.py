@@ -1,4 +1,4 @@
-"""The integer codes behind fake quantization, with what turns them back into values."""
+"""The integer codes behind fake quantization, with inverse scale and zero point."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ def quantize_codes(
     axis: int | None = None,
     zero_in_range: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scale and zero point of ``x`` on the uniform grid over ``[lo, hi]``.
+    """Return codes, inverse scale and zero point of ``x`` on the uniform grid over ``[lo, hi]``.
 
     Args:
         x: any shape; float32, float16, bfloat16 or float64.
-        lo, hi: the range's ends, 0-d, or ``(x.shape[axis],)`` when ``axis`` is given.
+        lo, hi: the range's lower and upper bound, 0-d, or ``(x.shape[axis],)`` if ``axis`` is
+            given.
         bits: 2 to 8.
         axis: the axis along which each entry has its own range; None for one range.
         zero_in_range: see :func:`gdfq.functional.fake_quantize`.
 
     Returns:
-        ``(codes, scale, zero)``: int8 ``codes`` in ``x``'s shape and memory format, from
-        ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``, and float32 ``scale`` and ``zero`` in the
-        shape of ``lo``, as :func:`gdfq.functional.fake_quantize` has them, so that::
+        ``(codes, inv_scale, zero)``: int8 ``codes`` in ``x``'s shape and memory format, from
+        ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``, and float32 ``inv_scale``, the
+        reciprocal of the step size, and ``zero`` in the shape of ``lo``, so that::
 
-            (codes + zero) / scale == fake_quantize(x, lo, hi, bits, axis)
+            (codes + zero) / inv_scale == fake_quantize(x, lo, hi, bits, axis)
 
-        ``zero`` is a whole number. NaN has no code and gets the lowest. No gradient.
+        ``zero`` is a whole number. NaN has no code and gets the lower bound. No gradient.
 
     Raises:
         InputError: ``bits``, ``axis``, a dtype, a device or the shape of ``lo`` or ``hi`` is not
@@ -58,8 +59,8 @@ def quantize_codes(
 def _fake(
     x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scale = lo.new_empty(lo.shape, dtype=torch.float32)
-    return torch.empty_like(x, dtype=torch.int8), scale, torch.empty_like(scale)
+    inv_scale = lo.new_empty(lo.shape, dtype=torch.float32)
+    return torch.empty_like(x, dtype=torch.int8), inv_scale, torch.empty_like(inv_scale)
 
 
 # ---- reference ----
@@ -68,11 +69,11 @@ def _fake(
 def quantize_codes_reference(
     x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`quantize_codes` in plain PyTorch."""
-    scale, zero, lowest, highest = _grid(x, lo, hi, bits, axis)
-    code = torch.clamp(torch.round(scale * x.float() - zero), lowest, highest)
-    codes = torch.empty_like(x, dtype=torch.int8).copy_(torch.nan_to_num(code, nan=lowest))
-    return codes, scale.reshape(lo.shape), zero.reshape(lo.shape)
+    """Compute :func:`quantize_codes` in plain PyTorch."""
+    inv_scale, zero, code_lo, code_hi = _grid(x, lo, hi, bits, axis)
+    code = torch.clamp(torch.round(inv_scale * x.float() - zero), code_lo, code_hi)
+    codes = torch.empty_like(x, dtype=torch.int8).copy_(torch.nan_to_num(code, nan=code_lo))
+    return codes, inv_scale.reshape(lo.shape), zero.reshape(lo.shape)
 
 
 register_reference("quantize_codes", quantize_codes_reference)

@@ -11,7 +11,7 @@ from gdfq.ops._checks import check_float, check_vector
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve ``x``, upsampled by 2 to its nearest neighbour, without making the large tensor.
+    """Upsample ``x`` by 2 (nearest) and convolve it, without storing the large tensor.
 
     Args:
         x: ``(N, C, H, W)``; float32, float16, bfloat16 or float64.
@@ -50,7 +50,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
             raise InputError(f"{name}: dtype must be {x.dtype} like x, got {tensor.dtype}")
         if tensor is not None and tensor.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {tensor.device}")
-    # In x's memory format, or forward and backward would each bring it there.
+    # In x's memory format, or forward and backward would each convert it.
     kernel = transposed_kernel(weight).contiguous(
         memory_format=torch._prims_common.suggest_memory_format(x)
     )
@@ -58,7 +58,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def transposed_kernel(weight: Tensor) -> Tensor:
-    """The ``(C, O, 4, 4)`` kernel of the transposed convolution, from ``(O, C, 3, 3)`` weights."""
+    """Return the transposed convolution's ``(C, O, 4, 4)`` kernel from ``(O, C, 3, 3)`` weights."""
     # Along one axis, weights (a, b, c) become (c, b + c, a + b, a).
     for axis in (2, 3):
         a, b, c = weight.unbind(axis)
@@ -70,5 +70,5 @@ def transposed_kernel(weight: Tensor) -> Tensor:
 
 
 def upsample_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`upsample_conv2d` as it is defined."""
+    """Compute :func:`upsample_conv2d` by its definition."""
     return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)

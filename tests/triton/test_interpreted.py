@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from gdfq.ops import triton
+from gdfq.ops import _backend
 from gdfq.ops.triton import _launch, kd_ce_loss
 from tests.ops.cases import DTYPES, check_unknown_label, every_unknown_label
 from tests.triton.examples import EXAMPLES
@@ -30,13 +30,13 @@ def kernels(file):
     }
 
 
-@pytest.mark.parametrize("file", sorted(set(triton.OPERATORS.values())))
+@pytest.mark.parametrize("file", sorted(set(_backend.triton_modules().values())))
 def test_examples_launch_every_kernel_of_the_file(file, monkeypatch):
     launched = set()
     for name, kernel in kernels(file).items():
         hook = lambda *_, name=name, **__: launched.add(name)  # noqa: E731
         monkeypatch.setattr(kernel, "pre_run_hooks", [hook])
-    for operator in (o for o, f in triton.OPERATORS.items() if f == file):
+    for operator in (o for o, f in _backend.triton_modules().items() if f == file):
         for call in EXAMPLES[operator](torch.float32):
             call()
     assert launched == set(kernels(file))

@@ -1,4 +1,4 @@
-"""What kernels share: csrc/quantizer.h's arithmetic, rounding stores, and walks over memory.
+"""Functions that kernels share: arithmetic as in csrc, rounding stores, walks over memory.
 
 Every multiplication, subtraction and division rounds once, to nearest even, in float32.
 """
@@ -12,7 +12,8 @@ from gdfq.ops.triton import _launch
 
 INTERPRETED = tl.constexpr(_launch.INTERPRETED)
 
-# Before 3.8, Triton's ptxas contracts packed float32 arithmetic on Blackwell whatever it is told.
+# Before 3.8, Triton's ptxas ignores its options on Blackwell and contracts packed float32
+# arithmetic.
 ROUND_BY_ASM = tl.constexpr(
     not _launch.INTERPRETED and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
 )
@@ -23,7 +24,7 @@ ROUND_BY_ASM = tl.constexpr(
 
 @triton.jit
 def multiply(a, b):
-    """``a * b``, kept apart from an addition that follows."""
+    """Return ``a * b``, never contracted with an addition."""
     if ROUND_BY_ASM:
         return tl.inline_asm_elementwise(
             "mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
@@ -33,89 +34,113 @@ def multiply(a, b):
 
 @triton.jit
 def multiply_subtract(a, b, c):
-    """``a * b - c`` with two roundings."""
+    """Return ``a * b - c`` with two roundings."""
     return multiply(a, b) - c
 
 
 @triton.jit
 def multiply_add(a, b, c):
-    """``a * b + c`` with two roundings."""
+    """Return ``a * b + c`` with two roundings."""
     return multiply(a, b) + c
 
 
 @triton.jit
 def round_half_even(v):
-    """Half to even for any float32; above 2^23 every one is an integer already."""
+    """Round half to even for any float32; above 2^23 all are integers."""
     magic = tl.where(v < 0, -8388608.0, 8388608.0)
     return tl.where(tl.abs(v) < 8388608.0, (v + magic) - magic, v)
 
 
 @triton.jit
 def half_of(BITS):
-    """Half the number of codes, as float32. ``BITS`` is a constant or a scalar, here and below."""
+    """Return half the number of codes, as float32; ``BITS``: a constant or a scalar."""
     return tl.cast(1 << (BITS - 1), tl.float32)
 
 
 @triton.jit
 def contain_zero(lo, hi):
-    """The ends of the ranges, moved where 0 is not between them; NaN stays."""
+    """Return the ranges' bounds, moved so that 0 is between them; NaN stays."""
     return tl.where(lo > 0.0, 0.0, lo), tl.where(hi < 0.0, 0.0, hi)
 
 
 @triton.jit
 def make_grid(lo, hi, BITS):
-    """Scale and zero point of the ranges from ``lo`` to ``hi``."""
+    """Return inverse scale and zero point of the ranges from ``lo`` to ``hi``."""
     width = hi - lo
     width = tl.where(width < 1e-8, 1e-8, width)  # keeps NaN
     half = half_of(BITS)
-    scale = tl.div_rn(tl.full(width.shape, 1.0, tl.float32), width) * (half + half - 1.0)
-    zero = round_half_even(multiply(scale, lo)) + half
-    return scale, zero
+    inv_scale = tl.div_rn(tl.full(width.shape, 1.0, tl.float32), width) * (half + half - 1.0)
+    zero = round_half_even(multiply(inv_scale, lo)) + half
+    return inv_scale, zero
 
 
 @triton.jit
-def quantize(x, scale, zero, BITS):
-    """The values of ``x`` on the grid. The bounds are integers, so it may clamp, then round."""
-    lowest = -half_of(BITS)
-    highest = half_of(BITS) - 1.0
-    v = multiply_subtract(scale, x, zero)
+def position(x, inv_scale, zero):
+    """Return the code before rounding and clamping."""
+    return multiply_subtract(inv_scale, x, zero)
+
+
+@triton.jit
+def round_and_clamp(v, BITS):
+    """Return the code of a position. The bounds are integers, so it may clamp, then round."""
+    code_lo = -half_of(BITS)
+    code_hi = half_of(BITS) - 1.0
     # Comparisons rather than tl.clamp: NaN compares false and stays.
-    v = tl.where(v < lowest, lowest, v)
-    v = tl.where(v > highest, highest, v)
-    code = (v + 12582912.0) - 12582912.0  # half to even for |v| < 2^22
-    return tl.div_rn(code + zero, tl.broadcast_to(scale, code.shape))
+    v = tl.where(v < code_lo, code_lo, v)
+    v = tl.where(v > code_hi, code_hi, v)
+    return (v + 12582912.0) - 12582912.0  # half to even for |v| < 2^22
 
 
 @triton.jit
-def passes_clip(x, scale, zero, BITS):
-    """Where the rounded code needs no clamp.
+def quantize_value(x, inv_scale, zero, BITS):
+    """Return the values of ``x`` on the grid."""
+    code = round_and_clamp(position(x, inv_scale, zero), BITS)
+    return tl.div_rn(code + zero, tl.broadcast_to(inv_scale, code.shape))
 
-    Half to even at the bounds: the lowest code is even, so half below it rounds inside; the
-    highest is odd, so half above it rounds outside.
+
+@triton.jit
+def code_of(x, inv_scale, zero, BITS):
+    """Return the codes of ``x`` as float32. NaN has none and gets the lower bound."""
+    v = position(x, inv_scale, zero)
+    return round_and_clamp(tl.where(v == v, v, -half_of(BITS)), BITS)
+
+
+@triton.jit
+def clip_gradient(grad, x, inv_scale, zero, BITS):
+    """Return ``grad`` where the rounded code needs no clamp, else 0.
+
+    Half to even at the bounds: the lower is even, so half below it rounds inside; the upper is
+    odd, so half above it rounds outside.
     """
-    v = multiply_subtract(scale, x, zero)
-    return (v >= -half_of(BITS) - 0.5) & (v < half_of(BITS) - 0.5)
+    v = position(x, inv_scale, zero)
+    return tl.where((v >= -half_of(BITS) - 0.5) & (v < half_of(BITS) - 0.5), grad, 0.0)
 
 
 @triton.jit
 def minimum(x, axis: tl.constexpr):
-    """The minimum along ``axis``, NaN where there is one; ``tl.min`` drops it."""
+    """Return the minimum along ``axis``, NaN if there is one; ``tl.min`` drops it."""
     any_nan = tl.max((x != x).to(tl.int32), axis) > 0
     return tl.where(any_nan, float("nan"), tl.min(x, axis))
 
 
 @triton.jit
 def maximum(x, axis: tl.constexpr):
-    """The maximum along ``axis``, NaN where there is one; ``tl.max`` drops it."""
+    """Return the maximum along ``axis``, NaN if there is one; ``tl.max`` drops it."""
     return -minimum(-x, axis)
 
 
 @triton.jit
-def extend(low, high, v, mask):
-    """The lesser of ``low`` and ``v`` and the greater of ``high`` and ``v``; NaN stays."""
-    low = tl.where(mask & ((v < low) | (v != v)), v, low)
-    high = tl.where(mask & ((v > high) | (v != v)), v, high)
-    return low, high
+def extend(lo, hi, v, mask):
+    """Return the minimum of ``lo`` and ``v`` and the maximum of ``hi`` and ``v``; NaN stays."""
+    lo = tl.where(mask & ((v < lo) | (v != v)), v, lo)
+    hi = tl.where(mask & ((v > hi) | (v != v)), v, hi)
+    return lo, hi
+
+
+@triton.jit
+def factor_of(weight, var, eps):
+    """Return weight / sqrt(var + eps), each step rounded once."""
+    return tl.div_rn(weight, tl.broadcast_to(tl.sqrt_rn(var + eps), weight.shape))
 
 
 # ---- loads and stores ----
@@ -123,19 +148,19 @@ def extend(low, high, v, mask):
 
 @triton.jit
 def load(pointers, mask, other=0.0):
-    """Values of any floating-point dtype as float32."""
+    """Load values of any floating-point dtype as float32."""
     return tl.load(pointers, mask=mask, other=other).to(tl.float32)
 
 
 @triton.jit
 def load_vector(pointer, index):
-    """Entries that all exist, of any floating-point dtype, as float32."""
+    """Load entries that all exist, of any floating-point dtype, as float32."""
     return tl.load(pointer + index).to(tl.float32)
 
 
 @triton.jit
 def store(pointers, values, mask):
-    """Float32 values rounded to the memory's dtype, to nearest even."""
+    """Store float32 values rounded to the memory's dtype, to nearest even."""
     if INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
         # The interpreter's conversion truncates.
         bits = values.to(tl.uint32, bitcast=True)
@@ -148,24 +173,24 @@ def store(pointers, values, mask):
 
 @triton.jit
 def load_grid(lo_ptr, hi_ptr, channel, BITS):
-    """Scale and zero point of each channel."""
+    """Return inverse scale and zero point of each channel."""
     return make_grid(load_vector(lo_ptr, channel), load_vector(hi_ptr, channel), BITS)
 
 
 @triton.jit
 def load_factor(running_var_ptr, weight_ptr, channel, eps):
-    """weight / sqrt(running_var + eps), each step rounded once; no weight (None) counts as 1."""
-    std = tl.sqrt_rn(load_vector(running_var_ptr, channel) + eps)
+    """Return weight / sqrt(running_var + eps) of each channel; weight is 1 for None."""
+    var = load_vector(running_var_ptr, channel)
     if weight_ptr is None:
-        weight = tl.full(std.shape, 1.0, tl.float32)
+        weight = tl.full(var.shape, 1.0, tl.float32)
     else:
         weight = load_vector(weight_ptr, channel)
-    return tl.div_rn(weight, std)
+    return factor_of(weight, var, eps)
 
 
 @triton.jit
 def load_norm(running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, channel, eps):
-    """Of each channel: its mean, its factor and its bias, 0 where there is none (None)."""
+    """Return mean, factor and bias of each channel; bias is 0 for None."""
     mean = load_vector(running_mean_ptr, channel)
     if bias_ptr is None:
         bias = tl.zeros(mean.shape, tl.float32)
@@ -176,7 +201,8 @@ def load_norm(running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, channel, 
 
 @triton.jit
 def activate(v, ACT: tl.constexpr):
-    """Comparisons rather than tl.maximum: NaN compares false and stays."""
+    """Apply the activation."""
+    # Comparisons rather than tl.maximum: NaN compares false and stays.
     if ACT != "none":
         v = tl.where(v < 0.0, 0.0, v)
     if ACT == "relu6":
@@ -189,7 +215,7 @@ def activate(v, ACT: tl.constexpr):
 
 @triton.jit
 def pointer_of(pointers, FIRST: tl.constexpr, program):
-    """Of a tuple of pointers, that of the tensor whose programs ``program`` is among."""
+    """Select the pointer of the tensor that ``program`` works on."""
     pointer = pointers[0]
     for i in tl.static_range(1, len(FIRST)):
         pointer = tl.where(program >= FIRST[i], pointers[i], pointer)
@@ -198,7 +224,7 @@ def pointer_of(pointers, FIRST: tl.constexpr, program):
 
 @triton.jit
 def number_of(NUMBERS: tl.constexpr, FIRST: tl.constexpr, program):
-    """The same of a tuple of constants."""
+    """Select the constant of the tensor that ``program`` works on."""
     number = tl.full((), NUMBERS[0], tl.int32)
     for i in tl.static_range(1, len(FIRST)):
         number = tl.where(program >= FIRST[i], NUMBERS[i], number)
@@ -210,14 +236,14 @@ def number_of(NUMBERS: tl.constexpr, FIRST: tl.constexpr, program):
 
 @triton.jit
 def tile(
-    rows,  # of memory; runs of one channel, or pixels
+    rows,  # runs of one channel, or pixels
     cols,  # elements of a run, or channels
     channels,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """This program's tile: its offsets and mask, and the channel of each row or column."""
+    """Return this program's tile: offsets, mask, and the channel of each row or column."""
     pid = tl.program_id(0)
     across = tl.cdiv(cols, COLS)
     row = (pid // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -231,7 +257,7 @@ def tile(
 
 @triton.jit
 def tile_row(rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The rows of :func:`tile`'s tile, the last one's number where there are no more."""
+    """Return the rows of :func:`tile`'s tile; past the end, the last row."""
     row = (tl.program_id(0) // tl.cdiv(cols, COLS)).to(tl.int64) * ROWS
     row += tl.arange(0, ROWS)[:, None]
     return tl.minimum(row, rows - 1)
@@ -248,7 +274,7 @@ def band_of(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """This program's band and split, its first tile and the one after its last."""
+    """Return this program's band and split, its first tile and the one after its last."""
     pid = tl.program_id(0)
     down = tl.cdiv(outer, ROWS)
     tiles = down if CHANNEL_IS_COLUMN else down * tl.cdiv(inner, COLS)
@@ -268,7 +294,7 @@ def band_tile(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """Offsets and mask of a tile of a band."""
+    """Return offsets and mask of a tile of a band."""
     wide = tl.full((1, 1), 1, tl.int64)
     if CHANNEL_IS_COLUMN:
         row = wide * index * ROWS + tl.arange(0, ROWS)[:, None]
@@ -282,7 +308,7 @@ def band_tile(
 
 @triton.jit
 def band_channel(band, channels, COLS: tl.constexpr, CHANNEL_IS_COLUMN: tl.constexpr):
-    """The band's channels as a row ``[1, COLS]`` or ``[1, 1]``, and which of them exist."""
+    """Return the band's channels as a row ``[1, COLS]`` or ``[1, 1]``, and which exist."""
     if CHANNEL_IS_COLUMN:
         channel = band * COLS + tl.arange(0, COLS)[None, :]
     else:
@@ -292,7 +318,7 @@ def band_channel(band, channels, COLS: tl.constexpr, CHANNEL_IS_COLUMN: tl.const
 
 @triton.jit
 def sum_rows(values, CHANNEL_IS_COLUMN: tl.constexpr):
-    """The sum over a tile's elements of each channel, as ``[1, COLS]`` or ``[1, 1]``."""
+    """Sum a tile over the elements of each channel, as ``[1, COLS]`` or ``[1, 1]``."""
     total = tl.sum(values, 0)[None, :]
     if not CHANNEL_IS_COLUMN:
         total = tl.sum(total, 1)[:, None]
@@ -301,9 +327,9 @@ def sum_rows(values, CHANNEL_IS_COLUMN: tl.constexpr):
 
 @triton.jit
 def merge_statistics(count, mean, squares, x, mask, CHANNEL_IS_COLUMN: tl.constexpr):
-    """Count, mean and sum of squares about it, with a tile's merged in by Chan's formula.
+    """Merge a tile into count, mean and sum of squares about the mean, by Chan's formula.
 
-    The tile's own are taken about its own mean, so a large mean costs no accuracy.
+    The tile's squares are taken about its own mean, so a large mean costs no accuracy.
     """
     tile_count = sum_rows(mask.to(tl.float32), CHANNEL_IS_COLUMN)
     tile_mean = tl.div_rn(sum_rows(x, CHANNEL_IS_COLUMN), tl.maximum(tile_count, 1.0))

@@ -1,4 +1,4 @@
-"""Launching a kernel, and tensors as the memory that kernels walk."""
+"""Launches of kernels, and tensors as the memory that kernels walk."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-# Elements of a program's tile. The interpreter runs programs one after another, so there few
-# large ones are quick; no result but the order of a reduction depends on it.
+# Elements of a program's tile. The interpreter runs programs one after another, so a few large
+# ones are fastest there. Only the order of a reduction depends on it.
 block = 65536 if INTERPRETED else 1024
 
-# Tensors that one launch takes in tuples: its parameters are at most 4 KiB.
+# The most tensors that one launch takes: its parameters are at most 4 KiB.
 MOST_TENSORS = 64
 
 
@@ -39,30 +39,30 @@ def launch(
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """``tensor`` itself where its elements fill a stretch of memory, else a copy that does."""
+    """Return ``tensor`` if its elements fill a stretch of memory, else a copy that does."""
     copy = torch.empty_like(tensor)
     return tensor if tensor.stride() == copy.stride() else copy.copy_(tensor)
 
 
 def in_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` in the dtype and strides of ``like``, which is dense."""
+    """Return ``tensor`` in the dtype and strides of ``like``, which is dense."""
     if tensor.dtype == like.dtype and tensor.stride() == like.stride():
         return tensor
     return torch.empty_like(like).copy_(tensor)
 
 
 def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Each tensor contiguous; None stays."""
+    """Make each tensor contiguous; None stays."""
     return [None if t is None else t.contiguous() for t in tensors]
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last where ``x`` is that, else contiguous."""
+    """Return channels last if ``x`` is that, else contiguous."""
     return torch._prims_common.suggest_memory_format(x)
 
 
 class Layout(NamedTuple):
-    """Memory read as ``[outer][channels][inner]``; one channel when there is no axis."""
+    """Memory read as ``[outer][channels][inner]``; one channel without an axis."""
 
     outer: int
     channels: int
@@ -70,7 +70,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(x: Tensor, axis: int | None) -> Layout:
-    """How dense ``x`` lies in memory around ``axis``."""
+    """Return the layout of dense ``x`` around ``axis``."""
     if axis is None or x.shape[axis] == 1:
         return Layout(1, 1, x.numel())
     channels, inner = x.shape[axis], x.stride(axis)
@@ -86,7 +86,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(layout: Layout) -> Tiling:
-    """One tile per program. A channel is a column where channels lie side by side, else a row."""
+    """Give each program a tile. A channel is a column if channels lie side by side, else a row."""
     outer, channels, inner = layout
     by_column = inner == 1 and channels > 1
     rows, cols = (outer, channels) if by_column else (outer * channels, inner)
@@ -102,8 +102,8 @@ def tiling(layout: Layout) -> Tiling:
 class Sweep(NamedTuple):
     """Memory cut for a reduction over all but the channels: the arguments of ``_language.sweep``.
 
-    A band is one channel, or neighbouring channels where they lie side by side. Each band is
-    cut into ``splits``, one program each; a program walks its tiles in order.
+    A band is one channel, or neighbouring channels if they lie side by side. Each band is cut
+    into ``splits``, one program each; a program walks its tiles in order.
     """
 
     splits: int
@@ -113,7 +113,7 @@ class Sweep(NamedTuple):
 
 
 def sweep(layout: Layout) -> Sweep:
-    """The cut depends on the shape alone, so results repeat on every device."""
+    """Cut memory by its shape alone, so that results repeat on every device."""
     outer, channels, inner = layout
     by_column = inner == 1 and channels > 1
     cols = min(triton.next_power_of_2(channels if by_column else inner), block)
@@ -134,7 +134,7 @@ def sweep(layout: Layout) -> Sweep:
 
 
 def merging(splits: int, channels: int) -> tuple[int, dict[str, int]]:
-    """Programs and tile of the kernel that merges ``[splits, channels]`` partial results."""
+    """Return programs and tile of a kernel that merges ``[splits, channels]`` partial results."""
     rows = triton.next_power_of_2(splits)
     cols = max(1, min(triton.next_power_of_2(channels), block // rows))
     return triton.cdiv(channels, cols), {"SPLITS": rows, "COLS": cols}

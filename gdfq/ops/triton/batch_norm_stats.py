@@ -59,7 +59,7 @@ def _forward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """y = (x - running_mean) * a + bias, and the partial statistics of a split of a band.
+    """Compute y = (x - running_mean) * a + bias, and partial statistics of a split of a band.
 
     A program walks its tiles in order; each tile's mean and squares about that mean are taken
     from registers and merged into the program's by Chan's formula, so a large mean costs no
@@ -70,18 +70,18 @@ def _forward(
     )
     channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
     entry = tl.where(exists, channel, 0)
-    shift, factor, bias = load_norm(
+    running_mean, factor, bias = load_norm(
         running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, entry, eps
     )
-    count = tl.zeros(shift.shape, tl.float32)
-    mean = tl.zeros(shift.shape, tl.float32)
-    squares = tl.zeros(shift.shape, tl.float32)
+    count = tl.zeros(running_mean.shape, tl.float32)
+    mean = tl.zeros(running_mean.shape, tl.float32)
+    squares = tl.zeros(running_mean.shape, tl.float32)
     for index in range(begin, end):
         offsets, mask = band_tile(
             index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
         )
         x = load(x_ptr + offsets, mask)
-        store(y_ptr + offsets, multiply_add(x - shift, factor, bias), mask)
+        store(y_ptr + offsets, multiply_add(x - running_mean, factor, bias), mask)
         count, mean, squares = merge_statistics(count, mean, squares, x, mask, CHANNEL_IS_COLUMN)
     partial = partial_ptr + split * channels + channel
     tl.store(partial, count, mask=exists)
@@ -99,10 +99,9 @@ def _merge(
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Mean and biased variance of each channel from its splits' partial statistics.
+    """Merge each channel's partial statistics into its mean and biased variance.
 
-    A program takes COLS channels and all their splits at once, in an order that the shape
-    decides.
+    A program takes COLS channels and all their splits at once, in an order set by the shape.
     """
     split = tl.arange(0, SPLITS)[:, None]
     channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
@@ -113,7 +112,7 @@ def _merge(
     squares = tl.load(partial + 2 * splits * channels, mask=mask, other=0.0)
     total = tl.maximum(tl.sum(count, 0), 1.0)[None, :]
     share = tl.div_rn(count, tl.broadcast_to(total, count.shape))
-    # A first mean, then its correction: the sum of shares is 1 up to a rounding only.
+    # A first mean, then its correction: the shares add up to 1 only up to rounding.
     pivot = tl.sum(means * share, 0)[None, :]
     centered = tl.where(mask, means - pivot, 0.0)
     correction = tl.sum(centered * share, 0)[None, :]
@@ -145,7 +144,7 @@ def _backward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """dx = dy * a + (x - mean) * (2 * dvar / M) + dmean / M.
+    """Compute dx = dy * a + (x - mean) * (2 * dvar / M) + dmean / M.
 
     A program takes one tile; the constants are computed once per row or column of it. Reads dy
     and x and writes dx once. Elements are independent.
@@ -162,7 +161,7 @@ def _backward(
 
 
 def merge_partials(partial: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance from ``[3, splits, channels]`` partial statistics, in one launch."""
+    """Merge ``[3, splits, channels]`` partial statistics into mean and variance, in one launch."""
     _, splits, channels = partial.shape
     mean = partial.new_empty((channels,))
     var = torch.empty_like(mean)
@@ -179,7 +178,7 @@ def batch_norm_stats(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output and partial statistics in one launch, their merge in another.
+    """Launch output and partial statistics, then their merge.
 
     Float64 runs the reference.
     """
@@ -216,7 +215,7 @@ def batch_norm_stats_backward(
     weight: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """One launch; float64 runs the reference."""
+    """Launch one kernel; float64 runs the reference."""
     if x.dtype == torch.float64:
         return batch_norm_stats_backward_reference(
             grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps

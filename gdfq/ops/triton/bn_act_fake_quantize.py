@@ -16,13 +16,13 @@ from gdfq.ops.triton._language import (
     band_channel,
     band_of,
     band_tile,
+    clip_gradient,
     load,
     load_grid,
     load_norm,
     multiply,
     multiply_add,
-    passes_clip,
-    quantize,
+    quantize_value,
     store,
     sum_rows,
     tile,
@@ -60,20 +60,20 @@ def _forward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """y = quantize(act((x - running_mean) * a + bias + residual)).
+    """Compute y = quantize(act((x - running_mean) * a + bias + residual)).
 
     A program takes one tile; a channel's constants are computed once per row or column of it.
     Reads x (and the residual) and writes y once. Elements are independent.
     """
     offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
-    scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
     mean, factor, bias = load_norm(
         running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, channel, eps
     )
     v = multiply_add(load(x_ptr + offsets, mask) - mean, factor, bias)
     if residual_ptr is not None:
         v = v + load(residual_ptr + offsets, mask)
-    store(y_ptr + offsets, quantize(activate(v, ACT), scale, zero, BITS), mask)
+    store(y_ptr + offsets, quantize_value(activate(v, ACT), inv_scale, zero, BITS), mask)
 
 
 @triton.jit
@@ -103,12 +103,12 @@ def _backward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """dx = g * a and dresidual = g, with g = dy where activation and estimator let it through.
+    """Compute dx = g * a and dresidual = g, with g = dy where activation and estimator pass it.
 
-    A program walks the tiles of a split of a band in order, computes the value in front of the
-    activation anew and keeps the sums for weight and bias: of a tile in float32, over tiles in
-    float64. Reads dy and x (and the residual) and writes dx (and dresidual) once. No atomics:
-    partial sums lie apart and are merged in order.
+    A program walks the tiles of a split of a band in order, recomputes the activation's input and
+    keeps the sums for weight and bias: a tile is summed in float32, tiles in float64. Reads dy and
+    x (and the residual) and writes dx (and dresidual) once. No atomics: partial sums lie apart and
+    are merged in order.
     """
     band, split, begin, end = band_of(
         outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
@@ -118,7 +118,7 @@ def _backward(
     mean, factor, bias = load_norm(
         running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, entry, eps
     )
-    scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, tl.zeros((1, 1), tl.int32), BITS)
     sum_g = tl.zeros(mean.shape, tl.float64)
     sum_gx = tl.zeros(mean.shape, tl.float64)
     for index in range(begin, end):
@@ -131,7 +131,7 @@ def _backward(
             v = v + load(residual_ptr + offsets, mask)
         g = load(grad_ptr + offsets, mask)
         if CLIP:
-            g = tl.where(passes_clip(activate(v, ACT), scale, zero, BITS), g, 0.0)
+            g = clip_gradient(g, activate(v, ACT), inv_scale, zero, BITS)
         if ACT != "none":
             g = tl.where(v > 0.0, g, 0.0)
         if ACT == "relu6":
@@ -158,10 +158,9 @@ def _merge(
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """dbias = sum(g), dweight = sum(g * (x - running_mean)) / sqrt(running_var + eps).
+    """Compute dbias = sum(g), dweight = sum(g * (x - running_mean)) / sqrt(running_var + eps).
 
-    A program takes COLS channels and all their splits at once, in an order that the shape
-    decides.
+    A program takes COLS channels and all their splits at once, in an order set by the shape.
     """
     split = tl.arange(0, SPLITS)[:, None]
     channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
@@ -190,7 +189,7 @@ def bn_act_fake_quantize(
     residual: Tensor | None,
     ste: str,
 ) -> Tensor:
-    """One launch; float64 runs the reference."""
+    """Launch one kernel; float64 runs the reference."""
     if x.dtype == torch.float64:
         return bn_act_fake_quantize_reference(
             x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste
@@ -232,7 +231,7 @@ def bn_act_fake_quantize_backward(
     residual: Tensor | None,
     ste: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The pass in one launch, the merge of its partial sums in another.
+    """Launch the pass, then the merge of its partial sums.
 
     Float64 and empty tensors run the reference.
     """

@@ -1,4 +1,4 @@
-"""Training-mode batch normalization with a leaky ReLU behind it, in Triton. Never run on a GPU."""
+"""Training-mode batch normalization and a leaky ReLU, in Triton. Never run on a GPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gdfq.ops.triton._language import (
     band_channel,
     band_of,
     band_tile,
+    factor_of,
     load,
     load_vector,
     merge_statistics,
@@ -40,7 +41,7 @@ from gdfq.ops.triton.batch_norm_stats import merge_partials
 def parameter_of(
     pointer, sample, channel, channels, PRESENT: tl.constexpr, BY_SAMPLE: tl.constexpr
 ):
-    """Weight or bias of a channel, or of a sample's channel; 1 where there is none."""
+    """Load weight or bias of a channel, or of a sample's channel; 1 if absent."""
     if BY_SAMPLE:
         value = load_vector(pointer, sample * channels + channel)
     elif PRESENT:
@@ -48,12 +49,6 @@ def parameter_of(
     else:
         value = tl.full(channel.shape, 1.0, tl.float32)
     return value
-
-
-@triton.jit
-def factor_of(weight, var, eps):
-    """weight / sqrt(var + eps), each step rounded once."""
-    return tl.div_rn(weight, tl.broadcast_to(tl.sqrt_rn(var + eps), weight.shape))
 
 
 @triton.jit
@@ -69,7 +64,7 @@ def _statistics(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """The partial statistics of a split of a band, as in batch_norm_stats. Reads x once."""
+    """Compute partial statistics of a split of a band, as in batch_norm_stats. Reads x once."""
     band, split, begin, end = band_of(
         outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
     )
@@ -111,7 +106,7 @@ def _forward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """v = (x - mean) * a + bias, y = v where v > 0, else negative_slope * v.
+    """Compute v = (x - mean) * a + bias and y = v where v > 0, else negative_slope * v.
 
     A program takes one tile. Reads x and writes y once. Elements are independent.
     """
@@ -152,10 +147,10 @@ def _reduce(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """Partial sums of g, which is dy times the leaky ReLU's slope, and of g * (x - mean).
+    """Compute partial sums of g = dy * (the leaky ReLU's slope) and of g * (x - mean).
 
-    A program walks the tiles of a split of a band of one sample (or of the whole batch, where
-    parameters are not per sample) in order: a tile is summed in float32, tiles in float64. Reads
+    A program walks the tiles of a split of a band of one sample (of the whole batch if no
+    parameter is per sample) in order: a tile is summed in float32, tiles in float64. Reads
     dy and x once. No atomics: partial sums lie apart and are merged in order.
     """
     band, split, begin, end = band_of(
@@ -207,9 +202,9 @@ def _merge(
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """dbias = sum(g), dweight = sum(g * (x - mean)) / std, and what dx takes off g * a.
+    """Compute dbias = sum(g), dweight = sum(g * (x - mean)) / std, offset and slope.
 
-    That is offset + slope * (x - mean), with offset = mean(a * g) and
+    dx = g * a - (offset + slope * (x - mean)), with offset = mean(a * g) and
     slope = mean(a * g * (x - mean)) / (var + eps). A program takes COLS channels, samples one
     after another and all their splits at once.
     """
@@ -264,7 +259,7 @@ def _backward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """dx = g * a - (offset + slope * (x - mean)).
+    """Compute dx = g * a - (offset + slope * (x - mean)).
 
     A program takes one tile. Reads dy and x and writes dx once. Elements are independent.
     """
@@ -285,10 +280,10 @@ def _backward(
 
 
 class _Samples(NamedTuple):
-    """How memory lies, and which parameters are per sample."""
+    """The layout of memory, and which parameters are per sample."""
 
     whole: Layout
-    each: Layout  # of one sample where parameters are per sample, else of the whole batch
+    each: Layout  # of one sample if parameters are per sample, else of the whole batch
     samples: int
     rows_per_sample: int
     constants: dict[str, bool]
@@ -313,7 +308,7 @@ def _samples(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> _Samples:
 def bn_leaky_relu(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Partial statistics, their merge and the output: three launches, two reads of ``x``.
+    """Launch partial statistics, their merge and the output; two reads of ``x``.
 
     Float64 runs the reference.
     """
@@ -357,7 +352,7 @@ def bn_leaky_relu_backward(
     eps: float,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Partial sums, their merge and the pass that makes ``dx``: three launches.
+    """Launch partial sums, their merge and the pass that computes ``dx``.
 
     Float64 runs the reference.
     """

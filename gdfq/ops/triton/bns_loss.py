@@ -18,25 +18,25 @@ from gdfq.ops.triton._launch import MOST_TENSORS, launch
 
 @triton.jit
 def difference(statistic_ptr, stored_ptr, channel, exists):
-    """statistic - stored in float64, 0 where there is no channel."""
+    """Return statistic - stored in float64, 0 past the last channel."""
     statistic = tl.load(statistic_ptr + channel, mask=exists, other=0.0).to(tl.float64)
     return statistic - tl.load(stored_ptr + channel, mask=exists, other=0.0).to(tl.float64)
 
 
 @triton.jit
 def _forward(
-    means,  # of each layer [channels]
-    vars,  # of each layer [channels]
-    running_means,  # of each layer [channels]
-    running_vars,  # of each layer [channels]
+    means,  # [channels] per layer
+    vars,  # [channels] per layer
+    running_means,  # [channels] per layer
+    running_vars,  # [channels] per layer
     so_far_ptr,  # [1], float64: the sum over earlier launches' layers, None in the first
     sum_ptr,  # [1], float64
     loss_ptr,  # [1], None in all launches but the last
     layers,  # of all launches
-    CHANNELS: tl.constexpr,  # of each layer
+    CHANNELS: tl.constexpr,  # per layer
     BLOCK: tl.constexpr,
 ):
-    """loss = sum over layers of [MSE(mean, running_mean) + MSE(var, running_var)] / layers.
+    """Compute loss = sum over layers of [MSE(mean, running_mean) + MSE(var, running_var)] / layers.
 
     A network has a few thousand channels, so one program walks them all, a block at a time, and
     sums in float64. Reads each statistic once; the order is fixed.
@@ -62,18 +62,18 @@ def _forward(
 @triton.jit
 def _backward(
     grad_ptr,  # [1]
-    means,  # of each layer [channels]
-    vars,  # of each layer [channels]
-    running_means,  # of each layer [channels]
-    running_vars,  # of each layer [channels]
-    dmeans,  # of each layer [channels]
-    dvars,  # of each layer [channels]
+    means,  # [channels] per layer
+    vars,  # [channels] per layer
+    running_means,  # [channels] per layer
+    running_vars,  # [channels] per layer
+    dmeans,  # [channels] per layer
+    dvars,  # [channels] per layer
     layers,  # of all launches
     LAYER: tl.constexpr,  # numbers of the layers
-    CHANNELS: tl.constexpr,  # of each layer
+    CHANNELS: tl.constexpr,  # per layer
     BLOCK: tl.constexpr,
 ):
-    """dmean = 2 * grad / (layers * channels) * (mean - running_mean), the same for var.
+    """Compute dmean = 2 * grad / (layers * channels) * (mean - running_mean), the same for var.
 
     Program (i, l) takes the i-th block of channels of layer l.
     """
@@ -97,7 +97,7 @@ def _backward(
 def _floats(
     means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
 ) -> list[list[Tensor]]:
-    """All contiguous and in float32, what is stored first rounded to the statistic's dtype."""
+    """Return all in float32, stored statistics first rounded to the batch's dtype."""
     pairs = ((means, running_means), (vars, running_vars))
     stored = [
         [r.to(s.dtype) for s, r in zip(statistics, kept, strict=True)] for statistics, kept in pairs
@@ -106,14 +106,14 @@ def _floats(
 
 
 def _parts(layers: int) -> list[slice]:
-    """The layers of each launch."""
+    """Return the layers of each launch."""
     return [slice(i, i + MOST_TENSORS) for i in range(0, layers, MOST_TENSORS)]
 
 
 def bns_loss(
     means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
 ) -> Tensor:
-    """One launch for up to MOST_TENSORS layers; float64 runs the reference."""
+    """Launch one kernel for up to MOST_TENSORS layers; float64 runs the reference."""
     if any(s.dtype == torch.float64 for s in [*means, *vars]):
         return bns_loss_reference(means, vars, running_means, running_vars)
     lists = _floats(means, vars, running_means, running_vars)
@@ -143,7 +143,7 @@ def bns_loss_backward(
     running_means: list[Tensor],
     running_vars: list[Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """One launch for up to MOST_TENSORS layers; float64 runs the reference."""
+    """Launch one kernel for up to MOST_TENSORS layers; float64 runs the reference."""
     if any(s.dtype == torch.float64 for s in [*means, *vars]):
         return bns_loss_backward_reference(grad, means, vars, running_means, running_vars)
     lists = _floats(means, vars, running_means, running_vars)

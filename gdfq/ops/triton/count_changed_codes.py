@@ -1,4 +1,4 @@
-"""How many codes of a network's weights an update would change, in Triton.
+"""The number of codes of a network's weights that an update would change, in Triton.
 
 Never run on a GPU.
 """
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from gdfq.ops.triton import _launch
 from gdfq.ops.triton._language import (
-    half_of,
+    code_of,
     load,
     load_grid,
     multiply,
-    multiply_subtract,
     number_of,
     pointer_of,
 )
@@ -26,30 +25,19 @@ from gdfq.ops.triton._launch import MOST_TENSORS, dense, in_layout_of, launch, l
 
 
 @triton.jit
-def _code(x, scale, zero, BITS):
-    """The code as float32. NaN has none and gets the lowest."""
-    lowest = -half_of(BITS)
-    highest = half_of(BITS) - 1.0
-    v = multiply_subtract(scale, x, zero)
-    v = tl.where((v < lowest) | (v != v), lowest, v)
-    v = tl.where(v > highest, highest, v)
-    return (v + 12582912.0) - 12582912.0  # half to even for |v| < 2^22
-
-
-@triton.jit
 def _rows(
-    ws,  # of each tensor [rows, cols]
-    updates,  # of each tensor [rows, cols]
-    los,  # of each tensor [rows]
-    his,  # of each tensor [rows]
-    factors,  # of each tensor one
+    ws,  # [rows, cols] per tensor
+    updates,  # [rows, cols] per tensor
+    los,  # [rows] per tensor
+    his,  # [rows] per tensor
+    factors,  # one per tensor
     changed,  # [programs]
-    FIRST: tl.constexpr,  # of each tensor, the program of its first row
-    LENGTHS: tl.constexpr,  # of each tensor
-    BITS: tl.constexpr,  # of each tensor
+    FIRST: tl.constexpr,  # the program of each tensor's first row
+    LENGTHS: tl.constexpr,  # per tensor
+    BITS: tl.constexpr,  # per tensor
     BLOCK: tl.constexpr,
 ):
-    """The changed codes of a row of one of the tensors.
+    """Count the changed codes of a row of one of the tensors.
 
     A program takes one row. Reads w and update once.
     """
@@ -61,15 +49,15 @@ def _rows(
     w_ptr = pointer_of(ws, FIRST, program) + first
     update_ptr = pointer_of(updates, FIRST, program) + first
     entry = row + tl.arange(0, 1)[:, None]
-    ends = pointer_of(los, FIRST, program), pointer_of(his, FIRST, program)
-    scale, zero = load_grid(ends[0], ends[1], entry, bits)
+    lo_ptr, hi_ptr = pointer_of(los, FIRST, program), pointer_of(his, FIRST, program)
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, entry, bits)
     factor = tl.load(pointer_of(factors, FIRST, program) + tl.arange(0, 1)[:, None])
     count = tl.zeros((1, BLOCK), tl.int32)
     for begin in range(0, cols, BLOCK):
         col = begin + tl.arange(0, BLOCK)[None, :]
         before = load(w_ptr + col, col < cols)
         after = before - multiply(factor, load(update_ptr + col, col < cols))
-        differs = _code(before, scale, zero, bits) != _code(after, scale, zero, bits)
+        differs = code_of(before, inv_scale, zero, bits) != code_of(after, inv_scale, zero, bits)
         count += (differs & (col < cols)).to(tl.int32)
     tl.store(changed + program + tl.arange(0, 1), tl.sum(count, 1).to(tl.int64))
 
@@ -79,12 +67,12 @@ def _totals(
     changed,  # of rows
     counts,  # of tensors
     TENSORS: tl.constexpr,  # 0, 1, ...
-    BEGINS: tl.constexpr,  # of each tensor, its first row
-    ENDS: tl.constexpr,  # of each tensor, the row after its last
-    PLACES: tl.constexpr,  # of each tensor, its count
+    BEGINS: tl.constexpr,  # first row of each tensor
+    ENDS: tl.constexpr,  # row after the last of each tensor
+    PLACES: tl.constexpr,  # place of each tensor's count
     BLOCK: tl.constexpr,
 ):
-    """The sum over the rows of one of the tensors, a program each. Integers: order is nothing."""
+    """Sum the counts over the rows of a tensor, a program each. Integers: no order matters."""
     program = tl.program_id(0)
     end = number_of(ENDS, TENSORS, program)
     total = tl.zeros((BLOCK,), tl.int64)
@@ -96,7 +84,7 @@ def _totals(
 
 
 def _with_rows(w: Tensor) -> Tensor:
-    """``w`` such that entries of dimension 0 follow each other in memory."""
+    """Return ``w`` such that entries of dimension 0 follow each other in memory."""
     w = dense(w.float() if w.dtype == torch.float64 else w)
     return w if w.numel() == 0 or layout_of(w, 0).outer == 1 else w.contiguous()
 
@@ -109,10 +97,10 @@ def count_changed_codes(
     his: list[Tensor],
     bits: list[int],
 ) -> Tensor:
-    """Two launches for all tensors of a dtype, up to MOST_TENSORS."""
+    """Launch two kernels for all tensors of a dtype, up to MOST_TENSORS."""
     ws = [_with_rows(w) for w in ws]
     updates = [in_layout_of(update, w) for update, w in zip(updates, ws, strict=True)]
-    los, his = ([end.float().contiguous() for end in ends] for ends in (los, his))
+    los, his = ([b.float().contiguous() for b in bounds] for bounds in (los, his))
     factors = factors.float().contiguous()
     counts = factors.new_zeros((len(ws),), dtype=torch.int64)
     for dtype in dict.fromkeys(w.dtype for w in ws):

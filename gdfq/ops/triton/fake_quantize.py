@@ -16,12 +16,12 @@ from gdfq.ops.triton._language import (
     band_channel,
     band_of,
     band_tile,
+    clip_gradient,
     load,
     load_grid,
     multiply,
-    multiply_subtract,
-    passes_clip,
-    quantize,
+    position,
+    quantize_value,
     round_half_even,
     store,
     sum_rows,
@@ -52,14 +52,14 @@ def _forward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """y = (clamp(round(scale * x - zero)) + zero) / scale.
+    """Compute y = (clamp(round(inv_scale * x - zero)) + zero) / inv_scale.
 
-    A program takes one tile; scale and zero are computed once per row or column of it. Reads x
+    A program takes one tile; inv_scale and zero are computed once per row or column of it. Reads x
     and writes y once. Elements are independent, so nothing depends on the order of programs.
     """
     offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
-    scale, zero = load_grid(lo_ptr, hi_ptr, channel, BITS)
-    store(y_ptr + offsets, quantize(load(x_ptr + offsets, mask), scale, zero, BITS), mask)
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, channel, BITS)
+    store(y_ptr + offsets, quantize_value(load(x_ptr + offsets, mask), inv_scale, zero, BITS), mask)
 
 
 @triton.jit
@@ -77,15 +77,14 @@ def _backward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """dx = dy where the code before clamping lies in range, else 0.
+    """Compute dx = dy where the code before clamping lies in range, else 0.
 
     Tiles as in the forward kernel. Reads dy and x and writes dx once.
     """
     offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
-    scale, zero = load_grid(lo_ptr, hi_ptr, channel, BITS)
-    grad = load(grad_ptr + offsets, mask)
-    passes = passes_clip(load(x_ptr + offsets, mask), scale, zero, BITS)
-    store(dx_ptr + offsets, tl.where(passes, grad, 0.0), mask)
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, channel, BITS)
+    grad, x = load(grad_ptr + offsets, mask), load(x_ptr + offsets, mask)
+    store(dx_ptr + offsets, clip_gradient(grad, x, inv_scale, zero, BITS), mask)
 
 
 @triton.jit
@@ -106,7 +105,7 @@ def _learned_backward(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """dx as of the clip estimator, and the sums that the gradients to lo and hi are made of.
+    """Compute dx as the clip estimator does, and the sums for the gradients to lo and hi.
 
     A program walks the tiles of a split of a band in order: a tile is summed in float32, tiles in
     float64. Reads dy and x and writes dx once. No atomics: partial sums lie apart and are merged
@@ -116,21 +115,21 @@ def _learned_backward(
         outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
     )
     channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
-    scale, zero = load_grid(lo_ptr, hi_ptr, tl.where(exists, channel, 0), BITS)
-    sum_below = tl.zeros(scale.shape, tl.float64)
-    sum_above = tl.zeros(scale.shape, tl.float64)
-    sum_inside = tl.zeros(scale.shape, tl.float64)
-    lowest: tl.constexpr = -(2.0 ** (BITS - 1))
-    highest: tl.constexpr = 2.0 ** (BITS - 1) - 1
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, tl.where(exists, channel, 0), BITS)
+    sum_below = tl.zeros(inv_scale.shape, tl.float64)
+    sum_above = tl.zeros(inv_scale.shape, tl.float64)
+    sum_inside = tl.zeros(inv_scale.shape, tl.float64)
+    code_lo: tl.constexpr = -(2.0 ** (BITS - 1))
+    code_hi: tl.constexpr = 2.0 ** (BITS - 1) - 1
     for index in range(begin, end):
         offsets, mask = band_tile(
             index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
         )
         grad = load(grad_ptr + offsets, mask)
-        v = multiply_subtract(scale, load(x_ptr + offsets, mask), zero)
-        below = v < lowest - 0.5
-        above = v >= highest + 0.5
-        inside = (v >= lowest - 0.5) & (v < highest + 0.5)  # not NaN
+        v = position(load(x_ptr + offsets, mask), inv_scale, zero)
+        below = v < code_lo - 0.5
+        above = v >= code_hi + 0.5
+        inside = (v >= code_lo - 0.5) & (v < code_hi + 0.5)  # not NaN
         store(dx_ptr + offsets, tl.where(inside, grad, 0.0), mask)
         rounding = tl.where(inside, multiply(grad, round_half_even(v) - v), 0.0)
         sum_below += sum_rows(tl.where(below, grad, 0.0), CHANNEL_IS_COLUMN)
@@ -154,10 +153,10 @@ def _learned_merge(
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """dlo = (below - e) / sqrt(n * levels), dhi = (above + e) / sqrt(n * levels).
+    """Compute dlo = (below - e) / sqrt(n * levels), dhi = (above + e) / sqrt(n * levels).
 
-    With e = inside / levels. A program takes COLS channels and all their splits at once, in an
-    order that the shape decides.
+    Here e = inside / levels. A program takes COLS channels and all their splits at once, in an
+    order set by the shape.
     """
     levels: tl.constexpr = 2.0**BITS - 1
     split = tl.arange(0, SPLITS)[:, None]
@@ -184,8 +183,8 @@ def fake_quantize(
     y = torch.empty_like(x)
     if x.numel() > 0:
         tiles = tiling(layout_of(x, axis))
-        ends = lo.contiguous(), hi.contiguous()
-        launch(_forward, tiles.programs, x, *ends, y, *tiles.sizes, BITS=bits, **tiles.constants)
+        bounds = lo.contiguous(), hi.contiguous()
+        launch(_forward, tiles.programs, x, *bounds, y, *tiles.sizes, BITS=bits, **tiles.constants)
     return y
 
 
@@ -200,8 +199,8 @@ def fake_quantize_backward(
     dx = torch.empty_like(x)
     if x.numel() > 0:
         tiles = tiling(layout_of(x, axis))
-        ends = lo.contiguous(), hi.contiguous()
-        arguments = (grad, x, *ends, dx, *tiles.sizes)
+        bounds = lo.contiguous(), hi.contiguous()
+        arguments = (grad, x, *bounds, dx, *tiles.sizes)
         launch(_backward, tiles.programs, *arguments, BITS=bits, **tiles.constants)
     return dx
 
@@ -209,7 +208,7 @@ def fake_quantize_backward(
 def fake_quantize_learned_backward(
     grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pass in one launch, the merge of its partial sums in another.
+    """Launch the pass, then the merge of its partial sums.
 
     Float64 and empty tensors run the reference.
     """

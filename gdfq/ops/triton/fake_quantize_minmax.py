@@ -20,7 +20,7 @@ from gdfq.ops.triton._language import (
     make_grid,
     maximum,
     minimum,
-    quantize,
+    quantize_value,
     store,
 )
 from gdfq.ops.triton._launch import Layout, dense, launch, layout_of, merging, sweep
@@ -41,10 +41,10 @@ def _rows(
     ZERO_IN_RANGE: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """lo, hi = min(w), max(w) of the row, and of 0 if wanted; y = w quantized over them.
+    """Compute lo, hi = min(w), max(w) of a row (and 0), and y = w quantized over them.
 
     A program takes one row and keeps it in registers. Reads w and writes y once. Minimum and
-    maximum do not depend on the order they are taken in.
+    maximum do not depend on order.
     """
     row = tl.program_id(0)
     col = tl.arange(0, COLS)[None, :]
@@ -58,8 +58,8 @@ def _rows(
     entry = row + tl.arange(0, 1)[:, None]
     tl.store(lo_ptr + entry, lo)
     tl.store(hi_ptr + entry, hi)
-    scale, zero = make_grid(lo, hi, BITS)
-    store(y_ptr + offsets, quantize(w, scale, zero, BITS), mask)
+    inv_scale, zero = make_grid(lo, hi, BITS)
+    store(y_ptr + offsets, quantize_value(w, inv_scale, zero, BITS), mask)
 
 
 @triton.jit
@@ -76,19 +76,19 @@ def _partial(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """lo, hi = min(w), max(w) of a split of a band of channels. Reads w once."""
+    """Compute lo, hi = min(w), max(w) of a split of a band of channels. Reads w once."""
     band, split, begin, end = band_of(
         outer, channels, inner, per_split, splits, ROWS, COLS, CHANNEL_IS_COLUMN
     )
-    low = tl.full((ROWS, COLS), float("inf"), tl.float32)
-    high = tl.full((ROWS, COLS), -float("inf"), tl.float32)
+    lo = tl.full((ROWS, COLS), float("inf"), tl.float32)
+    hi = tl.full((ROWS, COLS), -float("inf"), tl.float32)
     for index in range(begin, end):
         offsets, mask = band_tile(
             index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
         )
         w = tl.load(w_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        low, high = extend(low, high, w, mask)
-    lo, hi = minimum(low, 0)[None, :], maximum(high, 0)[None, :]
+        lo, hi = extend(lo, hi, w, mask)
+    lo, hi = minimum(lo, 0)[None, :], maximum(hi, 0)[None, :]
     if not CHANNEL_IS_COLUMN:
         lo, hi = minimum(lo, 1)[:, None], maximum(hi, 1)[:, None]
     channel, exists = band_channel(band, channels, COLS, CHANNEL_IS_COLUMN)
@@ -108,14 +108,14 @@ def _merge(
     SPLITS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """lo, hi = min, max over a channel's splits, and 0 if wanted; a program takes COLS channels."""
+    """Compute lo, hi = min, max over a channel's splits (and 0); a program takes COLS channels."""
     split = tl.arange(0, SPLITS)[:, None]
     channel = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]
     mask = (split < splits) & (channel < channels)
     offsets = split * channels + channel
-    low = tl.load(partial_lo_ptr + offsets, mask=mask, other=float("inf"))
-    high = tl.load(partial_hi_ptr + offsets, mask=mask, other=-float("inf"))
-    lo, hi = minimum(low, 0)[None, :], maximum(high, 0)[None, :]
+    lo = tl.load(partial_lo_ptr + offsets, mask=mask, other=float("inf"))
+    hi = tl.load(partial_hi_ptr + offsets, mask=mask, other=-float("inf"))
+    lo, hi = minimum(lo, 0)[None, :], maximum(hi, 0)[None, :]
     if ZERO_IN_RANGE:
         lo, hi = contain_zero(lo, hi)
     tl.store(lo_ptr + channel, lo, mask=channel < channels)
@@ -123,7 +123,7 @@ def _merge(
 
 
 def partial_minmax(w: Tensor, layout: Layout) -> Tensor:
-    """Minimum and maximum of dense ``w`` per channel and split, ``[2, splits, channels]``."""
+    """Compute minima and maxima of dense ``w`` per channel and split, ``[2, splits, channels]``."""
     cut = sweep(layout)
     partials = w.new_empty((2, cut.splits, layout.channels), dtype=torch.float32)
     programs = cut.bands * cut.splits
@@ -132,7 +132,7 @@ def partial_minmax(w: Tensor, layout: Layout) -> Tensor:
 
 
 def _minmax(w: Tensor, layout: Layout, lo: Tensor, hi: Tensor, zero_in_range: bool) -> None:
-    """Minimum and maximum of dense ``w`` per channel, in two launches."""
+    """Compute minimum and maximum of dense ``w`` per channel, in two launches."""
     partials = partial_minmax(w, layout)
     _, splits, channels = partials.shape
     programs, constants = merging(splits, channels)
@@ -143,7 +143,7 @@ def _minmax(w: Tensor, layout: Layout, lo: Tensor, hi: Tensor, zero_in_range: bo
 def fake_quantize_minmax(
     w: Tensor, bits: int, axis: int | None, ste: str, zero_in_range: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One launch where rows fit on chip, else min/max, its merge and the quantizer.
+    """Launch one kernel if rows fit on chip, else minima and maxima, their merge, the quantizer.
 
     Float64 and empty tensors run the reference.
     """

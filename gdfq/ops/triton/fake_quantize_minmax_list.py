@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gdfq.ops.triton import _launch
 from gdfq.ops.triton._language import (
+    clip_gradient,
     contain_zero,
     extend,
     load,
@@ -24,9 +25,8 @@ from gdfq.ops.triton._language import (
     maximum,
     minimum,
     number_of,
-    passes_clip,
     pointer_of,
-    quantize,
+    quantize_value,
     store,
 )
 from gdfq.ops.triton._launch import MOST_TENSORS, dense, in_layout_of, launch, layout_of
@@ -36,20 +36,20 @@ from gdfq.ops.triton.fake_quantize_minmax import fake_quantize_minmax
 
 @triton.jit
 def _forward(
-    ws,  # of each tensor [rows, cols]
-    ys,  # of each tensor [rows, cols]
-    los,  # of each tensor [rows]
-    his,  # of each tensor [rows]
-    FIRST: tl.constexpr,  # of each tensor, the program of its first row
-    LENGTHS: tl.constexpr,  # of each tensor
-    BITS: tl.constexpr,  # of each tensor
+    ws,  # [rows, cols] per tensor
+    ys,  # [rows, cols] per tensor
+    los,  # [rows] per tensor
+    his,  # [rows] per tensor
+    FIRST: tl.constexpr,  # the program of each tensor's first row
+    LENGTHS: tl.constexpr,  # per tensor
+    BITS: tl.constexpr,  # per tensor
     BLOCK: tl.constexpr,
     ZERO_IN_RANGE: tl.constexpr,
 ):
-    """lo, hi = min(w), max(w) of a row of a tensor, and of 0 if wanted; y = w quantized over them.
+    """Compute lo, hi = min(w), max(w) of a row (and 0), and y = w quantized over them.
 
     A program takes one row in two walks; the second reads it from cache. Reads w and writes y
-    once. Minimum and maximum do not depend on the order they are taken in.
+    once. Minimum and maximum do not depend on order.
     """
     program = tl.program_id(0)
     row = program - number_of(FIRST, FIRST, program)
@@ -58,37 +58,37 @@ def _forward(
     first = row.to(tl.int64) * cols
     w_ptr = pointer_of(ws, FIRST, program) + first
     y_ptr = pointer_of(ys, FIRST, program) + first
-    low = tl.full((1, BLOCK), float("inf"), tl.float32)
-    high = tl.full((1, BLOCK), -float("inf"), tl.float32)
+    lo = tl.full((1, BLOCK), float("inf"), tl.float32)
+    hi = tl.full((1, BLOCK), -float("inf"), tl.float32)
     for begin in range(0, cols, BLOCK):
         col = begin + tl.arange(0, BLOCK)[None, :]
-        low, high = extend(low, high, load(w_ptr + col, col < cols), col < cols)
-    lo, hi = minimum(low, 1)[:, None], maximum(high, 1)[:, None]
+        lo, hi = extend(lo, hi, load(w_ptr + col, col < cols), col < cols)
+    lo, hi = minimum(lo, 1)[:, None], maximum(hi, 1)[:, None]
     if ZERO_IN_RANGE:
         lo, hi = contain_zero(lo, hi)
     entry = row + tl.arange(0, 1)[:, None]
     tl.store(pointer_of(los, FIRST, program) + entry, lo)
     tl.store(pointer_of(his, FIRST, program) + entry, hi)
-    scale, zero = make_grid(lo, hi, bits)
+    inv_scale, zero = make_grid(lo, hi, bits)
     for begin in range(0, cols, BLOCK):
         col = begin + tl.arange(0, BLOCK)[None, :]
         w = load(w_ptr + col, col < cols)
-        store(y_ptr + col, quantize(w, scale, zero, bits), col < cols)
+        store(y_ptr + col, quantize_value(w, inv_scale, zero, bits), col < cols)
 
 
 @triton.jit
 def _backward(
-    grads,  # of each tensor [rows, cols]
-    ws,  # of each tensor [rows, cols]
-    los,  # of each tensor [rows]
-    his,  # of each tensor [rows]
-    dws,  # of each tensor [rows, cols]
-    FIRST: tl.constexpr,  # of each tensor, the program of its first row
-    LENGTHS: tl.constexpr,  # of each tensor
-    BITS: tl.constexpr,  # of each tensor
+    grads,  # [rows, cols] per tensor
+    ws,  # [rows, cols] per tensor
+    los,  # [rows] per tensor
+    his,  # [rows] per tensor
+    dws,  # [rows, cols] per tensor
+    FIRST: tl.constexpr,  # the program of each tensor's first row
+    LENGTHS: tl.constexpr,  # per tensor
+    BITS: tl.constexpr,  # per tensor
     BLOCK: tl.constexpr,
 ):
-    """dw = dy where the code before clamping lies in range, else 0.
+    """Compute dw = dy where the code before clamping lies in range, else 0.
 
     A program takes one row of one of the tensors. Reads dy and w and writes dw once.
     """
@@ -101,13 +101,12 @@ def _backward(
     w_ptr = pointer_of(ws, FIRST, program) + first
     dw_ptr = pointer_of(dws, FIRST, program) + first
     entry = row + tl.arange(0, 1)[:, None]
-    ends = pointer_of(los, FIRST, program), pointer_of(his, FIRST, program)
-    scale, zero = load_grid(ends[0], ends[1], entry, bits)
+    lo_ptr, hi_ptr = pointer_of(los, FIRST, program), pointer_of(his, FIRST, program)
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, entry, bits)
     for begin in range(0, cols, BLOCK):
         col = begin + tl.arange(0, BLOCK)[None, :]
-        grad = load(grad_ptr + col, col < cols)
-        passes = passes_clip(load(w_ptr + col, col < cols), scale, zero, bits)
-        store(dw_ptr + col, tl.where(passes, grad, 0.0), col < cols)
+        grad, w = load(grad_ptr + col, col < cols), load(w_ptr + col, col < cols)
+        store(dw_ptr + col, clip_gradient(grad, w, inv_scale, zero, bits), col < cols)
 
 
 def _has_rows(w: Tensor) -> bool:
@@ -119,7 +118,7 @@ def _has_rows(w: Tensor) -> bool:
 
 
 def _launches(ws: list[Tensor], bits: list[int]) -> Iterator[tuple[list[int], int, dict[str, Any]]]:
-    """The tensors of each launch, its programs and its constants.
+    """Yield the tensors of each launch, its programs and its constants.
 
     One launch takes all tensors of a dtype, up to MOST_TENSORS.
     """
@@ -149,7 +148,7 @@ def _tuples(part: list[int], *lists: list[Tensor]) -> list[tuple[Tensor, ...]]:
 def fake_quantize_minmax_list(
     ws: list[Tensor], bits: list[int], ste: str, zero_in_range: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """One launch; tensors without rows in memory, empty and float64 ones go alone."""
+    """Launch one kernel; tensors without rows in memory, empty and float64 ones go alone."""
     ws = [dense(w) for w in ws]
     ys = [torch.empty_like(w) for w in ws]
     los = [w.new_empty((w.shape[0],), dtype=torch.float32) for w in ws]
@@ -166,10 +165,10 @@ def fake_quantize_minmax_list(
 def fake_quantize_minmax_list_backward(
     grads: list[Tensor], ws: list[Tensor], los: list[Tensor], his: list[Tensor], bits: list[int]
 ) -> list[Tensor]:
-    """One launch; tensors without rows in memory, empty and float64 ones go alone."""
+    """Launch one kernel; tensors without rows in memory, empty and float64 ones go alone."""
     ws = [dense(w) for w in ws]
     grads = [in_layout_of(grad, w) for grad, w in zip(grads, ws, strict=True)]
-    los, his = ([end.contiguous() for end in ends] for ends in (los, his))
+    los, his = ([b.contiguous() for b in bounds] for bounds in (los, his))
     dws = [
         torch.empty_like(w) if _has_rows(w) else fake_quantize_backward(grad, w, lo, hi, b, 0)
         for grad, w, lo, hi, b in zip(grads, ws, los, his, bits, strict=True)

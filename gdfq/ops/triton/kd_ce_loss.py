@@ -26,12 +26,12 @@ def _rows(
     SOFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """gradient = [softmax(s) * sum(y) - y] / B + alpha * T / (B * K) * (p_s - p_t), and both sums.
+    """Compute [softmax(s) * sum(y) - y] / B + alpha * T / (B * K) * (p_s - p_t), and both losses.
 
-    A program takes one row in float64, for the divergence of two nearly equal distributions is
-    lost in float32. It walks the row three times, for the maxima, the sums of exponentials and
-    the result; all but the first reads come from cache. Reads both logits and writes the gradient
-    once. Rows are independent. A class that doesn't exist makes its row's loss NaN.
+    A program takes one row in float64: float32 would lose the divergence of two nearly equal
+    distributions. It walks the row three times, for the maxima, the sums of exponentials and the
+    result; all but the first reads come from cache. Reads both logits and writes the gradient
+    once. Rows are independent. A class out of range makes its row's loss NaN.
     """
     row = tl.program_id(0)
     first = row.to(tl.int64) * classes
@@ -102,7 +102,7 @@ def _merge(
     alpha,
     BLOCK: tl.constexpr,
 ):
-    """loss = sum of cross-entropies / B + alpha * T^2 * sum of divergences / (B * K).
+    """Compute sum of cross-entropies / B + alpha * T^2 * sum of divergences / (B * K).
 
     One program, in order.
     """
@@ -125,7 +125,7 @@ def kd_ce_loss(
     temperature: float,
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    """Rows in one launch, their sum in another; float64 logits run the reference."""
+    """Launch the rows, then their sum; float64 logits run the reference."""
     if student_logits.dtype == torch.float64:
         return kd_ce_loss_reference(student_logits, teacher_logits, labels, temperature, alpha)
     batch, classes = student_logits.shape

@@ -1,6 +1,6 @@
-"""Frozen batch normalization, residual, activation and a quantizer whose range the batch moves.
+"""Frozen batch normalization, residual, activation and a quantizer with a moving range, in Triton.
 
-In Triton. Never run on a GPU.
+Never run on a GPU.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _range(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """lo, hi = min(v), max(v) of a split of a band of channels; v = act(norm(x) + residual).
+    """Compute min(v), max(v) of a split of a band of channels; v = act(norm(x) + residual).
 
     A program walks the tiles of its split and keeps both in registers. Reads x (and the residual)
     once.
@@ -69,8 +69,8 @@ def _range(
     mean, factor, bias = load_norm(
         running_mean_ptr, running_var_ptr, weight_ptr, bias_ptr, entry, eps
     )
-    low = tl.full((ROWS, COLS), float("inf"), tl.float32)
-    high = tl.full((ROWS, COLS), -float("inf"), tl.float32)
+    lo = tl.full((ROWS, COLS), float("inf"), tl.float32)
+    hi = tl.full((ROWS, COLS), -float("inf"), tl.float32)
     for index in range(begin, end):
         offsets, mask = band_tile(
             index, band, outer, channels, inner, ROWS, COLS, CHANNEL_IS_COLUMN
@@ -78,10 +78,10 @@ def _range(
         v = multiply_add(load(x_ptr + offsets, mask) - mean, factor, bias)
         if residual_ptr is not None:
             v = v + load(residual_ptr + offsets, mask)
-        low, high = extend(low, high, activate(v, ACT), mask)
+        lo, hi = extend(lo, hi, activate(v, ACT), mask)
     own = tl.program_id(0) + tl.arange(0, 1)
-    tl.store(lo_ptr + own, minimum(minimum(low, 0)[None, :], 1))
-    tl.store(hi_ptr + own, maximum(maximum(high, 0)[None, :], 1))
+    tl.store(lo_ptr + own, minimum(minimum(lo, 0)[None, :], 1))
+    tl.store(hi_ptr + own, maximum(maximum(hi, 0)[None, :], 1))
 
 
 def observe_bn_act_fake_quantize(
@@ -103,7 +103,7 @@ def observe_bn_act_fake_quantize(
     ste: str,
     zero_in_range: bool,
 ) -> Tensor:
-    """Partial minima and maxima, their merge with the update, and the quantizer: three launches.
+    """Launch partial minima and maxima, their merge with the update, and the quantizer.
 
     Float64 and empty tensors run the reference.
     """

@@ -1,4 +1,4 @@
-"""Fake quantization over a range that the batch moves first, in Triton. Never run on a GPU."""
+"""Fake quantization over a moving range, in Triton. Never run on a GPU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gdfq.ops.triton.fake_quantize_minmax import partial_minmax
 
 
 @triton.jit
-def update_end(average_ptr, batch, correction, MOMENTUM: tl.constexpr):
-    """One end of the range, from the batch's, which moves its average."""
+def move_bound(average_ptr, batch, correction, MOMENTUM: tl.constexpr):
+    """Move an average by the batch's minimum or maximum and return the range's bound."""
     one = tl.arange(0, 1)
     past = tl.full((1,), MOMENTUM, tl.float32)
     present = tl.full((1,), 1 - MOMENTUM, tl.float32)
@@ -27,7 +27,7 @@ def update_end(average_ptr, batch, correction, MOMENTUM: tl.constexpr):
 
 
 @triton.jit
-def _update(
+def _move_range(
     partial_lo_ptr,  # [splits]
     partial_hi_ptr,  # [splits]
     average_lo_ptr,  # [1]
@@ -40,25 +40,25 @@ def _update(
     ZERO_IN_RANGE: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """average <- m * average + (1 - m) * batch; end = average / (1 - m^t).
+    """Compute average <- m * average + (1 - m) * batch and bound = average / (1 - m^t).
 
-    One program merges the partial minima and maxima and updates all buffers, so the host waits
-    for nothing.
+    One program merges the partial minima and maxima and updates all buffers, so that the host
+    never waits.
     """
-    low = tl.full((SPLITS, 1), float("inf"), tl.float32)
-    high = tl.full((SPLITS, 1), -float("inf"), tl.float32)
+    lo = tl.full((SPLITS, 1), float("inf"), tl.float32)
+    hi = tl.full((SPLITS, 1), -float("inf"), tl.float32)
     for begin in range(0, splits, SPLITS):
         split = begin + tl.arange(0, SPLITS)[:, None]
         mask = split < splits
-        low, _ = extend(low, high, tl.load(partial_lo_ptr + split, mask=mask, other=0.0), mask)
-        _, high = extend(low, high, tl.load(partial_hi_ptr + split, mask=mask, other=0.0), mask)
+        lo, _ = extend(lo, hi, tl.load(partial_lo_ptr + split, mask=mask, other=0.0), mask)
+        _, hi = extend(lo, hi, tl.load(partial_hi_ptr + split, mask=mask, other=0.0), mask)
     one = tl.arange(0, 1)
     batches = tl.load(num_batches_tracked_ptr + one) + 1
     tl.store(num_batches_tracked_ptr + one, batches)
     base = tl.full((1,), MOMENTUM, tl.float64)
     correction = 1.0 - tl.exp(batches.to(tl.float64) * tl.log(base))
-    lo = update_end(average_lo_ptr, minimum(low, 0), correction, MOMENTUM)
-    hi = update_end(average_hi_ptr, maximum(high, 0), correction, MOMENTUM)
+    lo = move_bound(average_lo_ptr, minimum(lo, 0), correction, MOMENTUM)
+    hi = move_bound(average_hi_ptr, maximum(hi, 0), correction, MOMENTUM)
     if ZERO_IN_RANGE:
         lo, hi = contain_zero(lo, hi)
     tl.store(lo_ptr + one, lo)
@@ -75,7 +75,7 @@ def move_range(
         "ZERO_IN_RANGE": zero_in_range,
         "SPLITS": min(triton.next_power_of_2(splits), _launch.block),
     }
-    launch(_update, 1, *partials, *buffers, splits, **constants)
+    launch(_move_range, 1, *partials, *buffers, splits, **constants)
 
 
 def observe_fake_quantize(
@@ -90,7 +90,7 @@ def observe_fake_quantize(
     ste: str,
     zero_in_range: bool,
 ) -> Tensor:
-    """Partial minima and maxima, their merge with the update, and the quantizer: three launches.
+    """Launch partial minima and maxima, their merge with the update, and the quantizer.
 
     Float64 and empty tensors run the reference.
     """

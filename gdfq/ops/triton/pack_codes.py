@@ -24,7 +24,7 @@ def _pack(
     BITS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Eight codes, with 2^(bits - 1) added, make BITS bytes, the first code lowest.
+    """Pack eight codes, with 2^(bits - 1) added, into BITS bytes, the first code least significant.
 
     A program takes GROUPS times eight codes. Reads each code and writes each byte once. Bytes are
     independent.
@@ -50,10 +50,10 @@ def _unpack(
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """code = BITS bits of the stream, less 2^(bits - 1).
+    """Compute code = BITS bits of the stream - 2^(bits - 1).
 
     A program takes a block of codes; a code lies in one byte or two neighbours, which come from
-    cache when more codes share them. Writes each code once. Codes are independent.
+    cache if more codes share them. Writes each code once. Codes are independent.
     """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < numel
@@ -67,7 +67,7 @@ def _unpack(
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """One launch."""
+    """Launch one kernel."""
     check_codes(codes, bits)
     codes = codes.contiguous()
     packed = codes.new_empty(((codes.numel() * bits + 7) // 8,), dtype=torch.uint8)
@@ -80,7 +80,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """One launch."""
+    """Launch one kernel."""
     codes = packed.new_empty(shape, dtype=torch.int8)
     if math.prod(shape) > 0:
         block = min(triton.next_power_of_2(codes.numel()), _launch.block)

@@ -1,4 +1,4 @@
-"""Integer codes, scale and zero point, in Triton. Never run on a GPU."""
+"""Integer codes, inverse scale and zero point, in Triton. Never run on a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gdfq.ops.quantize_codes import quantize_codes_reference
 from gdfq.ops.triton import _launch
-from gdfq.ops.triton._language import load, load_grid, make_grid, multiply_subtract, tile
+from gdfq.ops.triton._language import code_of, load, load_grid, make_grid, tile
 from gdfq.ops.triton._launch import dense, launch, layout_of, tiling
 
 
@@ -27,19 +27,14 @@ def _codes(
     COLS: tl.constexpr,
     CHANNEL_IS_COLUMN: tl.constexpr,
 ):
-    """code = clamp(round(scale * x - zero)); NaN gets the lowest.
+    """Compute code = clamp(round(inv_scale * x - zero)); NaN gets the lower bound.
 
-    A program takes one tile; scale and zero are computed once per row or column of it. Reads x
+    A program takes one tile; inv_scale and zero are computed once per row or column of it. Reads x
     and writes codes once. Elements are independent.
     """
-    lowest: tl.constexpr = -(2.0 ** (BITS - 1))
-    highest: tl.constexpr = 2.0 ** (BITS - 1) - 1
     offsets, mask, channel = tile(rows, cols, channels, ROWS, COLS, CHANNEL_IS_COLUMN)
-    scale, zero = load_grid(lo_ptr, hi_ptr, channel, BITS)
-    v = multiply_subtract(scale, load(x_ptr + offsets, mask), zero)
-    v = tl.where(v >= lowest, v, lowest)  # NaN too
-    v = tl.where(v > highest, highest, v)
-    code = (v + 12582912.0) - 12582912.0  # half to even for |v| < 2^22
+    inv_scale, zero = load_grid(lo_ptr, hi_ptr, channel, BITS)
+    code = code_of(load(x_ptr + offsets, mask), inv_scale, zero, BITS)
     tl.store(codes_ptr + offsets, code.to(tl.int8), mask=mask)
 
 
@@ -53,18 +48,18 @@ def _grids(
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """scale = levels / (hi - lo), zero = round(scale * lo) + 2^(bits - 1); a block per program."""
+    """Compute inv_scale = levels / (hi - lo), zero = round(inv_scale * lo) + 2^(bits - 1)."""
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = channel < channels
-    scale, zero = make_grid(load(lo_ptr + channel, mask), load(hi_ptr + channel, mask), BITS)
-    tl.store(scale_ptr + channel, scale, mask=mask)
+    inv_scale, zero = make_grid(load(lo_ptr + channel, mask), load(hi_ptr + channel, mask), BITS)
+    tl.store(scale_ptr + channel, inv_scale, mask=mask)
     tl.store(zero_ptr + channel, zero, mask=mask)
 
 
 def quantize_codes(
     x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes in one launch, scale and zero in another.
+    """Launch the codes, then inverse scale and zero.
 
     Float64 and empty tensors run the reference.
     """
@@ -72,13 +67,13 @@ def quantize_codes(
         return quantize_codes_reference(x, lo, hi, bits, axis)
     x = dense(x)
     codes = torch.empty_like(x, dtype=torch.int8)
-    scale = lo.new_empty(lo.shape, dtype=torch.float32)
-    zero = torch.empty_like(scale)
-    ends = lo.contiguous(), hi.contiguous()
+    inv_scale = lo.new_empty(lo.shape, dtype=torch.float32)
+    zero = torch.empty_like(inv_scale)
+    bounds = lo.contiguous(), hi.contiguous()
     tiles = tiling(layout_of(x, axis))
-    launch(_codes, tiles.programs, x, *ends, codes, *tiles.sizes, BITS=bits, **tiles.constants)
-    channels = scale.numel()
+    launch(_codes, tiles.programs, x, *bounds, codes, *tiles.sizes, BITS=bits, **tiles.constants)
+    channels = inv_scale.numel()
     block = min(triton.next_power_of_2(channels), _launch.block)
     programs = triton.cdiv(channels, block)
-    launch(_grids, programs, *ends, scale, zero, channels, BITS=bits, BLOCK=block)
-    return codes, scale, zero
+    launch(_grids, programs, *bounds, inv_scale, zero, channels, BITS=bits, BLOCK=block)
+    return codes, inv_scale, zero
