@@ -8,6 +8,7 @@ docstrings, which are Google's sections with reStructuredText within, become Mar
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -180,6 +181,15 @@ def _toml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).replace("'", '"')
 
 
+# ---- modules ----
+
+
+def members(module: str) -> str:
+    """A directive for each public name of a module, in the order of its ``__all__``."""
+    names = importlib.import_module(module).__all__
+    return "\n\n".join(f"::: {module}.{name}" for name in names)
+
+
 # ---- the README's and the results' parts ----
 
 
@@ -208,6 +218,8 @@ def citation() -> str:
 INSERTED: dict[str, Callable[[], str]] = {
     "citation": citation,
     "examples": examples,
+    "functional": lambda: members("gdfq.functional"),
+    "losses": lambda: members("gdfq.losses"),
     "commands": commands,
     "recipe fields": recipe_fields,
     "recipes": recipes,
