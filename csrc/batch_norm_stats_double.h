@@ -1,5 +1,5 @@
-// batch_norm_stats of float64 tensors, which exist for checking gradients: composed of PyTorch's
-// own operators, for every native backend.
+// batch_norm_stats of float64 tensors, for checks of gradients: composed of PyTorch's operators,
+// for every native backend.
 #pragma once
 
 #include <tuple>

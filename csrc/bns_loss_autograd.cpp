@@ -1,5 +1,5 @@
-// The autograd of bns_loss, on every device: a network's hundreds of tensors, each touched a few
-// times on the way through Python, would cost more than the operator itself.
+// The autograd of bns_loss, on every device. In Python, handling a network's hundreds of tensors
+// would cost more than the operator itself.
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -51,7 +51,7 @@ struct Loss : torch::autograd::Function<Loss> {
         call_backward(grads[0], all.slice(0, layers), all.slice(layers, layers),
                       all.slice(2 * layers, layers), all.slice(3 * layers, layers));
     result.insert(result.end(), grad_vars.begin(), grad_vars.end());
-    result.resize(4 * layers);  // what the layers store gets none
+    result.resize(4 * layers);  // stored statistics get none
     return result;
   }
 };

@@ -1,11 +1,11 @@
-// How a dense tensor lies in memory around one axis: read as [outer][channels][inner].
+// The layout of a dense tensor around one axis: [outer][channels][inner].
 #pragma once
 
 #include <cstdint>
 
 namespace gdfq {
 
-// One channel when there is no axis.
+// One channel without an axis.
 struct Layout {
   int64_t outer;
   int64_t channels;

@@ -5,7 +5,7 @@
 #include <torch/version.h>
 
 TORCH_LIBRARY(gdfq, m) {
-  // ste: "identity", "clip" or, in fake_quantize only, "learned"; it only decides the gradient.
+  // ste: "identity", "clip" or, in fake_quantize only, "learned"; it changes only the gradient.
   m.def("fake_quantize(Tensor x, Tensor lo, Tensor hi, int bits, int? axis, str ste) -> Tensor");
   m.def(
       "fake_quantize_backward(Tensor grad, Tensor x, Tensor lo, Tensor hi, int bits, int? axis)"
@@ -14,7 +14,7 @@ TORCH_LIBRARY(gdfq, m) {
       "fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor lo, Tensor hi, int bits,"
       " int? axis) -> (Tensor grad_x, Tensor grad_lo, Tensor grad_hi)");
 
-  // zero_in_range: 0 is in the range, whatever the values are.
+  // zero_in_range: widen the range to contain 0.
   m.def(
       "fake_quantize_minmax(Tensor w, int bits, int? axis, str ste, bool zero_in_range)"
       " -> (Tensor y, Tensor lo, Tensor hi)");
@@ -27,7 +27,7 @@ TORCH_LIBRARY(gdfq, m) {
       "fake_quantize_minmax_list_backward(Tensor[] grads, Tensor[] ws, Tensor[] los, Tensor[] his,"
       " int[] bits) -> Tensor[]");
 
-  // Of each tensor, the codes that differ between w and w - factor * update: int64.
+  // The number of codes of each tensor that differ between w and w - factor * update: int64.
   m.def(
       "count_changed_codes(Tensor[] ws, Tensor[] updates, Tensor factors, Tensor[] los,"
       " Tensor[] his, int[] bits) -> Tensor");
@@ -37,7 +37,7 @@ TORCH_LIBRARY(gdfq, m) {
       " Tensor(c!) lo, Tensor(d!) hi, Tensor(e!) num_batches_tracked, int bits, float momentum,"
       " str ste, bool zero_in_range) -> Tensor");
 
-  // Codes are int8, centred: -2^(bits - 1) to 2^(bits - 1) - 1. Packed, they are a stream of bits.
+  // Codes are int8, centred: -2^(bits - 1) to 2^(bits - 1) - 1. inv_scale: 1 / step size.
   m.def(
       "quantize_codes(Tensor x, Tensor lo, Tensor hi, int bits, int? axis)"
       " -> (Tensor codes, Tensor inv_scale, Tensor zero)");
@@ -51,7 +51,7 @@ TORCH_LIBRARY(gdfq, m) {
       "batch_norm_stats_backward(Tensor grad_y, Tensor grad_mean, Tensor grad_var, Tensor x,"
       " Tensor mean, Tensor running_var, Tensor? weight, float eps) -> Tensor");
 
-  // act: "relu", "relu6" or "none". The residual's gradient is empty where there is no residual.
+  // act: "relu", "relu6" or "none". Without a residual, its gradient is empty.
   m.def(
       "bn_act_fake_quantize(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight,"
       " Tensor? bias, float eps, Tensor lo, Tensor hi, int bits, str act, Tensor? residual,"
@@ -85,7 +85,7 @@ TORCH_LIBRARY(gdfq, m) {
       "bns_loss_backward(Tensor grad, Tensor[] means, Tensor[] vars, Tensor[] running_means,"
       " Tensor[] running_vars) -> (Tensor[] grad_means, Tensor[] grad_vars)");
 
-  // The gradient is that of the loss to the student's logits, in float32 (float64 for float64).
+  // The gradient of the loss to the student's logits, in float32 (float64 for float64).
   m.def(
       "kd_ce_loss(Tensor student_logits, Tensor teacher_logits, Tensor labels, float temperature,"
       " float alpha) -> (Tensor loss, Tensor gradient)");

@@ -10,7 +10,7 @@
 
 namespace gdfq::cpu {
 
-// NaN, which clamps nothing, where there is no bound.
+// A missing bound is NaN, which clamps nothing.
 struct ActBounds {
   float lo, hi;
 };

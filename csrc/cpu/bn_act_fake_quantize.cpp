@@ -4,7 +4,7 @@
 // Bytes: forward reads x (and the residual) and writes y once. Backward recomputes the value before
 // the activation, so it reads dy and x (and the residual) and writes dx (and the residual's
 // gradient) once; the sums for weight and bias come from the same pass:
-//   g = dy where the activation and the estimator let it through, else 0
+//   g = dy where the activation and the estimator pass it, else 0
 //   dx = g * a, dresidual = g, dbias = sum(g), dweight = sum(g * (x - mean)) / sqrt(var + eps).
 // Segments are cut by shape alone and their partial sums merged in order, so the result does not
 // depend on the number of threads.
@@ -27,7 +27,7 @@ namespace {
 // Activation and quantizer, the same for the whole tensor.
 struct ActQuantizer {
   float act_lo, act_hi;  // the activation's bounds
-  int32_t no_lo, no_hi;  // all ones where there is none
+  int32_t no_lo, no_hi;  // all ones for a missing bound
   Grid grid;
   CodeBounds bounds;
 };
@@ -85,7 +85,7 @@ GDFQ_MULTIVERSION void forward_periodic(const scalar_t* x, const scalar_t* resid
 
 // ---- backward ----
 
-// The gradient in front of the quantizer and the activation, whose input is v.
+// The gradient to v, the activation's input.
 template <bool kClip>
 GDFQ_INLINE f32x16 masked(f32x16 g, f32x16 v, const ActQuantizer& quantizer) {
   const f32x16 act_lo = splat(quantizer.act_lo), act_hi = splat(quantizer.act_hi);

@@ -6,8 +6,8 @@
 //   dx = g * a - [sum(weight * g) + (x - mean) / (var + eps) * sum(weight * g * (x - mean))]
 //              / (M * sqrt(var + eps))
 //
-// Bytes: both directions are a reduction and a pass, for no element can be normalized before the
-// last one is seen: forward reads x twice and writes y once, backward reads dy and x twice and
+// Bytes: both directions are a reduction and a pass, because the statistics depend on every
+// element: forward reads x twice and writes y once, backward reads dy and x twice and
 // writes dx once. Parts are cut by shape alone and merged in order, so the result does not depend
 // on the number of threads.
 

@@ -18,8 +18,8 @@
 namespace gdfq::cpu {
 namespace {
 
-// Calls visit(index, value, stored) for each entry; what is stored is first rounded to the
-// statistic's dtype.
+// Calls visit(index, value, stored) for each entry; `stored` is first rounded to the statistic's
+// dtype.
 template <typename scalar_t, typename Visit>
 void for_each_pair(const at::Tensor& statistic, const at::Tensor& stored, const Visit& visit) {
   const auto a = statistic.expect_contiguous();

@@ -25,7 +25,7 @@ inline std::vector<float> factors(const at::Tensor& var, const Optional& weight,
   return factor;
 }
 
-// Position of the next vector in a table of constants that repeats.
+// Position of the next vector in a periodic table of constants.
 inline int64_t next_phase(int64_t phase, int64_t period) {
   phase += 16;
   if (phase >= period) phase -= period;  // a division only where a period is shorter than 16

@@ -9,7 +9,7 @@
 
 namespace gdfq::cpu {
 
-// Of each channel; without `offset`, bias is 0.
+// One entry per channel; without `offset`, bias is 0.
 struct FrozenNorm {
   std::vector<float> mean, factor, bias;
 

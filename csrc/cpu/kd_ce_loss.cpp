@@ -94,7 +94,7 @@ GDFQ_MULTIVERSION Row loss_row(double* work, int64_t padded, int64_t classes, do
     max_s = high_s[lane] > max_s ? high_s[lane] : max_s;
     max_t = high_t[lane] > max_t ? high_t[lane] : max_t;
   }
-  // And adds exp(-708) to sums of at least 1, which is nothing.
+  // Then it adds exp(-708) to sums of at least 1: negligible.
   for (int64_t k = classes; k < padded; ++k) {
     s[k] = max_s - 1e30;
     t[k] = max_t - 1e30;

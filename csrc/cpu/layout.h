@@ -17,7 +17,7 @@ namespace gdfq::cpu {
                      AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
                          at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
 
-// Elements a thread should get at least: below it, starting a thread costs more than it saves.
+// The minimum of elements per thread: below it, starting a thread costs more than it saves.
 constexpr int64_t kGrain = 32768;
 
 // Short runs of one channel (channels_last, small kernels) are walked across channels, with

@@ -11,7 +11,7 @@
 namespace gdfq::cpu {
 
 struct MinMax {
-  float lo, hi;  // both NaN where there is a NaN
+  float lo, hi;  // both NaN if any value is NaN
 };
 
 inline MinMax merge(const std::vector<MinMax>& parts) {

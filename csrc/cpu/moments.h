@@ -1,5 +1,5 @@
-// Mean and biased variance per channel, from one read of memory in which something else may be
-// computed too.
+// Mean and biased variance per channel, from one read of memory that may compute something else
+// too.
 //
 // Memory is walked in chunks that stay in the first-level cache: one sweep over the chunk sums it,
 // the next takes sum(x - pivot) and sum((x - pivot)^2) about the chunk's own mean. From a pivot and
@@ -47,7 +47,7 @@ GDFQ_INLINE void add_moments(T& first, T& second, T pivot, double count, T sum, 
 template <typename scalar_t, typename Visit>
 GDFQ_INLINE void add_run(const scalar_t* x, int64_t n, double* first, double* second,
                          const Visit& visit) {
-  // The last vector overlaps its neighbour, whose lanes are masked, where there is one.
+  // The last vector overlaps its neighbour, if it has one, whose lanes are masked.
   const int64_t rest = n % kLanes;
   const int64_t tail = n < kLanes ? 0 : n - kLanes, tail_lanes = std::min(n, kLanes);
   const i32x16 tail_mask = n < kLanes ? lane_mask(n) : ~lane_mask(kLanes - rest);

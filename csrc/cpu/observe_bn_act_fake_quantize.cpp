@@ -2,8 +2,8 @@
 // eps), whose minimum and maximum over the batch, in float32, move a range as in
 // observe_fake_quantize; then v is quantized over the moved range. An empty batch moves nothing.
 //
-// Bytes: x (and the residual) is read twice, for no element can be quantized before the last one is
-// seen, and y is written once; v is computed twice rather than stored. Threads take segments of
+// Bytes: x (and the residual) is read twice, because the range depends on every element, and y is
+// written once; v is computed twice instead of stored. Threads take segments of
 // memory. Minimum and maximum are the same in any order, so the result does not depend on the
 // number of threads.
 
@@ -21,7 +21,7 @@
 namespace gdfq::cpu {
 namespace {
 
-// v, with the first lane repeated where there are no more elements.
+// Returns v, with the first lane repeated past the last element.
 template <bool kResidual, typename scalar_t>
 GDFQ_INLINE f32x16 activated(const scalar_t* x, const scalar_t* residual, int64_t lanes,
                              f32x16 mean, f32x16 factor, f32x16 bias, f32x16 act_lo,

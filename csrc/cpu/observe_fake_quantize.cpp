@@ -3,9 +3,9 @@
 //   lo, hi   = average / (1 - momentum^t)
 // and the batch is quantized over the moved range. An empty batch moves nothing.
 //
-// Bytes: x is read twice, for no element can be quantized before the last one is seen, and y is
-// written once. Minimum and maximum are the same in any order, so the result does not depend on
-// the number of threads.
+// Bytes: x is read twice, because the range depends on every element, and y is written once.
+// Minimum and maximum are the same in any order, so the result does not depend on the number of
+// threads.
 
 #include <torch/library.h>
 

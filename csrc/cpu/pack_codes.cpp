@@ -1,4 +1,5 @@
-// pack_codes, unpack_codes: codes of `bits` bits each as a stream of bits, lowest first, and back.
+// pack_codes, unpack_codes: codes of `bits` bits each as a stream of bits, least
+// significant first, and back.
 // Code i, with 2^(bits - 1) added, takes bits i * bits to (i + 1) * bits - 1 of the stream.
 //
 // Eight codes are eight bytes of a 64-bit word, which is squeezed to `bits` bytes in three steps:
@@ -73,7 +74,7 @@ bool pack(const int8_t* codes, uint8_t* packed, int64_t numel) {
     std::memcpy(packed + i * kBits, &word, kBits);
   }
   if (const int64_t rest = numel % 8) {
-    word = repeated(0x100 - (1u << (kBits - 1)), 8);  // the lowest code, which packs to zeros
+    word = repeated(0x100 - (1u << (kBits - 1)), 8);  // the lower bound, which packs to zeros
     std::memcpy(&word, codes + whole * 8, rest);
     word = pack_group<kBits>(word, &strays);
     std::memcpy(packed + whole * kBits, &word, (rest * kBits + 7) / 8);
@@ -85,7 +86,7 @@ template <int kBits>
 void unpack(const uint8_t* packed, int8_t* codes, int64_t numel) {
   const int64_t whole = numel / 8;
   int64_t i = 0;
-  // A whole word where the stream has one: what lies behind the group is masked away.
+  // A whole word if the stream has one: the bits after the group are masked away.
   for (; (i * kBits + 8) * 8 <= numel * kBits; ++i) {
     uint64_t word;
     std::memcpy(&word, packed + i * kBits, 8);

@@ -6,8 +6,8 @@
 
 namespace gdfq::cpu {
 
-// 0-d, of the options' dtype: float32 or float64. What float32 cannot hold becomes infinite, where
-// at::scalar_tensor raises.
+// 0-d, of the options' dtype: float32 or float64. A value out of float32's range becomes
+// infinite; at::scalar_tensor would raise.
 inline at::Tensor scalar_result(double value, const at::TensorOptions& options) {
   at::Tensor result = at::empty({}, options);
   if (result.scalar_type() == at::kDouble)

@@ -10,7 +10,7 @@
 
 #include "../quantizer.h"
 
-// One clone per instruction set, chosen when the library is loaded; a build for tests has but one.
+// One clone per instruction set, chosen when the library is loaded; a build for tests has only one.
 #if defined(GDFQ_CPU_CLONES_AVX2)
 #define GDFQ_MULTIVERSION __attribute__((target("avx2")))
 #elif defined(GDFQ_CPU_CLONES_DEFAULT)

@@ -1,6 +1,6 @@
 // bn_act_fake_quantize on the GPU: y = quantize(act(v)), v = (x - mean) * a + bias + residual, a =
-// weight / sqrt(var + eps); and its gradients, with g = dy where activation and estimator let it
-// through, else 0:
+// weight / sqrt(var + eps); and its gradients, with g = dy where activation and estimator pass it,
+// else 0:
 //   dx = g * a,  dresidual = g,  dbias = sum(g),  dweight = sum(g * (x - mean)) / sqrt(var + eps).
 //
 // Forward: threads map to memory as elementwise.cuh says; 2s bytes per element, 3s with a residual.

@@ -22,7 +22,7 @@
 
 namespace gdfq::cuda {
 
-// Parameters of channel c of sample s, whose number is s * channels + c.
+// Parameters by number: channel c of sample s has number s * channels + c.
 struct AffineOf {
   BatchAffine affine;
 

@@ -1,4 +1,4 @@
-// How a reduction per channel cuts its work.
+// The cut of a reduction per channel into blocks.
 #pragma once
 
 #include <cstdint>

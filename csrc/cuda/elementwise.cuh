@@ -1,7 +1,7 @@
 // Elementwise operators with constants per channel: y[i] = op(constants(channel of i), inputs[i]).
 //
 // An operator is a struct with
-//   Constants            what it needs of a channel, in registers
+//   Constants            a channel's constants, in registers
 //   constants(channel)   computes them
 //   operator()(constants, const float (&inputs)[kInputs]) -> float
 //
@@ -22,7 +22,7 @@
 
 namespace gdfq::cuda {
 
-// Launch bounds of (kThreads, 1): with no number of blocks, ptxas spills a little where that lets
+// Launch bounds of (kThreads, 1): without a number of blocks, ptxas spills a little if that lets
 // one more block run.
 constexpr int kThreads = 256;
 constexpr int kVectorsPerThread = 2;

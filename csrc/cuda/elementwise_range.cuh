@@ -1,6 +1,6 @@
 // Minimum and maximum of op(constants(channel of i), inputs[i]) over all elements i, in float32, by
-// an operator of elementwise.cuh; nothing is written but the blocks' own extremes, [2][blocks],
-// minima and maxima, for a launch that merges them.
+// an operator of elementwise.cuh; only the blocks' minima and maxima, [2][blocks], are written, for
+// a launch that merges them.
 //
 // Every element is read once from each input. Deterministic: minimum and maximum don't depend on
 // order. A NaN makes both NaN.
@@ -45,7 +45,7 @@ struct MinMax {
   }
 };
 
-// An operator whose constants are nothing needs no channel.
+// An operator without constants needs no channel.
 template <typename Op>
 constexpr bool kByChannel = !std::is_empty_v<typename Op::Constants>;
 

@@ -3,7 +3,7 @@
 //
 // An operator is a struct with
 //   kInputs, kOutputs, kSums    at least 1, 0 and 1
-//   Constants                   what it needs of a channel, in registers
+//   Constants                   a channel's constants, in registers
 //   constants(channel)          computes them
 //   operator()(constants, inputs, outputs, terms)   references to arrays of float
 // and with `samples` above 1, channel c of sample s is number s * channels + c.

@@ -2,7 +2,7 @@
 // and maximum; and the clip estimator's gradient, dw = dy where the code needs no clamp.
 //
 // Descriptions of up to kMaxTensors tensors are an argument of the kernel, so that a network's
-// weights are one launch, and what is above that another. A block takes a row, which it finds among
+// weights are one launch; more tensors take another. A block takes a row, which it finds among
 // the tensors by bisection, cut at the 16-byte boundaries of memory. Bytes per element: forward 3s,
 // of which the second read of a row comes from the first-level cache where it fits (a network's
 // rows differ too much in length to share one size of shared memory); backward 3s. Deterministic:

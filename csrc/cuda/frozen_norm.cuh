@@ -14,7 +14,7 @@ __device__ __forceinline__ float load_factor(const FrozenNorm& norm, int64_t c) 
   return factor_of(norm.weight ? __ldg(norm.weight + c) : 1.0f, __ldg(norm.var + c), norm.eps);
 }
 
-// What a thread keeps of a channel.
+// A channel's constants in registers.
 struct NormConstants {
   float mean, factor, bias;
 

@@ -9,7 +9,7 @@
 // Bytes per class: both logits, soft labels, and the gradient written. Arithmetic in float64: at
 // high temperatures the two distributions nearly agree, and float32 would lose the divergence in
 // its own rounding. Deterministic: a row is one block, with its sums in a fixed order, and a last
-// launch adds the rows in order. A class that doesn't exist makes its row's loss NaN.
+// launch adds the rows in order. A class out of range makes its row's loss NaN.
 //
 // Not yet run on a GPU: run on the CPU stand-in of tests/standin, and compiled.
 #pragma once
@@ -32,8 +32,8 @@ struct Larger {
   }
 };
 
-// What is one for all rows, computed once, by the host: the kernel has few registers to spare
-// around a division of float64.
+// Factors of all rows, computed by the host: the kernel has few registers to spare around a
+// division of float64.
 struct Factors {
   double coolness;  // 1 / T
   double hard;      // 1 / B

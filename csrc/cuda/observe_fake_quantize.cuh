@@ -1,10 +1,10 @@
 // observe_fake_quantize on the GPU: the batch's minimum and maximum move an average of them,
 //   average <- momentum * average + (1 - momentum) * batch,   t <- t + 1
 //   lo, hi   = average / (1 - momentum^t),
-// and fake_quantize.cuh quantizes the batch over the moved range, in a launch of its own: no
-// element can be quantized before the last one is seen.
+// and fake_quantize.cuh quantizes the batch over the moved range, in a launch of its own, because
+// the range depends on every element.
 //
-// elementwise_range.cuh reads the batch; then one block reduces what its blocks found and moves the
+// elementwise_range.cuh reads the batch; then one block merges its blocks' results and moves the
 // range, on the device. Bytes per element: s here, 2s more to quantize. Deterministic: minimum and
 // maximum don't depend on order. A NaN makes the range NaN.
 //

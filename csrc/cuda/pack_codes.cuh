@@ -1,6 +1,6 @@
-// pack_codes and unpack_codes on the GPU: codes of `bits` bits each as a stream of bits, lowest
-// first, and back. Code i, with 2^(bits - 1) added, takes bits i * bits to (i + 1) * bits - 1 of
-// the stream; of a code that is out of range, the lowest bits are taken.
+// pack_codes and unpack_codes on the GPU: codes of `bits` bits each as a stream of bits, least
+// significant first, and back. Code i, with 2^(bits - 1) added, takes bits i * bits to (i + 1) *
+// bits - 1 of the stream; a code that is out of range gives its low bits.
 //
 // A thread takes 32 codes, which are `bits` words of the stream; four codes are a word of four
 // bytes, which is squeezed in two steps: neighbouring bytes, then halves move together. Bytes: one
@@ -41,8 +41,8 @@ __device__ __forceinline__ uint32_t spread_out(uint32_t stream) {
   return (stream & (one << 16 | one)) | (stream >> kBits & (one << 16 | one)) << 8;
 }
 
-// Adding 2^(bits - 1) to each byte: nothing may be carried from one to the next, and what would be
-// is above the bits that are kept.
+// Adds 2^(bits - 1) to each byte. The top bit is cleared first, so that no byte carries into the
+// next; it is not among the bits that are kept.
 template <int kBits>
 __device__ __forceinline__ uint32_t shift_up(uint32_t codes) {
   return (codes & 0x7f7f7f7fu) + kHalves<kBits>;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kPackThreads)
   } else {
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      // Behind the end: code + 2^(bits - 1) is 0.
+      // Past the end: code + 2^(bits - 1) is 0.
       const int code = first + i < numel ? codes[first + i] : -(1 << (kBits - 1));
       if (i % 4 == 0) fours[i / 4] = 0;
       fours[i / 4] |= (static_cast<uint32_t>(code) & 0xffu) << 8 * (i % 4);

@@ -4,7 +4,7 @@
 //
 // One launch computes inv_scale and zero of each range, a thread each; then a thread takes 16
 // elements and writes 16 bytes, all memory in order. Bytes per element: s + 1. Deterministic,
-// because every element is computed alone. NaN has no code and gets the lowest.
+// because every element is computed alone. NaN has no code and gets the lower bound.
 //
 // Not yet run on a GPU: run on the CPU stand-in of tests/standin, and compiled.
 #pragma once

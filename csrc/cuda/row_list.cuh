@@ -1,5 +1,5 @@
 // The rows of several tensors as the blocks of one launch: descriptions of up to kMaxTensors
-// tensors are an argument of the kernel, and what is above that is another launch.
+// tensors are an argument of the kernel; more tensors take another launch.
 #pragma once
 
 #include <cuda_runtime.h>
