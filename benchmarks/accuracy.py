@@ -77,14 +77,14 @@ class Recorder(GDFQTrainer):
         """Draw what calibration draws."""
         self._warmed_up = copy.deepcopy(self._state())
         for _ in range(batches):
-            self.sample()
+            self.images.sample()
         self.calibrated = True
 
     def _state(self) -> dict[str, Any]:
         return {"generator": self.generator.state_dict(), "random": self.random.get_state()}
 
     def _tuning_step(self) -> dict[str, Tensor]:
-        finish, images, labels, logits = self._generator_step(tuning=True)
+        finish, images, labels, logits = self.algorithm.train_generator(tuning=True)
         self.steps.append((images.clone(), labels.clone(), logits.clone()))
         return self._record(finish())
 
@@ -96,15 +96,16 @@ class Player(GDFQTrainer):
         """From the calibration to the end."""
         self.recording = recording
         self._set(recording.warmed_up)
-        self.steps_done = self.warmup_steps
+        self.steps_done = self.training.warmup_steps
+        self.algorithm.train_generator = self._played  # type: ignore[method-assign]
         return self.train(callback)
 
     def _set(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.random.set_state(state["random"])
 
-    def _generator_step(self, tuning: bool) -> Any:
-        batch = self.recording.steps[self.steps_done - self.warmup_steps]
+    def _played(self, tuning: bool) -> Any:
+        batch = self.recording.steps[self.steps_done - self.training.warmup_steps]
         if batch is self.recording.steps[-1]:  # the end may ask for new images
             self._set(self.recording.ended)
         return dict, *(part.clone() for part in batch)
@@ -124,7 +125,7 @@ class Watched(TrainerCallback):
 @torch.no_grad()
 def held_out(trainer: GDFQTrainer) -> Tensor:
     """New images of the trainer's generator."""
-    return torch.cat([trainer.make_images(*trainer.sample()) for _ in range(HELD_OUT)])
+    return torch.cat([trainer.images.make(*trainer.images.sample()) for _ in range(HELD_OUT)])
 
 
 @torch.no_grad()

@@ -178,13 +178,16 @@ class PhaseClock:
             *(
                 optimizer.register_step_pre_hook(self._ends(phase))
                 for optimizer, phase in (
-                    (trainer.generator_optimizer, "generator"),
-                    (trainer.student_optimizer, "student"),
+                    (trainer.generator_update.optimizer, "generator"),
+                    (trainer.student_update.optimizer, "student"),
                 )
             ),
             *(
                 optimizer.register_step_post_hook(self._ends("optimizers"))
-                for optimizer in (trainer.generator_optimizer, trainer.student_optimizer)
+                for optimizer in (
+                    trainer.generator_update.optimizer,
+                    trainer.student_update.optimizer,
+                )
             ),
         ]
 

@@ -164,7 +164,7 @@ def _generate(
     finally:
         progress.on_stop()
     with torch.no_grad():
-        return [trainer.make_images(*trainer.sample()) for _ in range(batches)]
+        return [trainer.images.make(*trainer.images.sample()) for _ in range(batches)]
 
 
 def with_weight_bits(

@@ -42,6 +42,26 @@ class Statistics(NamedTuple):
         for values, value in zip(self, (mean, var, running_mean, running_var), strict=True):
             values.append(value)
 
+    def by_norm(self) -> Statistics:
+        """Return the mean over all calls of a batch norm that is called several times.
+
+        That is what it stores: training has moved its running statistics at every call.
+        """
+        calls: dict[int, list[tuple[Tensor, ...]]] = {}
+        for call in zip(*self, strict=True):
+            calls.setdefault(id(call[2]), []).append(call)
+        if len(calls) == len(self.means):
+            return self
+        means, variances, stored_means, stored_vars = zip(
+            *(zip(*together, strict=True) for together in calls.values()), strict=True
+        )
+        return Statistics(
+            [torch.stack(each).mean(0) for each in means],
+            [torch.stack(each).mean(0) for each in variances],
+            [each[0] for each in stored_means],
+            [each[0] for each in stored_vars],
+        )
+
 
 # Computes ``F.batch_norm`` of input, running mean, running variance, weight, bias and eps.
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float], Tensor]

@@ -296,19 +296,19 @@ class Execution(TrainerCallback):
 
     def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """Record the epoch."""
-        epoch = trainer.steps_done // trainer.steps_per_epoch
+        epoch = trainer.steps_done // trainer.training.steps_per_epoch
         record = {
             "epoch": epoch,
             "step": trainer.steps_done,
             **losses,
-            "generator_lr": float(trainer.generator_lr.value),
-            "student_lr": float(trainer.student_lr.value),
+            "generator_lr": float(trainer.generator_update.rate.value),
+            "student_lr": float(trainer.student_update.rate.value),
         }
         if self.world.first:
             self.metrics.append(record)
         if self.tensorboard is not None:
             self.tensorboard.epoch(record)
-            if epoch % max(1, trainer.epochs // 10) == 0:
+            if epoch % max(1, trainer.training.epochs // 10) == 0:
                 self.tensorboard.images(
                     picture(self.recipe, self.preprocessing, trainer.generator), trainer.steps_done
                 )

@@ -163,7 +163,7 @@ class _Measurement:
         generator = copy.deepcopy(self.run.generator)
         assert generator is not None
         trainer = build_trainer(self.run.recipe, self.run.loaded_teacher, generator)
-        trainer.calibrate(trainer.calibration_batches)
+        trainer.calibrate(trainer.training.calibration_batches)
         return trainer.student
 
     def sensitivity(self) -> None:

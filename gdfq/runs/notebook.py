@@ -50,9 +50,9 @@ class NotebookProgress(Progress):
 
     def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Move the bar, now and then."""
-        rate = self.rate.step(trainer.batch_size)
+        rate = self.rate.step(trainer.training.batch_size)
         now = time.perf_counter()
-        last = trainer.steps_done == trainer.epochs * trainer.steps_per_epoch
+        last = trainer.steps_done == trainer.training.steps
         if last or now - self.shown >= SECONDS_BETWEEN_LOSSES:
             self.shown = now
             self._show_bar(trainer, losses_text(losses), rate)
@@ -62,10 +62,10 @@ class NotebookProgress(Progress):
         self._write()
 
     def _show_bar(self, trainer: GDFQTrainer, losses: str, rate: float) -> None:
-        done, steps = trainer.steps_done, trainer.epochs * trainer.steps_per_epoch
+        done, steps = trainer.steps_done, trainer.training.steps
         parts = [phase_of(trainer), f"{done}/{steps} steps", losses]
         if rate:
-            left = (steps - done) * trainer.batch_size / rate
+            left = (steps - done) * trainer.training.batch_size / rate
             parts += [f"{rate:.0f} images/s", f"{_clock(left)} left" if done < steps else ""]
         text = " &middot; ".join(html.escape(part) for part in parts if part)
         self.bar = f'<progress value="{done}" max="{steps}"></progress> {text}'

@@ -23,7 +23,7 @@ from gdfq.training.progress import LayerProgress, Progress
 
 def phase_of(trainer: GDFQTrainer) -> str:
     """Return the phase that the last step belonged to."""
-    return "warm-up" if trainer.steps_done <= trainer.warmup_steps else "fine-tuning"
+    return "warm-up" if trainer.steps_done <= trainer.training.warmup_steps else "fine-tuning"
 
 
 def losses_text(losses: dict[str, Tensor] | dict[str, float]) -> str:
@@ -84,7 +84,7 @@ class LiveProgress(LayerProgress):
     def on_start(self, trainer: GDFQTrainer) -> None:
         """Show how steps are run, and the bar."""
         print_line(self.progress.console, trainer.describe(), "dim")
-        steps = trainer.epochs * trainer.steps_per_epoch
+        steps = trainer.training.steps
         self.task = self.progress.add_task(
             "warm-up", total=steps, completed=trainer.steps_done, losses="", rate=""
         )
@@ -101,7 +101,7 @@ class LiveProgress(LayerProgress):
 
     def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Move the bar."""
-        rate = self.rate.step(trainer.batch_size)
+        rate = self.rate.step(trainer.training.batch_size)
         now = time.perf_counter()
         if now - self.read >= SECONDS_BETWEEN_LOSSES:
             self.read = now
@@ -147,15 +147,16 @@ class PlainProgress(LayerProgress):
 
     def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
         """Take the time."""
-        self.images_per_second = self.rate.step(trainer.batch_size)
+        self.images_per_second = self.rate.step(trainer.training.batch_size)
 
     def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
         """Print the line."""
-        epoch = trainer.steps_done // trainer.steps_per_epoch
-        left = (trainer.epochs - epoch) * trainer.steps_per_epoch * trainer.batch_size
+        training = trainer.training
+        epoch = trainer.steps_done // training.steps_per_epoch
+        left = (training.steps - trainer.steps_done) * training.batch_size
         print_line(
             self.console,
-            f"epoch {epoch}/{trainer.epochs}  {phase_of(trainer)}  {losses_text(losses)}  "
+            f"epoch {epoch}/{training.epochs}  {phase_of(trainer)}  {losses_text(losses)}  "
             f"{self.images_per_second:.0f} images/s  {left / self.images_per_second:.0f} s left",
         )
 

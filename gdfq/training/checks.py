@@ -9,11 +9,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from gdfq.distributed import World
 from gdfq.errors import InputError
-from gdfq.nn import QAct, StatisticsTeacher
+from gdfq.nn import StatisticsTeacher
 from gdfq.nn.copying import copied
-from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.given import (
     call_and_keep_images,
     kind_of,
@@ -22,15 +20,10 @@ from gdfq.nn.given import (
     require_values,
 )
 from gdfq.nn.qact import observing_copy
-from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import check_choice
 from gdfq.training.memory_format import MemoryFormat
-from gdfq.training.parts import Parts
 from gdfq.training.precision import check_precision
 from gdfq.training.schedules import Schedule
-from gdfq.training.start import Start
-from gdfq.training.start.correction import correct
-from gdfq.training.start.images import Images
 
 
 def check_settings(
@@ -57,7 +50,6 @@ def check_settings(
     fuse: bool,
     cuda_graph: bool,
     seed: int,
-    parts: Parts,
 ) -> None:
     """Raise an InputError for the first setting of a trainer that is out of range."""
     for name, count, minimum in (
@@ -101,33 +93,14 @@ def check_settings(
     ):
         check_choice(name, choice, allowed)
     check_precision(precision, device)
-    if not isinstance(parts, Parts):
-        raise InputError(f"parts: must be gdfq.training.Parts, got {type(parts).__name__}")
-    parts.check_alpha(alpha)
-    if parts.mix_classes > num_classes:
-        raise InputError(
-            f"mix_classes: must be <= {num_classes}, the number of classes, got {parts.mix_classes}"
-        )
-    if parts.replay_batches and processes > 1:
-        raise InputError(
-            "replay_batches: older images are kept by one process alone, and this run has "
-            f"{processes}"
-        )
 
 
-def check_start(start: Start, student: nn.Module) -> None:
-    """Raise an InputError if ``start`` sets ranges that ``student`` takes in each call."""
-    if not isinstance(start, Start):
-        raise InputError(f"start: must be gdfq.training.Start, got {type(start).__name__}")
-    modules = [*student.modules()]
-    acts = any(isinstance(m, QAct) and m.dynamic_range for m in modules)
-    weights = any(
-        (isinstance(m, QuantizedWeight) and has_dynamic(m.dynamic_ranges, "weight"))
-        or (isinstance(m, WeightQuantizer) and m.kernel_ranges)
-        for m in modules
-    )
-    names = {(True, True): "both", (True, False): "act", (False, True): "weight"}
-    start.check_dynamic_ranges(names.get((acts, weights), "none"))
+def check_type(name: str, settings: Any, wanted: type) -> None:
+    """Raise InputError if the argument ``name`` is not of the class ``wanted``."""
+    if not isinstance(settings, wanted):
+        raise InputError(
+            f"{name}: must be gdfq.training.{wanted.__name__}, got {type(settings).__name__}"
+        )
 
 
 def check_finite(name: str, module: nn.Module) -> None:
@@ -179,8 +152,6 @@ def check_shapes(
     student: nn.Module,
     generator: Any,
     num_classes: int,
-    start: Start,
-    mixed_labels: bool = False,
 ) -> Tensor:
     """Two generated images, after trying all three on copies, gradients included.
 
@@ -201,17 +172,6 @@ def check_shapes(
     probe: Any = copied(generator, name="generator").train()
     z, labels = example_batch(probe, 2)
     images = _images(probe, z, labels)
-    if mixed_labels:
-        try:
-            probe(
-                z,
-                torch.full((2, num_classes), 1 / num_classes, device=z.device, dtype=torch.float32),
-            )
-        except (RuntimeError, IndexError, TypeError) as error:
-            raise InputError(
-                f"mix_probability: the generator does not take labels (N, {num_classes}), shares "
-                f"of each class: {one_line(error)}"
-            ) from error
     logits = _teacher_logits(teacher, images)
     if logits.dim() != 2 or logits.shape[1] != num_classes:
         raise InputError(
@@ -238,9 +198,6 @@ def check_shapes(
             "student: its logits depend on no parameter that is trained (torch.no_grad or detach "
             "in its forward, or the last layers alone are not frozen)"
         )
-    if start.corrects or start.bn_reestimate_end:
-        given = Images(lambda images, labels: images.clone(), [(images, images)], World())
-        correct(observing_copy(student), teacher.model, given, start.bn_reestimate)
     return images
 
 

@@ -52,11 +52,18 @@ class LearningRate:
     def __init__(
         self, initial: float, factor: Callable[[Tensor], Tensor], device: torch.device
     ) -> None:
-        self.initial = initial
         self.factor = factor
         self.steps = torch.zeros((), dtype=torch.int64, device=device)
         self.value = torch.zeros((), dtype=torch.float32, device=device)
+        self._values = [(initial, self.value)]
         self._set()
+
+    def follower(self, initial: float) -> Tensor:
+        """Return another rate's ``value``, which follows this one's schedule from ``initial``."""
+        value = torch.zeros_like(self.value)
+        self._values.append((initial, value))
+        self._set()
+        return value
 
     def advance(self) -> None:
         """Go on to the next step."""
@@ -69,4 +76,6 @@ class LearningRate:
         self._set()
 
     def _set(self) -> None:
-        self.value.copy_(self.initial * self.factor(self.steps))
+        factor = self.factor(self.steps)
+        for initial, value in self._values:
+            value.copy_(initial * factor)

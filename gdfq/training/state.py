@@ -1,28 +1,16 @@
-"""What a trainer's parts hold, as tensors by name, and putting it back in place."""
+"""The state of networks, optimizers and parts: tensors by name, loaded in place."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
-
-
-class StatefulPart(Protocol):
-    """A part of the training that keeps something from step to step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything it keeps: tensors, and dictionaries of such."""
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise an InputError if ``state`` is not one of this part."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; tensors are copied, in place."""
+from gdfq.training.parts.part import Part
 
 
 def digest(module: nn.Module) -> str:
@@ -103,7 +91,7 @@ def check_optimizer_state(
                 )
 
 
-def check_parts_state(parts: Mapping[str, StatefulPart], state: Mapping[str, Any]) -> None:
+def check_parts_state(parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
     """Raise an InputError if ``state`` is not one of ``parts``, by name."""
     for name in sorted(parts.keys() ^ state.keys()):
         raise InputError(

@@ -109,7 +109,7 @@ def test_images_are_those_of_the_run_s_warm_up(monkeypatch, name):
     for _ in range(2):
         assert "student" not in trainer.step()
     with torch.no_grad():
-        expected = [trainer.make_images(*trainer.sample()) for _ in range(2)]
+        expected = [trainer.images.make(*trainer.images.sample()) for _ in range(2)]
     assert all(map(torch.equal, measured, expected))
     assert len(measured) == 2
 

@@ -14,6 +14,7 @@ from gdfq.nn.dynamic_ranges import range_axes
 from gdfq.recipes import load_recipe
 from gdfq.recipes.schema import parse_recipe
 from gdfq.training import Parts, Start
+from tests.helpers.parts import part_of
 from tests.helpers.tiny import EACH_PART, Operators, tiny_teacher, tiny_trainer
 
 KINDS = ("act", "weight", "both")
@@ -203,7 +204,7 @@ def test_changed_codes_are_counted_by_kernel():
     layer.weight.grad = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0))
     before, weight, gradient = layer._quantized_weight(), layer.weight, layer.weight.grad.clone()
     (lo, hi), rate = layer.weight_range(), torch.tensor(1e-3)
-    trainer.code_changes.scale_gradients(rate)
+    part_of(trainer, "code_changes").gradients([], rate)
     assert not torch.equal(layer.weight.grad, gradient)
     with torch.no_grad():
         scale = (7 * (1 / (hi - lo)))[..., None, None]
@@ -389,7 +390,7 @@ def test_what_goes_together():
         start=Start(weight_ranges="mse", bn_reestimate=True, rounding="flip"),
     )  # fmt: skip
     trainer.train()
-    assert len(trainer.ranges.parameters) == 6
+    assert len(part_of(trainer, "learned_ranges").parameters) == 6
 
 
 def test_what_is_refused():

@@ -190,7 +190,7 @@ def test_loading_goes_back_to_before_the_student_was_trained():
     trainer.train()
     trainer.load_state_dict(start)
     assert not trainer.calibrated
-    assert not trainer.student_optimizer.state
+    assert not trainer.student_update.optimizer.state
     quantizer = next(m for m in trainer.student.modules() if isinstance(m, QAct))
     with pytest.raises(RuntimeError, match="no batch has set the range"):
         quantizer.require_range()

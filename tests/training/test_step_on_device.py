@@ -57,12 +57,12 @@ def state(trainer):
     """Every tensor that carries something from step to step."""
     kept = [*trainer.student.state_dict().values(), *trainer.generator.state_dict().values()]
     kept += trainer.teacher.state_dict().values()
-    for optimizer in (trainer.generator_optimizer, trainer.student_optimizer):
+    for optimizer in (trainer.generator_update.optimizer, trainer.student_update.optimizer):
         kept += [v for values in optimizer.state.values() for v in values.values()]
         kept += [group["lr"] for group in optimizer.param_groups]
-    for part in trainer._stateful.values():
+    for part in trainer.parts:
         kept += [v for v in tree_leaves(part.state_dict()) if isinstance(v, torch.Tensor)]
-    rates = (trainer.generator_lr, trainer.student_lr, trainer.range_lr)
+    rates = (trainer.generator_update.rate, trainer.student_update.rate)
     kept += [*trainer._totals.values(), *(rate.steps for rate in rates)]
     return kept
 

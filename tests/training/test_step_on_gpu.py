@@ -114,17 +114,15 @@ def test_memory_stands_still(cuda_graph):
 
 
 @needs_gpu
-def test_a_change_of_phase_or_shape_is_captured_again():
+def test_a_change_of_phase_is_captured_again():
     trainer = make_trainer()
     graphs = []
-    for batch_size, steps in ((16, 6), (16, 6), (8, 6)):
-        trainer.batch_size = batch_size
-        run(trainer, steps)
+    for _ in range(2):
+        run(trainer, 6)
         (step,) = trainer._captured.values()
         assert step.graph is not None
         graphs.append(step)
-    assert len(set(map(id, graphs))) == 3
-    assert [graph.step.__name__ for graph in graphs] == ["_warm_up_step"] + ["_tuning_step"] * 2
+    assert [graph.step.__name__ for graph in graphs] == ["_warm_up_step", "_tuning_step"]
 
 
 class Reading(gdfq.GDFQTrainer):

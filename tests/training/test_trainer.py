@@ -97,7 +97,7 @@ def test_each_phase_computes_only_what_it_needs():
     assert teacher_masks(trainer, warm_up) == [[True, False, False]] * 2
     assert len(warm_up.masks) == 2 + 3  # the teacher's and the generator's
 
-    while trainer.steps_done < trainer.warmup_steps:
+    while trainer.steps_done < trainer.training.warmup_steps:
         trainer.step()
     with Operators() as tuning:
         assert "student" in trainer.step()
@@ -170,7 +170,7 @@ def test_a_step_is_the_algorithm_written_plainly():
     trainer.calibrate(2)
     student, generator = copy.deepcopy((trainer.student, trainer.generator))
     random = trainer.random.get_state()
-    z, labels = trainer.sample()
+    z, labels = trainer.images.sample()
     trainer.random.set_state(random)
     losses = trainer.step()
     expected = plain_step(tiny_teacher(), student, generator, z, labels, 0.1)
@@ -303,7 +303,7 @@ def test_milestones_are_epochs_of_the_whole_run():
         rates.append(
             [
                 float(o.param_groups[0]["lr"])
-                for o in (trainer.generator_optimizer, trainer.student_optimizer)
+                for o in (trainer.generator_update.optimizer, trainer.student_update.optimizer)
             ]
         )
         trainer.step()

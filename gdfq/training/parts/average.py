@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
+from gdfq.training.parts.part import Loop, Part
 
 
 def averaged_state(trainer: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -35,24 +36,22 @@ def averaged_state(trainer: Mapping[str, Any]) -> dict[str, Tensor]:
     return {**trainer["student"], **(average["values"] if averaged else {})}
 
 
-class Average:
-    """The average of ``student``'s parameters.
+class Average(Part):
+    """The average of the student's parameters, which are read, never changed."""
 
-    Args:
-        student: its parameters are read, never changed.
-        decay: of the average, in (0, 1).
-    """
+    fields = ("ema_decay",)
 
-    def __init__(self, student: nn.Module, decay: float) -> None:
-        self.student = student
-        self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in student.named_parameters()}
+    def setup(self, loop: Loop) -> None:
+        """Make room for the average of the student's parameters."""
+        self.decay: float = self.settings.ema_decay
+        self.student = loop.student
+        self.values = {name: p.detach().clone() for name, p in loop.student.named_parameters()}
         first = next(iter(self.values.values()))
         self.updates = torch.zeros((), dtype=torch.float64, device=first.device)
         self.sound: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def after_update(self) -> None:
         """Take in the student's parameters as they are now."""
         self.updates.add_(1)
         rate = ((1 - self.decay) / (1 - torch.pow(self.decay, self.updates))).float()
@@ -62,42 +61,43 @@ class Average:
         torch._foreach_add_(averages, moves)
 
     @torch.no_grad()
-    def applied(self) -> nn.Module:
-        """A copy of the student with the average as its parameters; before any update, itself."""
+    def final_student(self, student: nn.Module) -> nn.Module:
+        """Return a copy with the average as its parameters; before any update, the student."""
         if not float(self.updates):
-            return self.student
-        averaged = copy.deepcopy(self.student)
+            return student
+        averaged = copy.deepcopy(student)
         for name, parameter in averaged.named_parameters():
             parameter.copy_(self.values[name])
         return averaged
 
-    def keep(self) -> None:
-        """Remember the average as sound, for :meth:`put_back`."""
+    def snapshot(self) -> None:
+        """Remember the average, for :meth:`restore`."""
         self.sound = {name: value.clone() for name, value in self._tensors().items()}
 
-    def put_back(self) -> None:
-        """Go back to the average that was last sound."""
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Return to the average of the last snapshot."""
         for name, value in self._tensors().items():
             value.copy_(self.sound[name])
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**self.values, "/updates": self.updates}
 
-    # ---- what it takes to go on later ----
+    # ---- checkpoints ----
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors by name."""
+        """Return the average, how many updates it is of, and its last snapshot."""
         return {"values": dict(self.values), "updates": self.updates, "sound": dict(self.sound)}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise an InputError if ``state`` is of another student's average."""
+        """Raise InputError if ``state`` is of another student's average."""
         for name, value in self.values.items():
             if name not in state["values"] or state["values"][name].shape != value.shape:
                 raise InputError(f"state: the average of {name!r} is missing or of another shape")
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; tensors are copied, in place."""
+        """Load ``state``; tensors are copied, in place."""
         for name, value in self.values.items():
             value.copy_(state["values"][name])
         self.updates.copy_(state["updates"])

@@ -10,11 +10,16 @@ algorithm 1. Costs two passes over the gradients a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
+from gdfq.training.parts.part import Part
 
-def clip_gradients(parameters: Sequence[Tensor], max_grad_norm: float) -> None:
-    """Shorten the gradients of ``parameters``, in place."""
-    nn.utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
+
+class Clipping(Part):
+    """The limit on the norm of the student's gradients."""
+
+    fields = ("max_grad_norm",)
+
+    def gradients(self, parameters: list[Tensor], rate: Tensor) -> None:
+        """Shorten the gradients of ``parameters``, in place."""
+        nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm, foreach=True)

@@ -10,8 +10,8 @@ reason.
 
 Codes are counted on the range that the weight has before the update. Where ranges are kept
 (``weight_ranges = "mse"``) the update changes as many; where they are the minimum and the maximum,
-taken anew at each forward, the range moves with the weight's extremes, and some times as many do.
-Of a small layer one whole code is the least.
+computed in each forward, the range moves too, and several times as many codes change. In a small
+layer the minimum is one code.
 
 Biases, batch norms and weights of functions called without a layer keep their gradients. Momentum
 and weight decay come on top, and are not counted.
@@ -27,29 +27,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops.count_changed_codes import count_changed_codes
+from gdfq.training.parts.part import Loop, Part
 
 DOUBLINGS = 20
 BISECTIONS = 5
 
 
-class CodeChanges:
-    """The quantized weights of ``student`` whose gradients are scaled.
+class CodeChanges(Part):
+    """The quantized weights whose gradients are scaled."""
 
-    Args:
-        student: whose layers they are.
-        share: of each weight's codes.
+    fields = ("code_change_share",)
 
-    Raises:
-        InputError: ``student`` has no layer with a quantized weight.
-    """
-
-    def __init__(self, student: nn.Module, share: float) -> None:
-        layers = [m for m in student.modules() if isinstance(m, QuantizedWeight)]
+    def setup(self, loop: Loop) -> None:
+        """Find the weights; raise InputError if no layer has a quantized one."""
+        layers = [m for m in loop.student.modules() if isinstance(m, QuantizedWeight)]
         if not layers:
             raise InputError(
                 "code_change_share: the network has no layer with a quantized weight, only "
@@ -57,11 +53,12 @@ class CodeChanges:
             )
         self.layers = list({id(layer.weight): layer for layer in layers}.values())
         self.bits = [layer.weight_bits for layer in self.layers]
+        share: float = self.settings.code_change_share
         wanted = [share * layer.weight.numel() for layer in self.layers]
         self.wanted = torch.tensor(wanted, dtype=torch.float64, device=self.layers[0].weight.device)
 
     @torch.no_grad()
-    def scale_gradients(self, rate: Tensor) -> None:
+    def gradients(self, parameters: list[Tensor], rate: Tensor) -> None:
         """Scale the gradients, in place, for an update with the learning rate ``rate``."""
         weights = [layer.weight for layer in self.layers]
         gradients = [

@@ -21,26 +21,45 @@ Source: HAST, "Hard sample matters a lot in zero-shot quantization", CVPR 2023, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gdfq.training.parts.objective import as_probabilities
+from gdfq.training.labels import as_probabilities
+from gdfq.training.parts.part import Batch, CrossEntropy, Part
 
 SMALLEST = 1e-6  # of 1 - p, where its powers below 1 have no finite slope
 
 
+class HardSamples(Part):
+    """Weights in the generator's cross-entropy, and a step on the student's images."""
+
+    fields = ("hard_sample_gamma", "hard_sample_step")
+
+    def cross_entropy(self, loss: CrossEntropy) -> CrossEntropy:
+        """Return the weighted cross-entropy."""
+        gamma = self.settings.hard_sample_gamma
+        return partial(teacher_cross_entropy, gamma=gamma) if gamma else loss
+
+    def student_batch(self, student: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+        """Return the batch with harder images."""
+        step = self.settings.hard_sample_step
+        if not step:
+            return batch
+        images, labels, teacher_logits = batch
+        return harder_images(student, images, labels, step), labels, teacher_logits
+
+
 def teacher_cross_entropy(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """The generator's cross-entropy, 0-d; ``gamma`` = 0 is the plain one.
+    """The generator's cross-entropy, 0-d; ``see the module.
 
     Args:
         logits: ``(B, K)`` of the teacher.
         labels: ``(B,)`` classes, or ``(B, K)`` probabilities.
         gamma: the exponent.
     """
-    if gamma == 0:
-        return F.cross_entropy(logits, labels)
     logits = logits.float()
     target = as_probabilities(labels, logits.shape[1])
     sure = target.minimum(logits.softmax(1)).sum(1)

@@ -16,14 +16,32 @@ channel, less than a hundredth of the generator's, and one pass over the images 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gdfq.training.parts.part import Part
 
-class LowPass:
+
+class LowPass(Part):
+    """The filter on all generated images, made for the size of the first."""
+
+    fields = ("low_pass",)
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self.filter: LowPassFilter | None = None
+
+    def images(self, images: Tensor) -> Tensor:
+        """Return ``images``, filtered."""
+        size = images.shape[-2], images.shape[-1]
+        if self.filter is None or self.filter.size != size:
+            self.filter = LowPassFilter(size, self.settings.low_pass, images.device)
+        return self.filter(images)
+
+
+class LowPassFilter:
     """The filter for images of one size.
 
     Args:
@@ -33,6 +51,7 @@ class LowPass:
     """
 
     def __init__(self, size: tuple[int, int], width: float, device: Any = None) -> None:
+        self.size = size
         self.rows, self.columns = (
             gaussian_matrix(length, width).to(device, torch.float32) for length in size
         )
@@ -44,17 +63,6 @@ class LowPass:
             filtered = self.rows @ images.float().contiguous() @ self.columns.T
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return filtered.to(images.dtype).contiguous(memory_format=layout)
-
-
-def make_images(
-    generator: Callable[..., Tensor], low_pass: LowPass | None, z: Tensor, labels: Tensor
-) -> Tensor:
-    """What teacher and student see for noise ``z`` and ``labels``.
-
-    ``generator``'s images ``(N, C, H, W)``, through ``low_pass`` if that is there.
-    """
-    images = generator(z, labels)
-    return images if low_pass is None else low_pass(images)
 
 
 def gaussian_matrix(size: int, width: float) -> Tensor:

@@ -15,11 +15,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gdfq.training.parts.objective import as_probabilities
+from gdfq.errors import InputError
+from gdfq.nn.copying import copied
+from gdfq.nn.given import one_line
+from gdfq.training.checks import example_batch
+from gdfq.training.labels import as_probabilities
+from gdfq.training.parts.part import Loop, Part
+
+
+class MixedLabels(Part):
+    """Labels of which a share is mixed."""
+
+    fields = ("mix_probability", "mix_classes")
+
+    def check(self, loop: Loop) -> None:
+        """Raise InputError for too few classes, or a generator that takes no mixed labels."""
+        mixed, classes = self.settings.mix_classes, loop.num_classes
+        if mixed > classes:
+            raise InputError(
+                f"mix_classes: must be <= {classes}, the number of classes, got {mixed}"
+            )
+        trial = copied(loop.generator, name="generator").train()
+        z, _ = example_batch(trial, 2)
+        shares = torch.full((2, classes), 1 / classes, device=z.device, dtype=torch.float32)
+        try:
+            trial(z, shares)
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise InputError(
+                f"mix_probability: the generator does not take labels (N, {classes}), shares "
+                f"of each class: {one_line(error)}"
+            ) from error
+
+    def labels(self, labels: Tensor, num_classes: int, rng: torch.Generator) -> Tensor:
+        """Return ``(B, num_classes)`` probabilities; see :func:`mixed_labels`."""
+        settings = self.settings
+        return mixed_labels(
+            labels, num_classes, settings.mix_probability, settings.mix_classes, rng
+        )
 
 
 def mixed_labels(
-    labels: Tensor, classes: int, probability: float, mixed: int, random: torch.Generator
+    labels: Tensor, classes: int, probability: float, mixed: int, rng: torch.Generator
 ) -> Tensor:
     """``(B, classes)`` probabilities: rows of ``labels``, each a mix with ``probability``.
 
@@ -28,19 +64,17 @@ def mixed_labels(
         classes: how many there are.
         probability: that a row becomes a mix.
         mixed: classes in a mix, at most ``classes``.
-        random: where all random numbers are drawn from.
+        rng: where all random numbers are drawn from.
     """
     batch, device = len(labels), labels.device
     chosen = (
-        torch.rand((batch, classes), generator=random, device=device, dtype=torch.float32)
+        torch.rand((batch, classes), generator=rng, device=device, dtype=torch.float32)
         .topk(mixed, 1)
         .indices
     )
-    shares = torch.randn(
-        (batch, mixed), generator=random, device=device, dtype=torch.float32
-    ).softmax(1)
-    is_mix = (
-        torch.rand((batch, 1), generator=random, device=device, dtype=torch.float32) < probability
+    shares = torch.randn((batch, mixed), generator=rng, device=device, dtype=torch.float32).softmax(
+        1
     )
+    is_mix = torch.rand((batch, 1), generator=rng, device=device, dtype=torch.float32) < probability
     single = as_probabilities(labels, classes)
     return torch.where(is_mix, torch.zeros_like(single).scatter(1, chosen, shares), single)

@@ -17,12 +17,37 @@ et al. (AIT), CVPR 2022; the gate, SynQ, ICLR 2025. All cost the same: tensors o
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gdfq.ops.kd_ce_loss import kd_ce_loss
+from gdfq.training.labels import as_probabilities
+from gdfq.training.parts.part import Loop, Part, StudentLoss
 from gdfq.training.parts.settings import Parts
+
+
+class Objective(Part):
+    """The student's loss where it is not the paper's."""
+
+    fields = ("objective", "ce_weight", "ce_gate")
+
+    def check(self, loop: Loop) -> None:
+        """Raise InputError if no loss is left."""
+        self.settings.check_alpha(loop.training.alpha)
+
+    def setup(self, loop: Loop) -> None:
+        """Take the constants of the divergence."""
+        self.temperature, self.alpha = loop.training.temperature, loop.training.alpha
+
+    def student_loss(self, loss: StudentLoss) -> StudentLoss:
+        """Return the loss that the settings ask for."""
+        return self.loss
+
+    def loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """Return :func:`student_loss` of a batch."""
+        return student_loss(
+            self.settings, student_logits, teacher_logits, labels, self.temperature, self.alpha
+        )
 
 
 def student_loss(
@@ -59,10 +84,3 @@ def _weighted(labels: Tensor, teacher_logits: Tensor, weight: float, gate: float
         return weight * target
     sure = 1 - target.minimum(probabilities).sum(1, keepdim=True) <= gate
     return weight * target * sure
-
-
-def as_probabilities(labels: Tensor, classes: int) -> Tensor:
-    """``labels``, ``(B,)`` classes or ``(B, K)`` probabilities, as the latter in float32."""
-    if labels.dim() == 2:
-        return labels.float()
-    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()

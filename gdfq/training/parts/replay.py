@@ -12,45 +12,44 @@ memory of ``n + 1`` batches, and one copy of a batch into it and one out of it a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gdfq.errors import InputError
+from gdfq.training.parts.part import Batch, Loop, Part
 
 NAMES = ("images", "labels", "teacher_logits")
 
 
-class Replay:
-    """The kept batches.
+class Replay(Part):
+    """The kept batches."""
 
-    Args:
-        batches: how many older ones are kept.
-        share: of a batch that comes from these.
-        batch_size: rows of each.
-        random: where all random numbers are drawn from.
-        device: of batches and ``random``.
-    """
+    fields = ("replay_batches", "replay_share")
 
-    def __init__(
-        self,
-        batches: int,
-        share: float,
-        batch_size: int,
-        random: torch.Generator,
-        device: torch.device,
-    ) -> None:
-        self.batches = batches
-        self.share = share
-        self.batch_size = batch_size
-        self.random = random
-        self.stored = torch.zeros((), dtype=torch.int64, device=device)
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self.batches: int = settings.replay_batches
         self.kept: dict[str, Tensor] = {}  # rows of all batches, one batch after the other
 
-    def __call__(self, *batch: Tensor) -> list[Tensor]:
-        """Images, labels and teacher's logits with some rows replaced by older ones.
+    def check(self, loop: Loop) -> None:
+        """Raise InputError where several processes train."""
+        if loop.world.size > 1:
+            raise InputError(
+                "replay_batches: older images are kept by one process alone, and this run has "
+                f"{loop.world.size}"
+            )
+
+    def setup(self, loop: Loop) -> None:
+        """Count the batches kept so far: none."""
+        self.batch_size = loop.training.batch_size
+        self.rng = loop.rng
+        self.stored = torch.zeros((), dtype=torch.int64, device=loop.rng.device)
+
+    def student_batch(self, student: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+        """Return the batch with some rows replaced by older ones.
 
         The given batch is kept; the oldest makes room for it.
         """
@@ -60,33 +59,34 @@ class Replay:
         row = torch.arange(self.batch_size, device=device)
         place = self.stored % places
         replaced, which = torch.rand(
-            (2, self.batch_size), generator=self.random, device=device, dtype=torch.float32
+            (2, self.batch_size), generator=self.rng, device=device, dtype=torch.float32
         ).unbind()
         older = self.stored.clamp(max=self.batches)
         back = torch.minimum(1 + (which * older).long(), older)
-        taken = (place - torch.where(replaced < self.share, back, 0)) % places
+        taken = (place - torch.where(replaced < self.settings.replay_share, back, 0)) % places
         for kept, tensor in zip(self.kept.values(), batch, strict=True):
             kept.index_copy_(0, place * self.batch_size + row, tensor)
         self.stored.add_(1)
         rows = taken * self.batch_size + row
-        return [
+        images, labels, teacher_logits = (
             _laid_out_like(tensor, kept.index_select(0, rows))
             for kept, tensor in zip(self.kept.values(), batch, strict=True)
-        ]
+        )
+        return images, labels, teacher_logits
 
-    def _make_room(self, batch: tuple[Tensor, ...]) -> None:
+    def _make_room(self, batch: Batch) -> None:
         rows = (self.batches + 1) * self.batch_size
         for name, tensor in zip(NAMES, batch, strict=True):
             self.kept[name] = tensor.new_zeros((rows, *tensor.shape[1:]))
 
-    # ---- what it takes to go on later ----
+    # ---- checkpoints ----
 
     def state_dict(self) -> dict[str, Any]:
-        """The kept batches, and how many there were."""
+        """Return the kept batches, and how many there were."""
         return {"kept": dict(self.kept), "stored": self.stored}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise an InputError if ``state`` is of batches of another size or number."""
+        """Raise InputError if ``state`` is of batches of another size or number."""
         rows = (self.batches + 1) * self.batch_size
         for name, tensor in state["kept"].items():
             own = self.kept.get(name)
@@ -97,7 +97,7 @@ class Replay:
                 )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``; tensors are copied, in place where there are some."""
+        """Load ``state``; tensors are copied, in place where they exist."""
         for name, tensor in state["kept"].items():
             if name not in self.kept:
                 self.kept[name] = torch.empty_like(tensor, device=self.stored.device)

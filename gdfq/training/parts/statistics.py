@@ -19,53 +19,48 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.statistics import Statistics
 from gdfq.ops.bns_loss import bns_loss
-from gdfq.training.parts.settings import Parts
+from gdfq.training.parts.part import BNSLoss, Loop, Part
 
 EPSILON = 1e-8
 
 
-class StatisticsLoss:
-    """The mismatch of statistics that ``parts`` ask for.
+class StatisticsLoss(Part):
+    """The mismatch of statistics that the settings ask for."""
 
-    Args:
-        parts: which of the variants.
-        teacher: whose layers' statistics it is given.
-        student: whose statistics it takes itself, where asked for.
-        images: a few, as the teacher takes them.
-
-    Raises:
-        InputError: a pattern of ``parts.bns_layers`` matches no batch norm.
-    """
+    fields = ("bns_spread", "bns_layers", "bns_of")
 
     @torch.no_grad()
-    def __init__(
-        self, parts: Parts, teacher: StatisticsTeacher, student: nn.Module, images: Tensor
-    ) -> None:
-        self.parts = parts
-        self.teacher = teacher
-        self.student = student
+    def setup(self, loop: Loop) -> None:
+        """Find the layers; raise InputError if a pattern matches no batch norm."""
+        self.teacher = loop.teacher
+        self.student = loop.student
         self.recorder: StatisticsTeacher | None = None  # of the student, from its first use
-        self.all_layers = parts.bns_layers == ("*",)
+        self.patterns = tuple(self.settings.bns_layers)
+        self.all_layers = self.patterns == ("*",)
         if not self.all_layers:
-            _, statistics = teacher(images)
-            names = _names(teacher)
+            _, statistics = loop.teacher(loop.images)
+            names = _names(loop.teacher)
             _require_matches(
-                parts.bns_layers, [names[id(stored)] for stored in statistics.running_means]
+                self.patterns, [names[id(stored)] for stored in statistics.running_means]
             )
 
-    def __call__(self, statistics: Statistics, images: Tensor, tuning: bool) -> Tensor:
-        """The loss, 0-d, of the teacher's ``statistics`` on ``images``.
+    def bns_loss(self, loss: BNSLoss) -> BNSLoss:
+        """Return the loss that the settings ask for."""
+        return self.loss
+
+    def loss(self, statistics: Statistics, images: Tensor, tuning: bool) -> Tensor:
+        """Return the loss, 0-d, of the teacher's ``statistics`` on ``images``.
 
         Where asked for and ``tuning``, of the student's on them too.
         """
         chosen = self._chosen(statistics, self.teacher)
-        if tuning and self.parts.bns_of == "both":
+        if tuning and self.settings.bns_of == "both":
             if self.recorder is None:
                 self.recorder = StatisticsTeacher(self.student, shared=True)
             _, own = self.recorder(images)
@@ -80,38 +75,17 @@ class StatisticsLoss:
         layers = [
             layer
             for layer in zip(*statistics, strict=True)
-            if any(fnmatchcase(names[id(layer[2])], p) for p in self.parts.bns_layers)
+            if any(fnmatchcase(names[id(layer[2])], p) for p in self.patterns)
         ]
         return Statistics(*([layer[i] for layer in layers] for i in range(4)))
 
     def _compare(self, statistics: Statistics) -> Tensor:
-        statistics = _of_norms(statistics)
-        if self.parts.bns_spread == "std":
+        statistics = statistics.by_norm()
+        if self.settings.bns_spread == "std":
             statistics = statistics._replace(
                 vars=_roots(statistics.vars), running_vars=_roots(statistics.running_vars)
             )
         return bns_loss(*statistics)
-
-
-def _of_norms(statistics: Statistics) -> Statistics:
-    """``statistics`` with the mean of all calls for a batch norm that is called several times.
-
-    That is what it stores: training has moved its running statistics at every call.
-    """
-    calls: dict[int, list[tuple[Tensor, ...]]] = {}
-    for call in zip(*statistics, strict=True):
-        calls.setdefault(id(call[2]), []).append(call)
-    if len(calls) == len(statistics.means):
-        return statistics
-    means, variances, stored_means, stored_vars = zip(
-        *(zip(*together, strict=True) for together in calls.values()), strict=True
-    )
-    return Statistics(
-        [torch.stack(each).mean(0) for each in means],
-        [torch.stack(each).mean(0) for each in variances],
-        [each[0] for each in stored_means],
-        [each[0] for each in stored_vars],
-    )
 
 
 def _roots(variances: Sequence[Tensor]) -> list[Tensor]:

@@ -1,12 +1,17 @@
-"""The order of a start's parts."""
+"""What a start does, in order: checks, calibration, the end of training."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
-from gdfq.nn.weight import QuantizedWeight
+from gdfq.distributed import World
+from gdfq.nn import QAct
+from gdfq.nn.dynamic_ranges import has_dynamic
+from gdfq.nn.qact import observing_copy
+from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.training.start.act_ranges import set_act_ranges
 from gdfq.training.start.correction import correct
 from gdfq.training.start.equalization import equalize
@@ -14,6 +19,26 @@ from gdfq.training.start.images import Images
 from gdfq.training.start.rounding import flip_rounding
 from gdfq.training.start.settings import Start
 from gdfq.training.start.weight_ranges import set_weight_ranges
+
+
+def check(start: Start, student: nn.Module) -> None:
+    """Raise InputError if ``start`` sets ranges that ``student`` computes on the fly."""
+    modules = [*student.modules()]
+    acts = any(isinstance(m, QAct) and m.dynamic_range for m in modules)
+    weights = any(
+        (isinstance(m, QuantizedWeight) and has_dynamic(m.dynamic_ranges, "weight"))
+        or (isinstance(m, WeightQuantizer) and m.kernel_ranges)
+        for m in modules
+    )
+    names = {(True, True): "both", (True, False): "act", (False, True): "weight"}
+    start.check_dynamic_ranges(names.get((acts, weights), "none"))
+
+
+def try_correction(start: Start, student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+    """Raise InputError if ``start`` corrects what the networks do not allow, tried on a copy."""
+    if start.corrects or start.bn_reestimate_end:
+        given = Images(lambda images, labels: images.clone(), [(images, images)], World())
+        correct(observing_copy(student), teacher, given, start.bn_reestimate)
 
 
 def prepare(start: Start, student: nn.Module) -> None:
@@ -55,3 +80,21 @@ def begin(
             set_act_ranges(student, images, start.act_ranges, start.percentile)
         if start.corrects:
             correct(student, teacher, images, start.bn_reestimate)
+
+
+def end(
+    start: Start, student: nn.Module, teacher: nn.Module, images: Callable[[], Images]
+) -> nn.Module:
+    """Return the student when training has ended: ``student``, or a corrected copy.
+
+    Args:
+        start: what to do.
+        student: in evaluation mode; it stays as it is.
+        teacher: the float network it was made of.
+        images: makes new images where they are needed.
+    """
+    if not start.bn_reestimate_end:
+        return student
+    corrected = copy.deepcopy(student)
+    correct(corrected, teacher, images(), spread=True)
+    return corrected

@@ -16,6 +16,7 @@ from gdfq.nn.weight import QuantizedWeight
 from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
 from gdfq.training import Start
+from gdfq.training.calibration import observe_ranges
 from gdfq.training.start.act_ranges import set_act_ranges
 from gdfq.training.start.correction import correct
 from gdfq.training.start.equalization import equalize
@@ -132,17 +133,17 @@ def test_a_start_is_part_of_calibration():
 def test_ranges_before_and_after_a_correction_are_each_of_all_batches_once(correction, monkeypatch):
     trainer = tiny_trainer(start=Start(**{correction: True}))
     first, second = [], []
-    observe = trainer._observe
+    observe = observe_ranges
 
-    def observed(images):
-        observe(images)
+    def observed(student, fused, images):
+        observe(student, fused, images)
         (second if first else first).extend(
             (int(m.num_batches_tracked), float(m.hi))
             for m in trainer.student.modules()
             if isinstance(m, QAct)
         )
 
-    monkeypatch.setattr(trainer, "_observe", observed)
+    monkeypatch.setattr("gdfq.training.trainer.observe_ranges", observed)
     random = trainer.random.get_state()
     trainer.calibrate(3)
     assert [count for count, _ in first + second] == [3] * 4
@@ -529,7 +530,7 @@ def test_the_end_s_correction_is_of_means_and_deviations_on_new_images():
         torch.equal(value, trainer.generator.state_dict()[name])
         for name, value in generator.state_dict().items()
     )
-    batches = [generator(*trainer.sample()) for _ in range(2)]
+    batches = [generator(*trainer.images.sample()) for _ in range(2)]
     expected = copy.deepcopy(trainer.student)
     correct(expected, tiny_teacher(), images_of(*batches), spread=True)
     for name, value in expected.state_dict().items():

@@ -10,8 +10,9 @@ from gdfq.functional import fake_quantize
 from gdfq.nn import QAct, QConv2d
 from gdfq.nn.qact import observing_copy
 from gdfq.ops.fake_quantize import fake_quantize_learned_backward_reference
-from gdfq.training.learned_ranges import LearnedRanges
+from gdfq.recipes import load_recipe
 from gdfq.training.parts import Parts
+from tests.helpers.parts import part_of, set_up
 from tests.helpers.tiny import tiny_teacher, tiny_trainer
 
 LEARNED = ("act", "weight", "both")
@@ -69,14 +70,17 @@ def test_a_kept_range_decides_about_values_codes_and_packed_layers():
 def test_training_moves_them(learned):
     trainer = tiny_trainer(bits=3, learned_ranges=learned)
     trainer.calibrate(2)
-    ranges = [end.detach().clone() for end in trainer.ranges.parameters]
+    ranges = [end.detach().clone() for end in part_of(trainer, "learned_ranges").parameters]
     assert len(ranges) == {"act": 2, "weight": 6, "both": 8}[learned]
     places = {place.name: place for place in trainer.fused.places}
     assert places["2"].fused == (learned == "weight")
     trainer.train()
-    moved = [not torch.equal(a, b) for a, b in zip(ranges, trainer.ranges.parameters, strict=True)]
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(ranges, part_of(trainer, "learned_ranges").parameters, strict=True)
+    ]
     assert all(moved)
-    groups = trainer.student_optimizer.param_groups
+    groups = trainer.student_update.optimizer.param_groups
     assert groups[1]["weight_decay"] == 0
     assert groups[0]["lr"] is not groups[1]["lr"]
     total = sum(len(group["params"]) for group in groups)
@@ -88,7 +92,7 @@ def test_their_rate_follows_the_student_s_schedule():
     rates = []
     for _ in range(12):
         trainer.step()
-        rates.append([float(g["lr"]) for g in trainer.student_optimizer.param_groups])
+        rates.append([float(g["lr"]) for g in trainer.student_update.optimizer.param_groups])
     # Warm-up to step 4; divided by 10 after 8.
     assert [r for r, _ in rates] == pytest.approx([1e-3] * 7 + [1e-4] * 5)
     assert [r for _, r in rates] == pytest.approx([0.04] * 7 + [0.004] * 5)
@@ -97,7 +101,7 @@ def test_their_rate_follows_the_student_s_schedule():
 def test_a_range_stays_a_range():
     student = student_of("both")
     student.load_state_dict(_observed(student).state_dict())
-    ranges = LearnedRanges(student)
+    ranges = set_up("learned_ranges", student=student)
     widths = ranges.widths()
     with torch.no_grad():
         for lo, hi in zip(ranges.lower, ranges.upper, strict=True):
@@ -108,7 +112,7 @@ def test_a_range_stays_a_range():
     # Very fast, but never NaN.
     trainer = tiny_trainer(bits=2, learned_ranges="both", parts=Parts(range_lr=100.0))
     trainer.train()
-    assert all(bool((width > 0).all()) for width in trainer.ranges.widths())
+    assert all(bool((width > 0).all()) for width in part_of(trainer, "learned_ranges").widths())
 
 
 def _observed(student):
@@ -121,7 +125,7 @@ def _observed(student):
 def test_contained_zero_stays_contained():
     student = student_of("both", zero_in_range=True)
     student.load_state_dict(_observed(student).state_dict())
-    ranges = LearnedRanges(student)
+    ranges = set_up("learned_ranges", student=student)
     widths = ranges.widths()
     with torch.no_grad():
         for parameter in ranges.parameters:
@@ -160,14 +164,14 @@ def test_saved_and_loaded(tmp_path, learned):
 def test_bf16_learns_float32_ranges(learned):
     exact = tiny_trainer(bits=3, learned_ranges=learned)
     rough = tiny_trainer(bits=3, learned_ranges=learned, precision="bf16")
-    starts = []
+    starts, ends = [], []
     for trainer in (exact, rough):
         trainer.calibrate(2)
-        starts.append([end.detach().clone() for end in trainer.ranges.parameters])
+        ranges = part_of(trainer, "learned_ranges").parameters
+        starts.append([end.detach().clone() for end in ranges])
+        ends.append(ranges)
         trainer.train()
-    for start, exact_end, end in zip(
-        starts[1], exact.ranges.parameters, rough.ranges.parameters, strict=True
-    ):
+    for start, exact_end, end in zip(starts[1], *ends, strict=True):
         assert end.dtype == torch.float32
         assert bool(end.isfinite().all())
         assert not torch.equal(end, start)
@@ -179,3 +183,8 @@ def test_what_cannot_be_learned():
         gdfq.quantize_model(nn.Sequential(nn.Conv2d(1, 1, 1)), learned_ranges="all")
     with pytest.raises(gdfq.InputError, match="range_lr"):
         Parts(range_lr=0.0)
+
+
+def test_a_rate_of_ranges_that_are_not_learned_is_refused():
+    with pytest.raises(gdfq.InputError, match=r"range_lr: has no effect without learned_ranges"):
+        load_recipe("fashion-mnist-resnet20").with_options({"range_lr": 1e-3})
