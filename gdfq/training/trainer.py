@@ -535,4 +535,4 @@ class GDFQTrainer:
         uncounted = WARM_UP_STEPS + 1 if self.cuda_graph else 1  # what is timed is the graph
         chosen, self.memory_format_seconds = fastest_memory_format(make_step, uncounted)
         names = get_args(MemoryFormat)
-        return names[self.world.first_says(names.index(chosen))]
+        return names[self.world.broadcast_from_rank0(names.index(chosen))]
