@@ -13,7 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import griffe
 import typer
@@ -22,6 +22,7 @@ from mkdocs.structure.files import File, Files
 from gdfq.cli import app
 from gdfq.recipes import load_recipe, recipe_names
 from gdfq.recipes.schema import LayerBits, Recipe, fields
+from gdfq.settings import allowed
 
 ROOT = Path(__file__).parents[1]
 WORKER = "https://unpkg.com/iframe-worker/shim"
@@ -119,9 +120,9 @@ def recipe_fields() -> str:
     for section, key, definition in fields():
         default = "" if definition.is_required() else _toml(definition.default)
         told = "has to be given" if definition.is_required() else default and f"`{default}`"
-        allowed = _allowed(definition.annotation, definition.metadata)
+        words = _cell(allowed(definition.annotation, definition.metadata))
         description = _cell(definition.description or "")
-        sections.setdefault(section, []).append(f"| `{key}` | {allowed} | {told} | {description} |")
+        sections.setdefault(section, []).append(f"| `{key}` | {words} | {told} | {description} |")
     header = "| field | allowed | default | |\n|---|---|---|---|\n"
     parts = []
     for name, rows in sections.items():
@@ -148,36 +149,10 @@ def recipes() -> str:
     return "\n".join(rows)
 
 
-def _allowed(annotation: Any, metadata: list[Any]) -> str:
-    """The values that a field takes, in words."""
-    if get_origin(annotation) is Annotated:
-        base, *constraints = get_args(annotation)
-        inner = [m for c in constraints for m in getattr(c, "metadata", [c])]
-        return _allowed(base, [*metadata, *inner])
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if get_origin(annotation) is Union or type(None) in get_args(annotation):
-        return _allowed(get_args(annotation)[0], metadata)
-    if get_origin(annotation) is list:
-        return f"list of: {_allowed(get_args(annotation)[0], metadata)}"
-    word = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
-    bounds: list[tuple[str, str]] = [("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")]
-    limits = [
-        f"{sign} {_number(getattr(m, key))}"
-        for m in metadata
-        for key, sign in bounds
-        if getattr(m, key, None) is not None
-    ]
-    return " ".join([word.get(annotation, "text"), ", ".join(limits)]).strip()
-
-
-def _number(value: float) -> str:
-    return "2^63" if value == 2**63 else f"{value:g}"
-
-
 def _toml(value: Any) -> str:
     if value is None:
         return ""
+    value = list(value) if isinstance(value, tuple) else value
     return str(value).lower() if isinstance(value, bool) else str(value).replace("'", '"')
 
 

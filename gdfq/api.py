@@ -201,7 +201,7 @@ def _recipe(
     if base is not None and not isinstance(base, Recipe):
         raise InputError(f"recipe: must be a name, a path or a Recipe, got a {_kind(recipe)}")
     named = {"num_classes": num_classes, "image_size": image_size, **options}
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in named.items() if v is not None}
+    given = {key: value for key, value in named.items() if value is not None}
     if not isinstance(given.get("bits", {}), dict):
         raise InputError(
             f"bits: must be a dict like {{'layer1.*': {{'weight': 8}}}}, got {given['bits']!r}"

@@ -11,11 +11,12 @@ The same line is checked, with the same words, as a Python argument, as a key of
 an option of the command line: see :meth:`Settings.read`. Types are not converted, except that a
 float takes an int, a tuple any sequence but a string, and numbers of NumPy are plain ones. Floats
 are finite. A rule between settings is a ``@model_validator(mode="after")`` that raises an
-``InputError`` whose message starts with the field's name.
+``InputError`` whose message starts with a field's name, or is about all of them.
 """
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -63,9 +64,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {name: _plain(value) for name, value in values.items()}
+        return _plain(values)
 
     def changed(self) -> dict[str, Any]:
         """Return the settings that are not at their defaults."""
@@ -103,7 +102,7 @@ def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
         some = "a non-empty list" if "min_length" in bounds else "a list"
         return f"{some}, each entry {allowed(arguments[0])}"
     if annotation is bool:
-        return "True or False"
+        return "true or false"
     if annotation is int:
         if bounds.keys() == {"ge", "lt"}:
             bounds = {"ge": bounds["ge"], "le": bounds["lt"] - 1}
@@ -119,8 +118,9 @@ def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
 
 
 def one_of(choices: Sequence[Any]) -> str:
-    """Return the choices in words: ``"one of 'a', 'b', 'c'"``."""
-    return f"one of {', '.join(map(repr, choices))}"
+    """Return the choices in words: ``"one of 'a', 'b' or 'c'"``."""
+    *others, last = map(repr, choices)
+    return f"one of {', '.join(others)} or {last}"
 
 
 def _interval(bounds: Mapping[str, Any]) -> str:
@@ -136,13 +136,15 @@ def _plain(value: Any) -> Any:
     """Return ``value`` with NumPy's numbers as Python's and sequences as tuples."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(_plain(entry) for entry in value)
     return value
 
 
-def _explain(error: ValidationError, schema: type[Settings], values: Any) -> str:
-    return "; ".join(dict.fromkeys(_explain_one(e, schema, values) for e in error.errors()))
+def _explain(error: ValidationError, schema: type[Settings], given: Any) -> str:
+    return "; ".join(dict.fromkeys(_explain_one(e, schema, given) for e in error.errors()))
 
 
 def _explain_one(error: Any, schema: type[Settings], given: Any) -> str:
@@ -150,33 +152,50 @@ def _explain_one(error: Any, schema: type[Settings], given: Any) -> str:
     kind: Any = schema
     constraints: Sequence[Any] = ()
     path: list[str] = []
-    *parents, last = error["loc"] or [""]
     missing = error["type"] == "missing"
-    for part in parents if error["type"] == "extra_forbidden" else error["loc"]:
-        kind = _without_none(kind)
-        if get_origin(kind) is tuple:
-            break  # the whole list is named, not one of its entries
+    for part in error["loc"]:
+        field = _field(kind, part)
+        if field is None:  # the entry of a list, named by the whole, or an unknown key
+            break
+        kind, constraints = field
         path.append(str(part))
-        if get_origin(kind) is dict:
-            kind, constraints = get_args(kind)[1], ()
-        else:
-            field = kind.model_fields[part]
-            kind, constraints = field.annotation, field.metadata
-        given = None if missing else _entry(given, part)
+        if not missing:
+            given = given[part] if isinstance(given, Mapping | Sequence) else getattr(given, part)
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = ", ".join(_without_none(kind).model_fields)
-        return f"{'.'.join([*path, str(last)])}: unknown key; allowed are {known}"
+        known = ", ".join(_bare(kind).model_fields)
+        return f"{'.'.join([*path, str(error['loc'][-1])])}: unknown key; allowed are {known}"
     if missing:
         return f"{name}: missing; must be {allowed(kind, constraints)}"
-    if error["type"] == "value_error":  # of a rule, which names the field
-        return ".".join([*path, str(error["ctx"]["error"])])
+    if error["type"] == "value_error":  # of a rule
+        message = str(error["ctx"]["error"])
+        names_field = re.split("[.:]", message)[0] in _bare(kind).model_fields
+        return ("." if names_field and path else ": " if path else "").join([name, message])
     return f"{name}: must be {allowed(kind, constraints)}, got {_shown(given)}"
 
 
-def _without_none(kind: Any) -> Any:
+def _field(kind: Any, part: Any) -> tuple[Any, Sequence[Any]] | None:
+    """Return annotation and constraints of what errors name ``part`` in ``kind``."""
+    kind = _bare(kind)
+    if get_origin(kind) is dict:
+        return get_args(kind)[1], ()
+    if get_origin(kind) is tuple and _is_table(get_args(kind)[0]):
+        return get_args(kind)[0], ()
+    if _is_table(kind) and part in kind.model_fields:
+        return kind.model_fields[part].annotation, kind.model_fields[part].metadata
+    return None
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _bare(kind: Any) -> Any:
+    """Return an annotation without its constraints and without None."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
-        return next(k for k in get_args(kind) if k is not type(None))
+        return _bare(next(k for k in get_args(kind) if k is not type(None)))
     return kind
 
 
@@ -184,7 +203,3 @@ def _shown(given: Any) -> str:
     """Return ``given`` for a line of text."""
     text = repr(given)
     return text if len(text) <= 100 and "\n" not in text else f"a {type(given).__name__}"
-
-
-def _entry(given: Any, part: Any) -> Any:
-    return given[part] if isinstance(given, Mapping) else getattr(given, part)

@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gdfq
+from gdfq.recipes import load_recipe
 from gdfq.recipes.options import RecipeOptions
-from gdfq.recipes.schema import fields, load_recipe
+from gdfq.recipes.schema import fields
 from gdfq.runs.execution import Execution
 from gdfq.training.checkpoint import checkpoints
 from tests.cli.test_cli import gdfq_command
@@ -454,11 +455,11 @@ USUAL = {"mean": None, "std": None}
     [
         (tiny_teacher, {"num_classes": 7}, "num_classes: 7 given, but Sequential .* has 4 classes"),
         (tiny_teacher, {"num_classes": "4"}, "teacher.num_classes: .* valid integer, got '4'"),
-        (tiny_teacher, {"num_classes": 1}, "teacher.num_classes: .* greater than or equal to 2"),
+        (tiny_teacher, {"num_classes": 1}, "teacher.num_classes: must be an int >= 2"),
         (lambda: flat(8), {"image_size": 9, **USUAL}, "does not take images of 3x9x9 .channels"),
         (tiny_teacher, {"image_size": None}, "image_size: Sequential does not say which images"),
         (tiny_teacher, {"image_size": (8, 8)}, "teacher.image_size: .* valid integer, got"),
-        (tiny_teacher, {"image_size": 2}, "teacher.image_size: .* greater than or equal to 4"),
+        (tiny_teacher, {"image_size": 2}, "teacher.image_size: must be an int >= 4"),
         (tiny_teacher, {"channels": 3, **USUAL}, "does not take images of 3x8x8"),
         (tiny_teacher, {"mean": [0.5]}, "mean: needs one entry for each of the 2 channels"),
         (tiny_teacher, {"weight_bit": 3}, "weight_bit: no .* key; near matches: weight_bits"),

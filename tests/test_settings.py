@@ -44,8 +44,8 @@ class Run(Settings):
 
 
 MISTAKES = [
-    ({"kind": "l1"}, "kind: must be one of 'mse', 'kl', got 'l1'"),
-    ({"kind": ["mse"]}, "kind: must be one of 'mse', 'kl', got ['mse']"),
+    ({"kind": "l1"}, "kind: must be one of 'mse' or 'kl', got 'l1'"),
+    ({"kind": ["mse"]}, "kind: must be one of 'mse' or 'kl', got ['mse']"),
     ({"decay": 1}, "decay: must be in [0, 1), got 1"),
     ({"decay": float("nan")}, "decay: must be in [0, 1), got nan"),
     ({"decay": True}, "decay: must be in [0, 1), got True"),
@@ -62,7 +62,7 @@ MISTAKES = [
         "seed: must be an int from 0 to 9223372036854775807, got 9223372036854775808",
     ),
     ({"share": 1.5}, "share: must be in [0, 1], got 1.5"),
-    ({"clip": 1}, "clip: must be True or False, got 1"),
+    ({"clip": 1}, "clip: must be true or false, got 1"),
     ({"layers": "conv1"}, "layers: must be a non-empty list, each entry a string, got 'conv1'"),
     ({"layers": []}, "layers: must be a non-empty list, each entry a string, got []"),
     ({"epochs": [1, -1]}, "epochs: must be a list, each entry an int >= 0, got [1, -1]"),

@@ -12,10 +12,12 @@ from gdfq.bit_widths.allocation import Layer
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
+from gdfq.nn.quantization import Quantization
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import check_bits
 
 WIDTHS = tuple(range(2, 9))
+DEFAULTS = Quantization()
 
 
 @torch.no_grad()
@@ -24,9 +26,7 @@ def measure_sensitivities(
     batches: Sequence[Tensor],
     widths: Iterable[int] = WIDTHS,
     on_layer: Callable[[Layer], None] = lambda layer: None,
-    leaf_modules: Sequence[str | type] = (),
-    zero_in_range: bool = False,
-    kernel_ranges: bool = False,
+    how: Quantization = DEFAULTS,
 ) -> list[Layer]:
     """Measure the sensitivity of each layer that :func:`gdfq.quantize_model` quantizes, by width.
 
@@ -41,10 +41,7 @@ def measure_sensitivities(
         batches: of images ``(N, C, H, W)``, at least one.
         widths: bits to try, each 2 to 8.
         on_layer: called with each layer as soon as it is measured.
-        leaf_modules: what :func:`gdfq.quantize_model` is to leave in float.
-        zero_in_range: every range also contains 0, see :func:`gdfq.quantize_model`.
-        kernel_ranges: kernels that are large enough have a range each, see
-            :mod:`gdfq.nn.dynamic_ranges`.
+        how: the settings of the student that the bits are for.
 
     Returns:
         The layers in the order of the network's modules, under their first names.
@@ -56,9 +53,9 @@ def measure_sensitivities(
     widths = tuple(widths)
     for width in widths:
         check_bits(width, "widths")
-    measure = Divergence(teacher, batches, zero_in_range, kernel_ranges)
+    measure = Divergence(teacher, batches, how)
     layers = []
-    for name in names_of_layers(teacher, leaf_modules):
+    for name in names_of_layers(teacher, how.leaf_modules):
         weight = f"{name}.weight"
         sensitivity = {width: measure({weight: width}) for width in widths}
         layers.append(Layer(name, measure.weight(weight).numel(), sensitivity))
@@ -87,13 +84,13 @@ def divergence(
     teacher: nn.Module,
     batches: Sequence[Tensor],
     bits: Mapping[str, int],
-    zero_in_range: bool = False,
+    how: Quantization = DEFAULTS,
 ) -> float:
     """Return the divergence of the network whose layers' weights have the widths in ``bits``.
 
     Arguments and errors are those of :func:`measure_sensitivities`.
     """
-    measure = Divergence(teacher, batches, zero_in_range)
+    measure = Divergence(teacher, batches, how)
     return measure({f"{name}.weight": width for name, width in bits.items()})
 
 
@@ -101,7 +98,7 @@ class Divergence:
     """The divergence of a network's predictions from those with some of its weights quantized.
 
     Args:
-        teacher, batches, zero_in_range, kernel_ranges: see :func:`measure_sensitivities`.
+        teacher, batches, how: see :func:`measure_sensitivities`.
 
     Raises:
         InputError: ``batches`` is empty.
@@ -111,15 +108,13 @@ class Divergence:
         self,
         teacher: nn.Module,
         batches: Sequence[Tensor],
-        zero_in_range: bool = False,
-        kernel_ranges: bool = False,
+        how: Quantization = DEFAULTS,
     ) -> None:
         if not batches:
             raise InputError("batches: must hold at least one batch of images, got none")
         self.network = copied(teacher).eval()
         self.batches = batches
-        self.zero_in_range = zero_in_range
-        self.kernel_ranges = kernel_ranges
+        self.how = how
         self.images = sum(len(images) for images in batches)
         self.expected = [self._predict(images) for images in batches]
 
@@ -139,7 +134,7 @@ class Divergence:
         """Return nats, with the weight at each path in ``bits`` quantized to so many bits."""
         trained = {path: self.weight(path).clone() for path in bits}
         for path, width in bits.items():
-            quantizer = WeightQuantizer(width, "identity", self.zero_in_range, self.kernel_ranges)
+            quantizer = WeightQuantizer(width, **self.how.of_weights)
             self.weight(path).copy_(quantizer(trained[path]))
         total = sum(
             F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)

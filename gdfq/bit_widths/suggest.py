@@ -14,11 +14,9 @@ from torch import Tensor
 from gdfq.bit_widths.allocation import Layer, allocate
 from gdfq.bit_widths.sensitivity import Divergence, measure_sensitivities, names_of_layers
 from gdfq.errors import InputError
-from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.recipes import Recipe
 from gdfq.recipes.bits import with_exceptions
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
-from gdfq.recipes.schema import validate
 from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.memory_format import MemoryFormat, MemoryFormatError
@@ -89,23 +87,19 @@ def suggest_bits(
     names = names_of_layers(teacher, recipe.quantization.leaf_modules)
     images = _generate(recipe, loaded, steps, batches, progress, device)
     progress.on_layers(len(names))
-    zero_in_range = recipe.quantization.zero_in_range
-    kernel_ranges = has_dynamic(recipe.quantization.dynamic_ranges, "weight")
     try:
         layers = measure_sensitivities(
             teacher,
             images,
             on_layer=lambda layer: progress.on_layer(layer.name),
-            leaf_modules=recipe.quantization.leaf_modules,
-            zero_in_range=zero_in_range,
-            kernel_ranges=kernel_ranges,
+            how=recipe.quantization,
         )
     finally:
         progress.on_stop()
     bits = allocate(layers, budget)
     parameters = sum(layer.parameters for layer in layers)
     sides = sorted({math.floor(budget), math.ceil(budget)})
-    measure = Divergence(teacher, images, zero_in_range, kernel_ranges)
+    measure = Divergence(teacher, images, recipe.quantization)
     return Suggestion(
         layers,
         bits,
@@ -184,4 +178,4 @@ def with_weight_bits(
     acts = {p: {"act": w["act"]} for p, w in recipe.exceptions().items() if "act" in w}
     weights = {layer: {"weight": width} for layer, width in bits.items() if width != usual}
     tables["bits"] = with_exceptions(acts, weights)
-    return validate(tables, "suggestion")
+    return Recipe.read(tables, "suggestion")

@@ -20,7 +20,7 @@ def _option_type(annotation: Any) -> Any:
         return str
     if get_origin(annotation) in (Union, types.UnionType):
         return _option_type(get_args(annotation)[0])
-    if get_origin(annotation) is list:
+    if get_origin(annotation) is tuple:
         return list[_option_type(get_args(annotation)[0])]  # type: ignore[misc]
     return annotation
 

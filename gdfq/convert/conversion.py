@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
@@ -29,31 +29,33 @@ from gdfq.convert.tables import (
 )
 from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
-from gdfq.nn.dynamic_ranges import DynamicRanges, has_dynamic
+from gdfq.nn.quantization import Quantization
 from gdfq.nn.weight import WeightQuantizer
-from gdfq.ops._checks import Activation, Ste
+from gdfq.ops._checks import Activation
 
 
 class Converter:
-    """Replaces layers and activations one by one, and notes every operation."""
+    """Replaces layers and activations one by one, and notes every operation.
+
+    Args:
+        root: whose modules are replaced.
+        graph: of ``root``.
+        how: the settings of what they are replaced by.
+        bits: the widths, of which those in ``how`` are the usual ones.
+    """
 
     def __init__(
         self,
         root: nn.Module,
         graph: fx.Graph,
+        how: Quantization,
         bits: BitWidths,
-        make_act: Callable[[int, Activation], QAct],
-        ste: Ste,
-        zero_in_range: bool,
-        dynamic_ranges: DynamicRanges,
     ) -> None:
         self.root = root
         self.graph = graph
+        self.how = how
         self.bits = bits
-        self.make_act = make_act
-        self.ste = ste
-        self.zero_in_range = zero_in_range
-        self.dynamic_ranges = dynamic_ranges
+        self.device = next((p.device for p in root.parameters()), None)
         self.modules = dict(root.named_modules(remove_duplicate=False))
         tensors = chain(root.named_parameters(), root.named_buffers())
         self.taken = {*self.modules, *(name for name, _ in tensors)}
@@ -92,7 +94,7 @@ class Converter:
     @property
     def per_act(self) -> str:
         """What an activation has a range for."""
-        dynamic = has_dynamic(self.dynamic_ranges, "act")
+        dynamic = self.how.is_dynamic("act")
         return "per sample and channel, in each call" if dynamic else "per tensor"
 
     def note_act(self, name: str, kind: str, bits: int) -> None:
@@ -115,6 +117,10 @@ class Converter:
         )
 
     # ---- changes ----
+
+    def make_act(self, bits: int, act: Activation) -> QAct:
+        """Return a quantizer of ``bits`` behind ``act``."""
+        return QAct(bits, act, device=self.device, **self.how.of_acts).eval()
 
     def swap(self, module: nn.Module, quantized: nn.Module) -> None:
         """Put ``quantized`` where ``module`` is."""
@@ -155,8 +161,7 @@ class Converter:
             bits = self.bits.weight(path, self.paths_of(module), key=module)
             if module not in self.replaced:
                 layer = QConv2d if type(module) is nn.Conv2d else QLinear
-                options = (self.ste, self.zero_in_range, self.dynamic_ranges)
-                self.swap(module, layer.from_float(module, bits, None, *options))
+                self.swap(module, layer.from_float(module, bits, **self.how.of_weights))
             quantized: Any = self.replaced[module]
             self.note_layer(node, path, kind, bits, quantized.per_kernel)
         elif type(module) in ACTIVATION_MODULES:
@@ -218,8 +223,7 @@ class Converter:
         assert isinstance(weight, fx.Node)
         name = self.scoped_name(node, f"{kind}_weight")
         bits = self.bits.weight(name, key=node)
-        kernels = has_dynamic(self.dynamic_ranges, "weight")
-        quantizer = WeightQuantizer(bits, self.ste, self.zero_in_range, kernels)
+        quantizer = WeightQuantizer(bits, **self.how.of_weights)
         self.root.set_submodule(name, quantizer.eval())
         with self.graph.inserting_before(node):
             quantized = self.graph.call_module(name, (weight,))

@@ -11,7 +11,6 @@ from torch import fx, nn
 from gdfq.convert.coverage import CoverageReport
 from gdfq.errors import InputError
 from gdfq.nn import QAct
-from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.weight import QuantizedWeight
 
 
@@ -64,7 +63,7 @@ class QuantizedModel(fx.GraphModule):
                     "dynamic_ranges='act' or 'both'"
                 )
             if isinstance(module, QuantizedWeight):
-                dynamic = has_dynamic(module.dynamic_ranges, "weight")
+                dynamic = module.dynamic_weight_ranges
             if dynamic and stored:
                 return (
                     f"it has a range of {name}, which takes ranges in each call: quantize_model "

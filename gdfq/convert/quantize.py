@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +19,9 @@ from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tracing import check_leaves, trace
 from gdfq.errors import InputError
 from gdfq.nn import QAct
-from gdfq.nn.dynamic_ranges import DynamicRanges, check_dynamic_ranges, has_dynamic
 from gdfq.nn.given import plain_network
+from gdfq.nn.quantization import Quantization
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
-from gdfq.ops._checks import Activation, Ste, check_bits, check_choice, check_ste
-
-LearnedRanges = Literal["none", "act", "weight", "both"]
 
 
 @torch.inference_mode(False)
@@ -34,15 +31,10 @@ def quantize_model(
     act_bits: int = 4,
     *,
     bits: Mapping[str, Mapping[str, int]] | None = None,
-    first_last_bits: int | None = None,
-    quantize_inputs: bool = False,
-    ste: Ste = "identity",
-    momentum: float = 0.9,
     leaf_modules: Sequence[str | type] = (),
+    quantize_inputs: bool = False,
     strict: bool = False,
-    zero_in_range: bool = False,
-    learned_ranges: LearnedRanges = "none",
-    dynamic_ranges: DynamicRanges = "none",
+    **settings: Any,
 ) -> QuantizedModel:
     """Convert a trained network into its quantized student.
 
@@ -69,24 +61,17 @@ def quantize_model(
             patterns that match, the last wins. ``student.coverage`` lists the names; a functional
             activation has that of its module and its function (``layer1.0.relu_1``); the quantizer
             ``act.quantizer`` behind the module ``act`` is found by ``act`` too.
-        first_last_bits: of the weights of the first and of the last layer, in order of execution,
-            where no pattern says otherwise; 8 is customary. Activations keep ``act_bits``.
+        leaf_modules: classes or paths of modules not to trace into; they stay in float.
         quantize_inputs: quantize what a layer reads where that is in float still: the images,
             linear bottlenecks, sums, scaled channels. The quantizer of the layer ``conv`` is
             ``conv.input``. For engines that multiply integers everywhere.
-        ste: straight-through estimator, ``"identity"`` or ``"clip"``.
-        momentum: of the activation ranges' moving average, in [0, 1).
-        leaf_modules: classes or paths of modules not to trace into; they stay in float.
         strict: raise if an operation that should be quantized cannot be.
-        zero_in_range: every range, of weights and of activations, also contains 0, as integer
-            kernels that pad with zeros need; a range without 0 is widened to it.
-
-        learned_ranges: whose ranges are parameters, trained with the weights: ``"none"``,
-            ``"act"`` (behind ReLU the upper end), ``"weight"`` or ``"both"``.
-        dynamic_ranges: whose ranges are taken in each call: ``"none"``; ``"act"``, of each
-            sample's each channel; ``"weight"``, of each kernel; or ``"both"``. Where these have
-            fewer elements than levels, each sample or output has one, see
-            :mod:`gdfq.nn.dynamic_ranges`. No integer kernel computes with them.
+        settings: any other of :class:`gdfq.nn.quantization.Quantization`, by name:
+            ``first_last_bits`` (of the first and the last layer's weights in order of execution,
+            where no pattern says otherwise; activations keep ``act_bits``), ``ste``
+            (``"identity"`` or ``"clip"``), ``range_momentum``, ``zero_in_range``,
+            ``learned_ranges`` and ``dynamic_ranges`` (``"none"``, ``"act"``, ``"weight"`` or
+            ``"both"``; see :mod:`gdfq.nn.dynamic_ranges`).
 
     Returns:
         The student, in evaluation mode, its activation ranges not yet set. What the model keeps
@@ -102,12 +87,8 @@ def quantize_model(
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
-    widths = BitWidths(weight_bits, act_bits, {} if bits is None else bits)
-    if first_last_bits is not None:
-        check_bits(first_last_bits, "first_last_bits")
-    check_ste(ste)
-    check_choice("learned_ranges", learned_ranges, get_args(LearnedRanges))
-    check_range_kinds(learned_ranges, dynamic_ranges)
+    how = Quantization(weight_bits=weight_bits, act_bits=act_bits, **settings)
+    widths = BitWidths(how.weight_bits, how.act_bits, {} if bits is None else bits)
     root = float_copy(plain_network(model, "model"))
     if not any(parameter.requires_grad for parameter in root.parameters()):
         # Frozen as a whole, as networks are for inference: the student is made to be trained.
@@ -117,16 +98,10 @@ def quantize_model(
     graph, tracer = trace(root, leaf_modules)
     use_modules(root, graph)
     settle_in_place(root, graph)
-    device = next((p.device for p in root.parameters()), None)
-
-    def make_act(act_bits: int, act: Activation) -> QAct:
-        dynamic = has_dynamic(dynamic_ranges, "act")
-        return QAct(act_bits, act, ste, momentum, device, zero_in_range, dynamic).eval()
-
-    converter = Converter(root, graph, widths, make_act, ste, zero_in_range, dynamic_ranges)
+    converter = Converter(root, graph, how, widths)
     layers = converter.layers()
-    if first_last_bits is not None and layers:
-        widths.fix_weights((layers[0], layers[-1]), first_last_bits)
+    if how.first_last_bits is not None and layers:
+        widths.fix_weights((layers[0], layers[-1]), how.first_last_bits)
     for node in list(graph.nodes):
         if node.op == "call_module" and tracer.is_named(
             converter.modules[str(node.target)], str(node.target)
@@ -147,25 +122,14 @@ def quantize_model(
         listed = "; ".join(f"{op.name} ({op.kind}): {op.reason}" for op in coverage.uncovered)
         raise InputError(f"model: strict=True, and not everything can be quantized: {listed}")
     student = QuantizedModel(root, graph, coverage)
-    if has_dynamic(dynamic_ranges, "weight"):
-        _require_kernel_ranges(student, dynamic_ranges)
+    if how.is_dynamic("weight"):
+        _require_kernel_ranges(student, how.dynamic_ranges)
     for module in student.modules():
-        if isinstance(module, QAct) and learned_ranges in ("act", "both"):
+        if isinstance(module, QAct) and how.learns("act"):
             module.learn_range()
-        if isinstance(module, QuantizedWeight) and learned_ranges in ("weight", "both"):
+        if isinstance(module, QuantizedWeight) and how.learns("weight"):
             module.keep_weight_range(learned=True)
     return student
-
-
-def check_range_kinds(learned_ranges: str, dynamic_ranges: str) -> None:
-    """Raise an InputError unless what is learned and what is dynamic go together."""
-    check_dynamic_ranges(dynamic_ranges)
-    for what in ("act", "weight"):
-        if learned_ranges in (what, "both") and has_dynamic(dynamic_ranges, what):
-            raise InputError(
-                f"dynamic_ranges: {dynamic_ranges!r} takes in each call what learned_ranges = "
-                f"{learned_ranges!r} trains; a range is one or the other"
-            )
 
 
 def _require_kernel_ranges(student: nn.Module, dynamic_ranges: str) -> None:

@@ -20,8 +20,9 @@ from gdfq.export.packed_layers import PackedCall, PackedWeight, Stored, make_roo
 from gdfq.files import write_file
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.weight import WeightQuantizer
+from gdfq.recipes import Recipe
+from gdfq.recipes.files import parse_recipe
 from gdfq.recipes.networks import build_network, build_student
-from gdfq.recipes.schema import Recipe, parse_recipe
 
 KEY = "gdfq"  # of the header's one entry: safetensors writes several in changing order
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16,

@@ -10,12 +10,14 @@ from gdfq.nn.effective_bits import (
 )
 from gdfq.nn.linear import QLinear
 from gdfq.nn.qact import QAct
+from gdfq.nn.quantization import Quantization
 from gdfq.nn.statistics import StatisticsTeacher
 
 __all__ = [
     "QAct",
     "QConv2d",
     "QLinear",
+    "Quantization",
     "StatisticsTeacher",
     "average_weight_bits",
     "effective_act_bits",

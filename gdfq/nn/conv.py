@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from gdfq.errors import InputError
-from gdfq.nn.dynamic_ranges import DynamicRanges
 from gdfq.nn.weight import QuantizedWeight
-from gdfq.ops._checks import Ste
 
 
 class QConv2d(QuantizedWeight, nn.Conv2d):
@@ -37,51 +32,11 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
     Source: Xu et al., ECCV 2020, section 3.3.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        weight_bits: int = 4,
-        act_bits: int | None = None,
-        ste: Ste = "identity",
-        zero_in_range: bool = False,
-        dynamic_ranges: DynamicRanges = "none",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range, dynamic_ranges)
-
-    @classmethod
-    def from_float(
-        cls,
-        module: nn.Conv2d,
-        weight_bits: int = 4,
-        act_bits: int | None = None,
-        ste: Ste = "identity",
-        zero_in_range: bool = False,
-        dynamic_ranges: DynamicRanges = "none",
-    ) -> QConv2d:
-        """The quantized counterpart of ``module``, sharing its parameters."""
-        if not isinstance(module, nn.Conv2d):
-            raise InputError(f"module: must be an nn.Conv2d, got {type(module).__name__}")
-        quantized = cls(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.groups,
-            module.bias is not None,
-            module.padding_mode,
-            device="meta",
-            weight_bits=weight_bits,
-            act_bits=act_bits,
-            ste=ste,
-            zero_in_range=zero_in_range,
-            dynamic_ranges=dynamic_ranges,
-        )
-        quantized._share_parameters(module)
-        return quantized
+    float_layer = nn.Conv2d
+    shape_arguments = (
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+        "padding_mode",
+    )  # fmt: skip
 
     def forward(self, input: Tensor, quantized_weight: Tensor | None = None) -> Tensor:
         """``(N, C_in, H, W)`` or ``(C_in, H, W)``, as ``nn.Conv2d``.

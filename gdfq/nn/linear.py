@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gdfq.errors import InputError
-from gdfq.nn.dynamic_ranges import DynamicRanges
 from gdfq.nn.weight import QuantizedWeight
-from gdfq.ops._checks import Ste
 
 
 class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
@@ -37,45 +32,8 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
     Source: Xu et al., ECCV 2020, section 3.3.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        weight_bits: int = 4,
-        act_bits: int | None = None,
-        ste: Ste = "identity",
-        zero_in_range: bool = False,
-        dynamic_ranges: DynamicRanges = "none",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._init_quantizers(weight_bits, act_bits, ste, zero_in_range, dynamic_ranges)
-
-    @classmethod
-    def from_float(
-        cls,
-        module: nn.Linear,
-        weight_bits: int = 4,
-        act_bits: int | None = None,
-        ste: Ste = "identity",
-        zero_in_range: bool = False,
-        dynamic_ranges: DynamicRanges = "none",
-    ) -> QLinear:
-        """The quantized counterpart of ``module``, sharing its parameters."""
-        if not isinstance(module, nn.Linear):
-            raise InputError(f"module: must be an nn.Linear, got {type(module).__name__}")
-        quantized = cls(
-            module.in_features,
-            module.out_features,
-            module.bias is not None,
-            device="meta",
-            weight_bits=weight_bits,
-            act_bits=act_bits,
-            ste=ste,
-            zero_in_range=zero_in_range,
-            dynamic_ranges=dynamic_ranges,
-        )
-        quantized._share_parameters(module)
-        return quantized
+    float_layer = nn.Linear
+    shape_arguments = ("in_features", "out_features")
 
     def forward(self, input: Tensor, quantized_weight: Tensor | None = None) -> Tensor:
         """``(*, in_features)``, as ``nn.Linear``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +20,35 @@ from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.quantize_codes import quantize_codes
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class QuantizedWeight(nn.Module):
-    """Mixin for layers whose ``weight`` has its outputs along dimension 0."""
+    """Mixin for a layer of PyTorch whose ``weight`` has its outputs along dimension 0.
+
+    Arguments and errors are :class:`gdfq.nn.QConv2d`'s.
+    """
+
+    float_layer: ClassVar[type[nn.Module]]  # of PyTorch, and the arguments that make one like it
+    shape_arguments: ClassVar[tuple[str, ...]]
 
     weight: Tensor
+    bias: Tensor | None
     weight_lo: Tensor | None
     weight_hi: Tensor | None
 
-    def _init_quantizers(
+    def __init__(
         self,
-        weight_bits: int,
-        act_bits: int | None,
-        ste: Ste,
-        zero_in_range: bool,
-        dynamic_ranges: DynamicRanges,
+        *args: Any,
+        weight_bits: int = 4,
+        act_bits: int | None = None,
+        ste: Ste = "identity",
+        zero_in_range: bool = False,
+        dynamic_ranges: DynamicRanges = "none",
+        **kwargs: Any,
     ) -> None:
+        super().__init__(*args, **kwargs)
         check_bits(weight_bits, "weight_bits")
         check_ste(ste)
         check_dynamic_ranges(dynamic_ranges)
@@ -60,10 +73,33 @@ class QuantizedWeight(nn.Module):
                 dynamic_range=has_dynamic(self.dynamic_ranges, "act"),
             )
 
-    def _share_parameters(self, module: nn.Conv2d | nn.Linear) -> None:
-        self.weight, self.bias = module.weight, module.bias
-        self._make_input_quantizer()
-        self.train(module.training)
+    @classmethod
+    def from_float(
+        cls,
+        module: nn.Module,
+        weight_bits: int = 4,
+        act_bits: int | None = None,
+        ste: Ste = "identity",
+        zero_in_range: bool = False,
+        dynamic_ranges: DynamicRanges = "none",
+    ) -> Self:
+        """Return the quantized counterpart of ``module``, sharing its parameters."""
+        if not isinstance(module, cls.float_layer):
+            kind = cls.float_layer.__name__
+            raise InputError(f"module: must be an nn.{kind}, got {type(module).__name__}")
+        quantized = cls(
+            **{name: getattr(module, name) for name in cls.shape_arguments},
+            bias=module.bias is not None,
+            device="meta",
+            weight_bits=weight_bits,
+            act_bits=act_bits,
+            ste=ste,
+            zero_in_range=zero_in_range,
+            dynamic_ranges=dynamic_ranges,
+        )
+        quantized.weight, quantized.bias = module.weight, module.bias  # type: ignore[assignment]
+        quantized._make_input_quantizer()  # on the weight's device
+        return quantized.train(module.training)
 
     def _quantize_input(self, input: Tensor) -> Tensor:
         return input if self.input_quantizer is None else self.input_quantizer(input)
@@ -78,7 +114,7 @@ class QuantizedWeight(nn.Module):
         Raises:
             InputError: the weight's ranges are dynamic.
         """
-        if has_dynamic(self.dynamic_ranges, "weight"):
+        if self.dynamic_weight_ranges:
             raise InputError(
                 f"dynamic_ranges: {self.dynamic_ranges!r} takes the weight's range anew at each "
                 "forward; none can be kept or learned"
@@ -103,10 +139,14 @@ class QuantizedWeight(nn.Module):
         return self.weight.shape
 
     @property
+    def dynamic_weight_ranges(self) -> bool:
+        """Whether the weight's ranges are computed in each call, per kernel if that is possible."""
+        return has_dynamic(self.dynamic_ranges, "weight")
+
+    @property
     def per_kernel(self) -> bool:
         """Whether each kernel of the weight has a range of its own."""
-        dynamic = has_dynamic(self.dynamic_ranges, "weight")
-        return dynamic and has_kernel_ranges(self.weight, self.weight_bits)
+        return self.dynamic_weight_ranges and has_kernel_ranges(self.weight, self.weight_bits)
 
     def weight_range(self) -> tuple[Tensor, Tensor]:
         """Both ends of the range that each output's weight is quantized over, ``(outputs,)``.
@@ -153,7 +193,7 @@ class QuantizedWeight(nn.Module):
         given = not ends.keys().isdisjoint(state_dict)
         kept = self.weight_lo is not None
         own = self._parameters.get("weight") is not None
-        if given and not kept and own and not has_dynamic(self.dynamic_ranges, "weight"):
+        if given and not kept and own and not self.dynamic_weight_ranges:
             self.keep_weight_range()
         lists = (missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
@@ -196,8 +236,8 @@ class WeightQuantizer(nn.Module):
         weight_bits: 2 to 8.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
         zero_in_range: every range also contains 0.
-        kernel_ranges: each kernel has a range of its own, if it has at least ``2**weight_bits``
-            elements.
+        dynamic_ranges: ``"weight"`` or ``"both"`` gives each kernel a range of its own, if it has
+            at least ``2**weight_bits`` elements.
 
     Raises:
         InputError: an argument is not one of the above.
@@ -208,15 +248,16 @@ class WeightQuantizer(nn.Module):
         weight_bits: int = 4,
         ste: Ste = "identity",
         zero_in_range: bool = False,
-        kernel_ranges: bool = False,
+        dynamic_ranges: DynamicRanges = "none",
     ) -> None:
         super().__init__()
         check_bits(weight_bits, "weight_bits")
         check_ste(ste)
+        check_dynamic_ranges(dynamic_ranges)
         self.weight_bits = weight_bits
         self.ste = ste
         self.zero_in_range = zero_in_range
-        self.kernel_ranges = kernel_ranges
+        self.kernel_ranges = has_dynamic(dynamic_ranges, "weight")
 
     def per_kernel_of(self, weight: Tensor) -> bool:
         """Whether each kernel of ``weight`` has a range of its own."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from gdfq.errors import InputError
+from gdfq.settings import one_of
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MIN_BITS, MAX_BITS = 2, 8
@@ -27,14 +28,12 @@ def check_bits(bits: int, name: str = "bits") -> None:
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Check that ``value`` is one of ``allowed``."""
     if value not in allowed:
-        raise InputError(f"{name}: must be one of {tuple(allowed)}, got {value!r}")
+        raise InputError(f"{name}: must be {one_of(allowed)}, got {value!r}")
 
 
 def check_ste(ste: str, learned: bool = False) -> None:
     """Check that ``ste`` names a straight-through estimator."""
-    if ste not in ("identity", "clip", *(["learned"] if learned else [])):
-        names = "'identity', 'clip' or 'learned'" if learned else "'identity' or 'clip'"
-        raise InputError(f"ste: must be {names}, got {ste!r}")
+    check_choice("ste", ste, get_args(LearnedSte if learned else Ste))
 
 
 def check_float(tensor: Tensor, name: str) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from gdfq.errors import InputError
 
-Width = Annotated[int, Field(ge=2, le=8)]
 # "layer1.*=w8a6", with either part alone too; the pattern may hold a "=" itself.
 _OPTION = re.compile(r"(?P<pattern>.+)=(?=[wa])(?:w(?P<weight>\d+))?(?:a(?P<act>\d+))?")
 

@@ -82,20 +82,7 @@ def check_factory(recipe: Recipe, teacher: nn.Module) -> None:
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
     """The quantized copy of ``teacher``, with room for its ranges, which are not yet set."""
-    spec = recipe.quantization
-    student = quantize_model(
-        teacher,
-        spec.weight_bits,
-        spec.act_bits,
-        bits=recipe.exceptions(),
-        first_last_bits=spec.first_last_bits,
-        ste=spec.ste,
-        momentum=spec.range_momentum,
-        leaf_modules=spec.leaf_modules,
-        zero_in_range=spec.zero_in_range,
-        learned_ranges=spec.learned_ranges,
-        dynamic_ranges=spec.dynamic_ranges,
-    )
+    student = quantize_model(teacher, bits=recipe.exceptions(), **dict(recipe.quantization))
     prepare(recipe.start.build(), student)
     return student
 

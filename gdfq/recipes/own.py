@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from gdfq.errors import InputError
-from gdfq.recipes.schema import Recipe, Teacher, load_recipe, validate
+from gdfq.recipes.files import load_recipe
+from gdfq.recipes.schema import Recipe, Teacher
 from gdfq.sources import expected_image_size
 
 LARGE = 64  # pixels; the paper's experiments have 32 and 224
@@ -51,4 +52,4 @@ def _with_teacher(base: Recipe, options: dict[str, Any], source: str) -> Recipe:
     name = re.sub(r"[^a-z0-9.]+", "-", model.removeprefix("memory:").lower()).strip("-.")
     tables["name"] = name or "network"
     tables["description"] = f"{model}, with the constants of {base.name}"
-    return validate(tables, source)
+    return Recipe.read(tables, source)

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import codecs
 import difflib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
-from gdfq.convert.quantize import check_range_kinds
 from gdfq.errors import InputError
-from gdfq.recipes.bits import Width, with_exceptions
+from gdfq.nn.quantization import Bits, Quantization
+from gdfq.recipes.bits import with_exceptions
+from gdfq.settings import Settings
 from gdfq.training import Parts, Start
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-FOLDER = Path(__file__).parent
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
-class Section(BaseModel):
-    """A table of the TOML file: unknown keys are errors, types are not converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Teacher(Section):
+class Teacher(Settings):
     """The network to quantize, and the images it takes."""
 
     model: str = Field(
@@ -61,10 +46,12 @@ class Teacher(Section):
         None, description="height and width of an image; otherwise the source's"
     )
     channels: Annotated[int, Field(ge=1)] | None = Field(None, description="channels of an image")
-    mean: list[Finite] | None = Field(
+    mean: tuple[float, ...] | None = Field(
         None, description="per channel, what the teacher's input was shifted by"
     )
-    std: list[Positive] | None = Field(None, description="per channel, what it was divided by")
+    std: tuple[Positive, ...] | None = Field(
+        None, description="per channel, what it was divided by"
+    )
     resize: Annotated[int, Field(ge=4)] | None = Field(
         None, description="of a picture's shorter edge, before the crop to image_size"
     )
@@ -81,43 +68,20 @@ class Teacher(Section):
         return self.model.startswith("memory:")
 
 
-class Quantization(Section):
-    """How the student is quantized."""
-
-    weight_bits: int = Field(4, ge=2, le=8, description="bits of weights, per output channel")
-    act_bits: int = Field(4, ge=2, le=8, description="bits of activations, per tensor")
-    first_last_bits: Width | None = Field(
-        None, description="bits of the first and the last layer's weights, where not weight_bits"
-    )
-    ste: Literal["identity", "clip"] = Field(
-        "identity", description="straight-through estimator of the quantizers"
-    )
-    range_momentum: float = Field(
-        0.9, ge=0, lt=1, description="weight of the past in the activation ranges' average"
-    )
-    zero_in_range: bool = Field(
-        False, description="every range also contains 0, as integer kernels need"
-    )
-    learned_ranges: Literal["none", "act", "weight", "both"] = Field(
-        "none", description="whose ranges are trained with the weights"
-    )
-    dynamic_ranges: Literal["none", "act", "weight", "both"] = Field(
-        "none",
-        description="whose ranges are taken in each call: per sample and channel, per kernel",
-    )
-    leaf_modules: list[str] = Field(
-        [], description="paths of modules that are not traced into and stay in float"
-    )
-
-
-class LayerBits(Section):
+class LayerBits(Settings):
     """Bits of what a pattern matches; at least one of the two."""
 
-    weight: Width | None = None
-    act: Width | None = None
+    weight: Bits | None = None
+    act: Bits | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> LayerBits:
+        if self.weight is None and self.act is None:
+            raise InputError("must have weight or act or both, got {}")
+        return self
 
 
-class GeneratorSection(Section):
+class GeneratorSection(Settings):
     """The generator's shape."""
 
     latent_dim: int = Field(100, ge=1, description="length of the noise vector")
@@ -127,7 +91,7 @@ class GeneratorSection(Section):
     )
 
 
-class Training(Section):
+class Training(Settings):
     """The schedule and the losses; see gdfq.GDFQTrainer."""
 
     batch_size: int = Field(200, ge=2, description="images per step")
@@ -147,8 +111,8 @@ class Training(Section):
     schedule: Literal["step", "cosine", "constant"] = Field(
         "step", description="schedule of both learning rates"
     )
-    milestones: list[Annotated[int, Field(ge=0)]] = Field(
-        [100, 200, 300], description="epochs at which schedule 'step' divides by 10"
+    milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (100, 200, 300), description="epochs at which schedule 'step' divides by 10"
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="of convolutions and matrix products; all else is float32"
@@ -158,8 +122,16 @@ class Training(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="decides everything that is random")
 
+    @model_validator(mode="after")
+    def _warm_up_is_a_part(self) -> Training:
+        if self.warmup_epochs > self.epochs:
+            raise InputError(
+                f"warmup_epochs: must be <= epochs = {self.epochs}, got {self.warmup_epochs}"
+            )
+        return self
 
-class PartsSection(Section):
+
+class PartsSection(Settings):
     """What is added to the paper's loop; see gdfq.training.Parts. All off by default."""
 
     objective: Literal["kd_ce", "logit_mse", "kl_only"] = Field(
@@ -199,8 +171,8 @@ class PartsSection(Section):
     bns_spread: Literal["variance", "std"] = Field(
         "variance", description="what the batch-norm statistics loss compares beside means"
     )
-    bns_layers: list[str] = Field(
-        ["*"], min_length=1, description="glob patterns of the batch norms it compares"
+    bns_layers: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="glob patterns of the batch norms it compares"
     )
     bns_of: Literal["teacher", "both"] = Field(
         "teacher", description="'both' compares the student's statistics too; one more pass"
@@ -217,6 +189,11 @@ class PartsSection(Section):
 
     range_lr: Positive = Field(1e-2, description="learning rate of ranges that are learned")
 
+    @model_validator(mode="after")
+    def _fit(self) -> PartsSection:
+        self.build()
+        return self
+
     def build(self) -> Parts:
         """The parts as the trainer takes them.
 
@@ -226,7 +203,7 @@ class PartsSection(Section):
         return Parts(**self.model_dump())
 
 
-class StartSection(Section):
+class StartSection(Settings):
     """What is done before fine-tuning; see gdfq.training.Start. All off by default."""
 
     act_ranges: Literal["minmax", "mse", "percentile"] = Field(
@@ -251,12 +228,17 @@ class StartSection(Section):
         "nearest", description="'flip' rounds otherwise where that cancels a kernel's error"
     )
 
+    @model_validator(mode="after")
+    def _fit(self) -> StartSection:
+        self.build()
+        return self
+
     def build(self) -> Start:
         """The start as the trainer takes it."""
         return Start(**self.model_dump())
 
 
-class Recipe(Section):
+class Recipe(Settings):
     """A run, fully specified."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="what the run is called")
@@ -270,6 +252,22 @@ class Recipe(Section):
     bits: dict[str, LayerBits] = Field(
         {}, description="exceptions by glob pattern of layers' names; the last that matches wins"
     )
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Recipe:
+        parts = self.parts.build()
+        for table, check in (
+            ("training", lambda: parts.check_alpha(self.training.alpha)),
+            ("start", lambda: self.start.build().check_dynamic_ranges(
+                self.quantization.dynamic_ranges)),
+        ):  # fmt: skip
+            try:
+                check()
+            except InputError as error:
+                raise InputError(f"{table}.{error}") from error
+        if "range_lr" in parts.changed() and self.quantization.learned_ranges == "none":
+            raise InputError("parts.range_lr: has no effect without learned_ranges")
+        return self
 
     def with_options(self, options: dict[str, Any], source: str = "command line") -> Recipe:
         """A copy with fields replaced, by their names alone (``{"weight_bits": 3}``).
@@ -286,7 +284,7 @@ class Recipe(Section):
             check_key(key)
             table = tables[sections[key]] if sections[key] else tables
             table[key] = value
-        return validate(tables, source)
+        return Recipe.read(tables, source)
 
     def exceptions(self) -> dict[str, dict[str, int]]:
         """``bits`` as :func:`gdfq.quantize_model` takes it."""
@@ -302,7 +300,7 @@ def fields() -> Iterator[tuple[str, str, FieldInfo]]:
     for section, info in Recipe.model_fields.items():
         if info.annotation is str:
             yield "", section, info
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Settings):
             for key, definition in info.annotation.model_fields.items():
                 yield section, key, definition
 
@@ -318,128 +316,3 @@ def check_key(key: str) -> None:
         near = difflib.get_close_matches(key, known, n=3)
         hint = f"; near matches: {', '.join(near)}" if near else ""
         raise InputError(f"{key}: no recipe has such a key{hint}")
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes in the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe of the package by its name, or any TOML file by its path.
-
-    A file of weights that the TOML file names is looked for beside it first.
-
-    Raises:
-        InputError: there is no such recipe, or it has an unknown key, a wrong type or an
-            impossible value; the message names the key, the value and what is allowed.
-    """
-    path = FOLDER / f"{name_or_path}.toml"
-    if name_or_path not in recipe_names():
-        path = Path(name_or_path)
-        if path.suffix != ".toml":
-            raise InputError(
-                f"recipe: {name_or_path!r} is none of {', '.join(recipe_names())}, "
-                "and not a path to a .toml file"
-            )
-    recipe = parse_recipe(read_text(path, "recipe"), str(name_or_path))
-    weights = path.parent / (recipe.teacher.weights or "")
-    if weights.is_file():
-        return recipe.with_options({"weights": str(weights.resolve())}, str(name_or_path))
-    return recipe
-
-
-def read_text(path: Path, name: str) -> str:
-    """The text of a TOML file: UTF-8, with or without a byte-order mark; ``name`` starts errors.
-
-    Raises:
-        InputError: the file cannot be read, or has another encoding.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = "UTF-16" if "\0" in text else ""
-    except OSError as error:
-        raise InputError(f"{name}: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raw, at = error.object, error.start
-        found = f"another encoding: line {raw.count(10, 0, at) + 1} has the byte {raw[at]:#x}"
-        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            found = "UTF-16"
-    if found:
-        raise InputError(f"{name}: {path} is not TOML: it is not UTF-8 but {found}")
-    return text
-
-
-def parse_recipe(text: str, source: str) -> Recipe:
-    """The recipe that the TOML file ``text`` is; ``source`` is named in errors.
-
-    Raises:
-        InputError: see :func:`load_recipe`.
-    """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"recipe: {source} is not TOML: {error}") from error
-    return validate(tables, source)
-
-
-def validate(tables: dict[str, Any], source: str) -> Recipe:
-    """Check ``tables`` against the schema; ``source`` is named in errors."""
-    try:
-        recipe = Recipe.model_validate(tables)
-    except ValidationError as error:
-        raise InputError(explain(error, source, Recipe)) from error
-    training = recipe.training
-    if training.warmup_epochs > training.epochs:
-        raise InputError(
-            f"{source}: training.warmup_epochs: must be <= training.epochs = {training.epochs}, "
-            f"got {training.warmup_epochs}"
-        )
-    try:
-        parts = recipe.parts.build()
-    except InputError as error:
-        raise InputError(f"{source}: parts.{error}") from error
-    try:
-        parts.check_alpha(training.alpha)
-    except InputError as error:
-        raise InputError(f"{source}: training.{error}") from error
-    if "range_lr" in parts.changed() and recipe.quantization.learned_ranges == "none":
-        raise InputError(f"{source}: parts.range_lr: has no effect without learned_ranges")
-    kinds = recipe.quantization.learned_ranges, recipe.quantization.dynamic_ranges
-    try:
-        check_range_kinds(*kinds)
-    except InputError as error:
-        raise InputError(f"{source}: quantization.{error}") from error
-    try:
-        recipe.start.build().check_dynamic_ranges(recipe.quantization.dynamic_ranges)
-    except InputError as error:
-        raise InputError(f"{source}: start.{error}") from error
-    for pattern, widths in recipe.exceptions().items():
-        if not widths:
-            raise InputError(f"{source}: bits.{pattern}: must have weight or act or both, got {{}}")
-    return recipe
-
-
-def explain(error: ValidationError, source: str, schema: type[BaseModel]) -> str:
-    """What is wrong with a file of ``schema``, in a line that names ``source`` and keys."""
-    return "; ".join(_explain(found, source, schema) for found in error.errors())
-
-
-def _explain(error: Any, source: str, schema: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        parent: Any = schema
-        for part in error["loc"][:-1]:
-            parent = _type_of(parent, part)
-        return f"{source}: {key}: unknown key; allowed are {', '.join(parent.model_fields)}"
-    if error["type"] == "missing":
-        return f"{source}: {key}: missing"
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{source}: {key}: {message}, got {error['input']!r}"
-
-
-def _type_of(parent: Any, part: str | int) -> Any:
-    """The type of the entry ``part`` of a table of type ``parent``."""
-    if get_origin(parent) is dict:
-        return get_args(parent)[1]
-    return parent.model_fields[part].annotation

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from gdfq.bit_widths.sensitivity import Divergence
 from gdfq.data import confusion, open_batches
 from gdfq.export import packed
-from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.weight import QuantizedWeight, dequantize
 from gdfq.recipes.images import class_images
 from gdfq.recipes.networks import build_trainer
@@ -169,12 +168,8 @@ class _Measurement:
     def sensitivity(self) -> None:
         wanted = SENSITIVITY_SMALL if self.small else SENSITIVITY_LARGE
         images = torch.cat(self.batches)[:wanted]
-        spec = self.run.recipe.quantization
         divergence = Divergence(
-            self.run.teacher,
-            images.split(PASS),
-            spec.zero_in_range,
-            has_dynamic(spec.dynamic_ranges, "weight"),
+            self.run.teacher, images.split(PASS), self.run.recipe.quantization
         )
         self.result.sensitivity_images = len(images)
         for place in self.places:

@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from gdfq.errors import InputError
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.recipes.schema import (
-    Section,
-    check_key,
-    explain,
-    fields,
-    read_text,
-    tomllib,
-    validate,
-)
+from gdfq.recipes.files import read_text, tomllib
+from gdfq.recipes.schema import check_key, fields
+from gdfq.settings import Settings
 
 _NAME = r"[A-Za-z0-9][\w.=+-]*"
 # One teacher, and a seed of its own for each run: or there would be nothing to compare.
@@ -30,23 +24,23 @@ _SAME_FOR_ALL = {key for section, key, _ in fields() if section in ("", "teacher
 _FIELDS = {key for _, key, _ in fields()} | {"bits"}
 
 
-class _Variant(Section):
+class _Variant(Settings):
     """A ``[[variant]]`` table; all else in it are a recipe's fields."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
 
     name: str = Field(pattern=f"^{_NAME}$")
 
 
-class _File(Section):
+class _File(Settings):
     """The tables of a sweep's file."""
 
     recipe: str | dict[str, Any]
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(min_length=1)
     reference: str | None = None
     base: dict[str, Any] = Field({})
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
-    variant: list[_Variant] = Field([])
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field({})
+    variant: tuple[_Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Plan:
 
     source: str
     recipe: Recipe
-    seeds: list[int]
+    seeds: tuple[int, ...]
     variants: list[Variant]
     references: dict[str, str]
     text: str
@@ -148,10 +142,7 @@ def make_plan(tables: dict[str, Any], source: str, folder: Path) -> Plan:
         source: what messages call it.
         folder: where a recipe's path is looked for first.
     """
-    try:
-        file = _File.model_validate(tables)
-    except ValidationError as error:
-        raise InputError(explain(error, source, _File)) from error
+    file = _File.read(tables, source)
     if len(set(file.seeds)) != len(file.seeds):
         raise InputError(f"{source}: seeds: each must be there once, got {file.seeds}")
     if isinstance(file.recipe, str):
@@ -162,7 +153,7 @@ def make_plan(tables: dict[str, Any], source: str, folder: Path) -> Plan:
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
     else:
-        recipe = validate(file.recipe, f"{source}: recipe")
+        recipe = Recipe.read(file.recipe, f"{source}: recipe")
     base = _with(recipe, file.base, f"{source}: base", {"seed"})
     variants = _variants(file, base, source)
     whole = file.model_dump(exclude={"base"}, exclude_none=True)
@@ -261,7 +252,7 @@ def _label(options: dict[str, Any], number: int) -> str:
     for key, value in options.items():
         if key in ("weight_bits", "act_bits"):
             parts.append(f"{key[0]}{value}")
-        elif isinstance(value, list | dict):
+        elif isinstance(value, tuple | dict):
             parts.append(f"{key}.{number}")
         else:
             parts.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")

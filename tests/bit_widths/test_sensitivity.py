@@ -8,6 +8,7 @@ from torch import nn
 
 import gdfq
 from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
+from gdfq.nn import Quantization
 
 SENSITIVE, EXACT = "3", "6"
 
@@ -88,11 +89,11 @@ def test_zero_in_range_is_measured_with_zero_in_it(images):
     with torch.no_grad():
         model[3].weight.uniform_(1, 1.5)
     narrow, wide = (
-        measure_sensitivities(model, images, [3], zero_in_range=zero)[1].sensitivity[3]
-        for zero in (False, True)
+        measure_sensitivities(model, images, [3], how=how)[1].sensitivity[3]
+        for how in (Quantization(), Quantization(zero_in_range=True))
     )
     assert wide > narrow
-    assert divergence(model, images, {"3": 3}, zero_in_range=True) == wide
+    assert divergence(model, images, {"3": 3}, Quantization(zero_in_range=True)) == wide
 
 
 def test_kernels_are_measured_with_ranges_of_their_own(images):
@@ -105,8 +106,8 @@ def test_kernels_are_measured_with_ranges_of_their_own(images):
         q = changed(torch.cat(images)).double().softmax(1)
     expected = float((p * (p / q).log()).sum(1).mean())
     fine, coarse = (
-        measure_sensitivities(model, images, [3, 4], kernel_ranges=kernels)[0].sensitivity
-        for kernels in (True, False)
+        measure_sensitivities(model, images, [3, 4], how=how)[0].sensitivity
+        for how in (Quantization(dynamic_ranges="weight"), Quantization())
     )
     assert fine[3] == pytest.approx(expected, rel=1e-3)
     assert fine[3] != coarse[3]

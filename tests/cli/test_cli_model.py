@@ -105,7 +105,7 @@ def test_a_module_that_cannot_be_traced_is_left_in_float(capsys, nets):
     own += ["--leaf-modules", 3]
     code, _, err = gdfq_command(capsys, "quantize", *own, "--out", "run")
     assert code == 0, err
-    assert load_recipe("run/recipe.toml").quantization.leaf_modules == ["3"]
+    assert load_recipe("run/recipe.toml").quantization.leaf_modules == ("3",)
     student = Run(nets / "run").student
     assert type(student.get_submodule("3.conv")) is torch.nn.Conv2d
     assert isinstance(student.get_submodule("4"), QConv2d)
@@ -115,7 +115,7 @@ def test_a_module_that_cannot_be_traced_is_left_in_float(capsys, nets):
     )
     assert code == 0, err
     assert "3.conv" not in out
-    assert load_recipe("b.toml").quantization.leaf_modules == ["3"]
+    assert load_recipe("b.toml").quantization.leaf_modules == ("3",)
 
 
 def test_its_own_weights_from_a_file_measured_on_cifar(capsys, nets):

@@ -12,7 +12,7 @@ from gdfq.export.packed_layers import pack
 from gdfq.nn import QAct, QConv2d, QLinear, effective_act_bits, effective_weight_bits, qact
 from gdfq.nn.dynamic_ranges import range_axes
 from gdfq.recipes import load_recipe
-from gdfq.recipes.schema import parse_recipe
+from gdfq.recipes.files import parse_recipe
 from gdfq.training import Parts, Start
 from tests.helpers.parts import part_of
 from tests.helpers.tiny import EACH_PART, Operators, tiny_teacher, tiny_trainer

@@ -220,7 +220,7 @@ ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
         ((torch.ones(2, 3), ZERO, ONE, 4, 2), "axis: must be None or an int from -2 to 1"),
         (
             (torch.ones(2), ZERO, ONE, 4, None, "round"),
-            "ste: must be 'identity', 'clip' or 'learned'",
+            "ste: must be one of 'identity', 'clip' or 'learned'",
         ),
         ((torch.ones(2), torch.zeros((), device="meta"), ONE, 4), "lo: must be on cpu like x"),
     ],

@@ -19,7 +19,8 @@ import gdfq
 from gdfq import functional
 from gdfq.cli import app
 from gdfq.recipes import load_recipe
-from gdfq.recipes.schema import Recipe, fields, parse_recipe, tomllib
+from gdfq.recipes.files import parse_recipe, tomllib
+from gdfq.recipes.schema import Recipe, fields
 from gdfq.sweeps.plan import make_plan
 from tests.helpers.documents import ROOT, blocks, commands, pages
 

@@ -8,7 +8,8 @@ import torchvision
 
 import gdfq
 from gdfq.nn import QAct
-from gdfq.recipes.schema import Recipe, parse_recipe, validate
+from gdfq.recipes import Recipe
+from gdfq.recipes.files import parse_recipe
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -65,5 +66,5 @@ def test_a_whole_recipe():
     assert set(shown) == set(Recipe.model_fields)
     assert recipe.exceptions()["layer1.*"] == {"weight": 6, "act": 6}
     # All that a recipe has to have.
-    least = validate({"name": "mine", "teacher": {"model": "gdfq:resnet20"}}, "here")
+    least = Recipe.read({"name": "mine", "teacher": {"model": "gdfq:resnet20"}}, "here")
     assert least.description == ""

@@ -52,7 +52,7 @@ def test_the_command_line_s_exceptions_are_behind_the_recipe_s(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('"fc" = {weight = 9}', r"bits.fc.weight: .*less than or equal to 8, got 9"),
+        ('"fc" = {weight = 9}', r"bits.fc.weight: must be an int from 2 to 8, got 9"),
         ('"fc" = {weights = 8}', r"bits.fc.weights: unknown key; allowed are weight, act"),
         ('"fc" = {}', r"bits.fc: must have weight or act or both"),
         ('"fc" = 8', r"bits.fc: .*got 8"),

@@ -11,8 +11,8 @@ from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe, recipe_for_model, recipe_names
+from gdfq.recipes.files import FOLDER
 from gdfq.recipes.networks import build_student, build_teacher
-from gdfq.recipes.schema import FOLDER
 from gdfq.sweeps.plan import read_plan
 from gdfq.training.start import NO_START
 
@@ -36,7 +36,7 @@ def test_the_paper_s_constants(name):
     assert (training.batch_size, training.warmup_epochs) == ((16, 50) if large else (200, 4))
     assert (training.student_lr, training.generator_lr) == (1e-6 if large else 1e-4, 1e-3)
     assert (training.momentum, training.weight_decay) == (0.9, 1e-4)
-    assert (training.schedule, training.milestones) == ("step", [100, 200, 300])
+    assert (training.schedule, training.milestones) == ("step", (100, 200, 300))
     assert (training.temperature, training.alpha, training.bns_weight) == (20, 1, 0.1)
     assert (recipe.generator.latent_dim, recipe.generator.width) == (100, 128)
     assert recipe.generator.conditional_bn == large
@@ -62,7 +62,7 @@ def test_quick_is_the_same_in_fewer_epochs(name):
     assert quick.teacher == whole.teacher
     assert quick.generator == whole.generator
     share = quick.training.epochs / whole.training.epochs
-    assert quick.training.milestones == [m * share for m in whole.training.milestones]
+    assert quick.training.milestones == tuple(m * share for m in whole.training.milestones)
     assert quick.training.warmup_epochs == int(whole.training.warmup_epochs * share)
     same = whole.training.model_dump(exclude={"epochs", "warmup_epochs", "milestones"})
     assert quick.training.model_dump(exclude={"epochs", "warmup_epochs", "milestones"}) == same

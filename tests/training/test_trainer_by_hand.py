@@ -21,7 +21,7 @@ BATCH, BITS, ACT_BITS, RANGE_MOMENTUM = 16, 5, 6, 0.7
 
 def trainer_of(generator, **options):
     teacher = tiny_teacher()
-    student = gdfq.quantize_model(teacher, BITS, ACT_BITS, momentum=RANGE_MOMENTUM)
+    student = gdfq.quantize_model(teacher, BITS, ACT_BITS, range_momentum=RANGE_MOMENTUM)
     return gdfq.GDFQTrainer(
         teacher, student, generator, 4, BATCH, epochs=EPOCHS, steps_per_epoch=PER_EPOCH,
         warmup_epochs=WARM_UP, calibration_batches=CALIBRATION, memory_format="contiguous",

@@ -1,0 +1,78 @@
+"""The settings of :func:`gdfq.quantize_model`, which are a recipe's [quantization]."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gdfq.errors import InputError
+from gdfq.nn.dynamic_ranges import DynamicRanges
+from gdfq.ops._checks import MAX_BITS, MIN_BITS, Ste
+from gdfq.settings import Settings
+
+Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+
+
+class Quantization(Settings):
+    """How a student is quantized; the same object for converter, layers and activations."""
+
+    weight_bits: Bits = Field(4, description="bits of weights, per output channel")
+    act_bits: Bits = Field(4, description="bits of activations, per tensor")
+    first_last_bits: Bits | None = Field(
+        None, description="bits of the first and the last layer's weights, where not weight_bits"
+    )
+    ste: Ste = Field("identity", description="straight-through estimator of the quantizers")
+    range_momentum: float = Field(
+        0.9, ge=0, lt=1, description="weight of the past in the activation ranges' average"
+    )
+    zero_in_range: bool = Field(
+        False, description="every range also contains 0, as integer kernels need"
+    )
+    learned_ranges: Literal["none", "act", "weight", "both"] = Field(
+        "none", description="whose ranges are trained with the weights"
+    )
+    dynamic_ranges: DynamicRanges = Field(
+        "none",
+        description="whose ranges are taken in each call: per sample and channel, per kernel",
+    )
+    leaf_modules: tuple[str, ...] = Field(
+        (), description="paths of modules that are not traced into and stay in float"
+    )
+
+    @model_validator(mode="after")
+    def _ranges_are_learned_or_dynamic(self) -> Quantization:
+        for what in ("act", "weight"):
+            if self.learns(what) and self.is_dynamic(what):
+                raise InputError(
+                    f"dynamic_ranges: {self.dynamic_ranges!r} takes in each call what "
+                    f"learned_ranges = {self.learned_ranges!r} trains; a range is one or the other"
+                )
+        return self
+
+    def learns(self, what: Literal["act", "weight"]) -> bool:
+        """Whether the ranges of activations (weights) are trained."""
+        return self.learned_ranges in (what, "both")
+
+    def is_dynamic(self, what: Literal["act", "weight"]) -> bool:
+        """Whether the ranges of activations (weights) are computed in each call."""
+        return self.dynamic_ranges in (what, "both")
+
+    @property
+    def of_weights(self) -> dict[str, Any]:
+        """Keyword arguments of what quantizes a weight."""
+        return {
+            "ste": self.ste,
+            "zero_in_range": self.zero_in_range,
+            "dynamic_ranges": self.dynamic_ranges,
+        }
+
+    @property
+    def of_acts(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`gdfq.nn.QAct`."""
+        return {
+            "ste": self.ste,
+            "momentum": self.range_momentum,
+            "zero_in_range": self.zero_in_range,
+            "dynamic_range": self.is_dynamic("act"),
+        }
