@@ -168,9 +168,7 @@ class _Measurement:
     def sensitivity(self) -> None:
         wanted = SENSITIVITY_SMALL if self.small else SENSITIVITY_LARGE
         images = torch.cat(self.batches)[:wanted]
-        divergence = Divergence(
-            self.run.teacher, images.split(PASS), self.run.recipe.quantization
-        )
+        divergence = Divergence(self.run.teacher, images.split(PASS), self.run.recipe.quantization)
         self.result.sensitivity_images = len(images)
         for place in self.places:
             if place.weight and place.row.weight_bits is not None:

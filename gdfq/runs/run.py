@@ -27,9 +27,9 @@ from gdfq.export.source import Images, open_images
 from gdfq.models import Generator
 from gdfq.nn import QAct
 from gdfq.recipes import Recipe, load_recipe
+from gdfq.recipes.files import parse_recipe, read_text
 from gdfq.recipes.images import random_images, seeded
 from gdfq.recipes.networks import build_generator, build_student, build_teacher
-from gdfq.recipes.schema import parse_recipe, read_text
 from gdfq.report.contents import Result
 from gdfq.runs import folder as files
 from gdfq.runs.accuracy import Evaluate, bits_of
