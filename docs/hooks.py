@@ -128,7 +128,7 @@ def recipe_fields() -> str:
     for name, rows in sections.items():
         title, about = "### At the top", ""
         if name:
-            told = inspect.getdoc(Recipe.model_fields[name].annotation) or ""
+            told = (inspect.getdoc(Recipe.model_fields[name].annotation) or "").split("\n\n")[0]
             # Names in a section's own text are code here.
             about = re.sub(r"\b(gdfq\.\w[\w.]*\w)", r"`\1`", told)
             title = f"### [{name}]"

@@ -18,8 +18,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gdfq
 from gdfq.recipes import load_recipe
-from gdfq.recipes.options import RecipeOptions
-from gdfq.recipes.schema import fields
 from gdfq.runs.execution import Execution
 from gdfq.training.checkpoint import checkpoints
 from tests.cli.test_cli import gdfq_command
@@ -692,11 +690,6 @@ def test_lines_where_there_is_no_terminal(capsys):
     assert "epoch 3/3  fine-tuning" in out
     quantize(progress=False)
     assert not capsys.readouterr().out
-
-
-def test_options_for_type_checkers_are_the_recipe_s_fields():
-    known = {key for _, key, _ in fields()} - {"model", "num_classes", "image_size"}
-    assert set(RecipeOptions.__annotations__) == known | {"bits"}
 
 
 TYPED = """

@@ -66,12 +66,9 @@ def quantize_model(
             linear bottlenecks, sums, scaled channels. The quantizer of the layer ``conv`` is
             ``conv.input``. For engines that multiply integers everywhere.
         strict: raise if an operation that should be quantized cannot be.
-        settings: any other of :class:`gdfq.nn.quantization.Quantization`, by name:
-            ``first_last_bits`` (of the first and the last layer's weights in order of execution,
-            where no pattern says otherwise; activations keep ``act_bits``), ``ste``
-            (``"identity"`` or ``"clip"``), ``range_momentum``, ``zero_in_range``,
-            ``learned_ranges`` and ``dynamic_ranges`` (``"none"``, ``"act"``, ``"weight"`` or
-            ``"both"``; see :mod:`gdfq.nn.dynamic_ranges`).
+        settings: the other fields of :class:`gdfq.nn.Quantization`, by name:
+            ``first_last_bits=8``, ``ste="clip"``, ``zero_in_range=True``,
+            ``dynamic_ranges="act"``, ...
 
     Returns:
         The student, in evaluation mode, its activation ranges not yet set. What the model keeps

@@ -15,7 +15,15 @@ Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
 
 
 class Quantization(Settings):
-    """How a student is quantized; the same object for converter, layers and activations."""
+    """How a student is quantized; the keyword arguments of gdfq.quantize_model.
+
+    ``first_last_bits`` is for the first and the last layer in order of execution, where no pattern
+    of ``bits`` says otherwise; activations keep ``act_bits``. ``zero_in_range`` widens ranges of
+    weights and of activations to 0, as integer kernels that pad with zeros need. A learned range
+    behind ReLU is its upper end. Dynamic ranges are those of each sample's each channel and of
+    each kernel; where these have fewer elements than levels, each sample or output has one, see
+    :mod:`gdfq.nn.dynamic_ranges`. No integer kernel computes with them.
+    """
 
     weight_bits: Bits = Field(4, description="bits of weights, per output channel")
     act_bits: Bits = Field(4, description="bits of activations, per tensor")

@@ -1,4 +1,7 @@
-"""Fields of a recipe as keyword arguments, for type checkers and editors."""
+"""Fields of a recipe as keyword arguments, for type checkers and editors.
+
+Written by ``python -m tests.recipes.test_options`` from :mod:`gdfq.recipes.schema`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ class RecipeOptions(TypedDict, total=False):
     ``bits``: ``{"layer1.*": {"weight": 8, "act": 6}, ...}``, exceptions by glob pattern.
     """
 
+    bits: Mapping[str, Mapping[str, int]]
     name: str
     description: str
-    bits: Mapping[str, Mapping[str, int]]
-    # teacher; the model, its classes and size are arguments of their own
+    # teacher
     weights: str
     data: Literal["fashion-mnist", "cifar10", "cifar100", "imagenet", "none"]
     data_path: str
