@@ -147,11 +147,11 @@ class _Fusing(ModuleCalls):
                 layer = self.module(node)
                 if layer.weight_lo is not None or layer.per_kernel:
                     continue  # its range is no minimum and maximum of an output
-                groups[layer.ste, layer.zero_in_range, layer.weight.device].append(node)
+                groups[QuantizedWeights.group(layer)].append(node)
         first = next(iter(self.graph.nodes))
-        for (ste, zero_in_range, _), nodes in groups.items():
+        for nodes in groups.values():
             layers = list({self.module(node): None for node in nodes})
-            module = QuantizedWeights(layers, ste, zero_in_range)
+            module = QuantizedWeights(layers)
             name = self.add_module("quantized_weights", module)
             with self.graph.inserting_before(first):
                 quantized = self.graph.call_module(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -60,19 +61,20 @@ class QuantizedWeights(nn.Module):
     """The quantized weights of many layers, from one call.
 
     Args:
-        layers: whose weights, in the order of the result; all with one ``ste`` and one
-            ``zero_in_range``.
+        layers: whose weights, in the order of the result; all with one :meth:`group`.
     """
 
-    def __init__(
-        self, layers: Sequence[QConv2d | QLinear], ste: Ste, zero_in_range: bool = False
-    ) -> None:
+    def __init__(self, layers: Sequence[QConv2d | QLinear]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.bits = [layer.weight_bits for layer in layers]
-        self.ste = ste
-        self.zero_in_range = zero_in_range
+        self.ste, self.zero_in_range, _ = self.group(layers[0])
         self._kept: list[Tensor] | None = None
+
+    @staticmethod
+    def group(layer: QConv2d | QLinear) -> tuple[Ste, bool, torch.device]:
+        """Return what layers have in common that one call can quantize."""
+        return layer.ste, layer.zero_in_range, layer.weight.device
 
     def forward(self) -> list[Tensor]:
         """One tensor per layer, of its weight's shape."""

@@ -14,20 +14,9 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
     The range of an output feature is its minimum and maximum, taken anew each time; the bias
     stays float. ``weight`` and ``bias`` are the float parameters, under the same names.
 
-    Args:
-        weight_bits: 2 to 8.
-        act_bits: quantize the input too, with a :class:`QAct` named ``input_quantizer``; None
-            leaves it as it comes.
-        ste: straight-through estimator, ``"identity"`` or ``"clip"``.
-        zero_in_range: every range, of weights and of the input, also contains 0.
-        dynamic_ranges: ``"act"`` or ``"both"`` gives the input ranges that are taken in the call,
-            see :mod:`gdfq.nn.dynamic_ranges`; weights keep one per output feature.
-
-    All other arguments, and the shapes, are those of ``nn.Linear``.
-
-    Raises:
-        InputError: ``weight_bits``, ``act_bits``, ``ste`` or ``dynamic_ranges`` is not one of the
-            above.
+    All other arguments, and the shapes, are those of ``nn.Linear``; ``weight_bits``, ``act_bits``,
+    ``ste`` and how ranges are made are those of :class:`QConv2d`, but that weights keep one range
+    per output feature.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
