@@ -11,7 +11,7 @@ from gdfq.recipes.files import parse_recipe
 from gdfq.recipes.schema import fields
 from gdfq.training import Parts, Start
 from tests.cli.test_cli import gdfq_command
-from tests.helpers.tiny import tiny_teacher, tiny_trainer
+from tests.helpers.tiny import tiny_teacher
 
 SECTIONS = {key: section for section, key, _ in fields()}
 PLAIN = load_recipe("fashion-mnist-resnet20").model_dump(exclude_none=True)
@@ -23,12 +23,19 @@ def message_of(call, *arguments, **options):
     return str(error.value)
 
 
+def trainer(batch_size=16, **options):
+    teacher = tiny_teacher()
+    generator = gdfq.models.Generator(4, 8, channels=2, latent_dim=10, width=8)
+    student = gdfq.quantize_model(teacher)
+    return gdfq.GDFQTrainer(teacher, student, generator, 4, batch_size, **options)
+
+
 def in_python(**options):
     """What refuses them where they are used."""
     section = SECTIONS[next(iter(options))]
     call = {
         "quantization": lambda **o: gdfq.quantize_model(tiny_teacher(), **o),
-        "training": tiny_trainer,
+        "training": trainer,
         "parts": Parts,
         "start": Start,
     }[section]
