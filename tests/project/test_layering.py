@@ -34,9 +34,10 @@ LAYERS = [
         " operations; comparison.py: whether only quantizers differ; fusion.py: fused layers",
     },
     {
-        "training": "step.py: one iteration, readable beside the paper; trainer.py: schedule, capture,"
-        " state; updates, learning rates, memory format, precision, checkpoints; parts/: additions to"
-        " the algorithm, one module each; start/: what happens to the student before training",
+        "training": "step.py: one iteration, readable beside the paper; trainer.py: schedule,"
+        " capture, state; updates, learning rates, memory format, precision, checkpoints; parts/:"
+        " additions to the algorithm, one module each; start/: what happens to the student before"
+        " training",
     },
     {
         "recipes": "*.toml, and their schema; networks.py, images.py: a recipe's networks and"

@@ -1,5 +1,6 @@
 """A run is one object: what its folder holds, read when it is asked for."""
 
+import copy
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import gdfq
+from gdfq.recipes.networks import build_trainer
 from gdfq.runs import session
 from gdfq.runs.options import Options
 from gdfq.runs.run import Run
@@ -39,6 +41,18 @@ def test_a_finished_run_is_the_one_that_its_folder_holds(finished):
     assert torch.equal(opened.student(IMAGES), finished.student(IMAGES))
     assert torch.equal(opened.generate(5), finished.generate(5))
     assert all(parameter.grad is None for parameter in finished.student.parameters())
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"low_pass": 2.0}, {"mix_probability": 0.5, "mix_classes": 3}], ids=str
+)
+def test_generated_images_are_drawn_and_made_as_training_s_are(finished, parts):
+    run = copy.copy(finished)
+    run.recipe = finished.recipe.with_options(parts)
+    trainer = build_trainer(run.recipe, run.loaded_teacher, copy.deepcopy(run.generator))
+    with torch.no_grad():
+        drawn = [trainer.images.make(*trainer.images.sample()) for _ in range(2)]
+    assert torch.equal(run.generate(13), torch.cat(drawn)[:13])
 
 
 def test_figures_need_no_network(finished, monkeypatch):
