@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from gdfq.distributed import joined_world
-from gdfq.errors import InputError
 from gdfq.nn.global_batch_norm import global_bn_leaky_relu
 from gdfq.nn.narrow_conv import narrow_conv2d
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu
 from gdfq.ops.upsample_conv2d import upsample_conv2d
+from gdfq.settings import Settings
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
@@ -79,6 +80,22 @@ def _normalize(
     return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
 
 
+class GeneratorSettings(Settings):
+    """The generator's shape."""
+
+    latent_dim: int = Field(100, ge=1, description="length of the noise vector")
+    width: int = Field(128, ge=2, description="channels of the generator's first stages")
+    conditional_bn: bool = Field(
+        False, description="class-conditional batch norm, the paper's generator for ImageNet"
+    )
+
+
+class _Shape(GeneratorSettings):
+    num_classes: int = Field(ge=1)
+    image_size: int = Field(ge=4)
+    channels: int = Field(ge=1)
+
+
 class Generator(nn.Module):
     """Generates images from noise and class labels.
 
@@ -94,7 +111,7 @@ class Generator(nn.Module):
         width: channels of the first two stages, >= 2; the third has half as many. 128 in the paper.
 
     Raises:
-        InputError: an argument is too small.
+        InputError: an argument is not one of the above.
 
     Source: Xu et al., ECCV 2020, section 3.2, and the architectures of its experiments.
     """
@@ -109,22 +126,20 @@ class Generator(nn.Module):
         width: int = 128,
     ) -> None:
         super().__init__()
-        if image_size < 4:
-            raise InputError(f"image_size: must be >= 4, got {image_size!r}")
-        for name, value in (
-            ("num_classes", num_classes),
-            ("channels", channels),
-            ("latent_dim", latent_dim),
-            ("width", width // 2),
-        ):
-            if value < 1:
-                raise InputError(f"{name}: too small, got {value!r}")
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.channels = channels
-        self.latent_dim = latent_dim
-        self.conditional_bn = conditional_bn
-        self.width = width
+        given = _Shape(
+            num_classes=num_classes,
+            image_size=image_size,
+            channels=channels,
+            latent_dim=latent_dim,
+            conditional_bn=conditional_bn,
+            width=width,
+        )
+        self.num_classes = given.num_classes
+        self.image_size = given.image_size
+        self.channels = given.channels
+        self.latent_dim = given.latent_dim
+        self.conditional_bn = given.conditional_bn
+        self.width = given.width
         self.first_size = -(-image_size // 4)
 
         def norm(features: int, eps: float) -> nn.BatchNorm2d:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from gdfq.errors import InputError
+from gdfq.models.generator import GeneratorSettings
 from gdfq.nn.quantization import Bits, Quantization
 from gdfq.recipes.bits import with_exceptions
 from gdfq.settings import Settings
@@ -79,16 +80,6 @@ class LayerBits(Settings):
         if self.weight is None and self.act is None:
             raise InputError("must have weight or act or both, got {}")
         return self
-
-
-class GeneratorSection(Settings):
-    """The generator's shape."""
-
-    latent_dim: int = Field(100, ge=1, description="length of the noise vector")
-    width: int = Field(128, ge=2, description="channels of the generator's first stages")
-    conditional_bn: bool = Field(
-        False, description="class-conditional batch norm, the paper's generator for ImageNet"
-    )
 
 
 class Training(Settings):
@@ -245,7 +236,7 @@ class Recipe(Settings):
     description: str = Field("", description="a line about it")
     teacher: Teacher
     quantization: Quantization = Quantization()
-    generator: GeneratorSection = GeneratorSection()
+    generator: GeneratorSettings = GeneratorSettings()
     training: Training = Training()
     parts: PartsSection = PartsSection()
     start: StartSection = StartSection()

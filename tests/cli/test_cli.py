@@ -343,7 +343,7 @@ def test_bench_prints_times_phases_and_what_is_fused(capsys):
         ),
         (["--rival-precision", "fp4"], "rival_precision: must be one of .* got 'fp4'"),
         (["--device", "tpu"], "device: must be auto, cpu, or cuda where there is a GPU, got 'tpu'"),
-        (["--image-size", "3"], "image_size: must be >= 4, got 3"),
+        (["--image-size", "3"], "image_size: must be an int >= 4, got 3"),
         (["--batch-size", "1"], "batch_size: must be an int >= 2, got 1"),
         (["--weight-bits", "9"], "weight_bits: must be .* got 9"),
         (["--precision", "fp4"], "gdfq: precision: must be one of"),

@@ -51,7 +51,7 @@ def test_images_are_normalized():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 3}, "image_size: must be >= 4, got 3"),
+        ({"image_size": 3}, "image_size: must be an int >= 4, got 3"),
         ({"image_size": 0}, "image_size: .* got 0"),
         ({"num_classes": 0}, "num_classes: .* got 0"),
         ({"channels": 0}, "channels: .* got 0"),

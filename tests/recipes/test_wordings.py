@@ -35,6 +35,7 @@ def in_python(**options):
     section = SECTIONS[next(iter(options))]
     call = {
         "quantization": lambda **o: gdfq.quantize_model(tiny_teacher(), **o),
+        "generator": lambda **o: gdfq.models.Generator(4, 8, **o),
         "training": trainer,
         "parts": Parts,
         "start": Start,
@@ -57,6 +58,8 @@ MISTAKES = [
         "dynamic_ranges: 'act' takes in each call what learned_ranges = 'both' trains; a range is "
         "one or the other",
     ),
+    ({"latent_dim": 0}, "latent_dim: must be an int >= 1, got 0"),
+    ({"width": 1}, "width: must be an int >= 2, got 1"),
     ({"batch_size": 1}, "batch_size: must be an int >= 2, got 1"),
     ({"student_lr": 0.0}, "student_lr: must be > 0 and finite, got 0.0"),
     ({"momentum": 1.0}, "momentum: must be in [0, 1), got 1.0"),
