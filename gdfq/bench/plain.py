@@ -29,10 +29,10 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
         levels, half = 2**bits - 1, 2 ** (bits - 1)
-        scale = levels / (hi - lo).clamp(min=1e-8)
-        zero = torch.round(scale * lo) + half
-        codes = torch.round(scale * x - zero).clamp(-half, half - 1)
-        return (codes + zero) / scale
+        inv_scale = levels / (hi - lo).clamp(min=1e-8)
+        zero = torch.round(inv_scale * lo) + half
+        codes = torch.round(inv_scale * x - zero).clamp(-half, half - 1)
+        return (codes + zero) / inv_scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

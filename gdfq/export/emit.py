@@ -68,9 +68,11 @@ class Quantize(nn.Module):
         """``x``, any shape, on the grid."""
         grid = self.grid
         if grid.zero_point is None:
-            return torch.clamp(torch.round(x * grid.scale), grid.low, grid.high) / grid.scale
+            return (
+                torch.clamp(torch.round(x * grid.inv_scale), grid.low, grid.high) / grid.inv_scale
+            )
         if not self.clip_codes and self._narrower():
-            x = torch.clamp(x, grid.low / grid.scale, grid.high / grid.scale)
+            x = torch.clamp(x, grid.low / grid.inv_scale, grid.high / grid.inv_scale)
         codes = _codes("QuantizeLinear", x, self.step, self.zero_point)
         if self.clip_codes and self._narrower():
             codes = _codes("Clip", codes, self.low, self.high)
@@ -93,7 +95,7 @@ class Hold(nn.Module):
         super().__init__()
         # A step below the lowest value, which may have been rounded otherwise.
         self.register_buffer(
-            "below", torch.tensor((grid.low - 1) / grid.scale, dtype=torch.float32)
+            "below", torch.tensor((grid.low - 1) / grid.inv_scale, dtype=torch.float32)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ class _Forming(ModuleCalls):
         act, name = self.module(node), str(node.target)
         grid = act_grid(act)
         call = self.replace(node, Quantize(grid, self.mode == "integer"), node, name)
-        self.known[call] = _Known(grid.low / grid.scale, grid.high / grid.scale, grid)
+        self.known[call] = _Known(grid.low / grid.inv_scale, grid.high / grid.inv_scale, grid)
         stored = "float" if grid.zero_point is None else "uint8"
         if grid.zero_point is not None:
             self.quantized[call] = call

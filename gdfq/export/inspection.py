@@ -82,9 +82,9 @@ def in_bytes(size: int) -> str:
 
 def _module_rows(name: str, module: nn.Module) -> list[Row]:
     if isinstance(module, (QConv2d, QLinear)):
-        codes, scale, zero = module.weight_codes()
+        codes, inv_scale, zero = module.weight_codes()
         kind = "conv2d" if isinstance(module, QConv2d) else "linear"
-        return [_weight_row(name, kind, module.weight_bits, codes, scale, zero)]
+        return [_weight_row(name, kind, module.weight_bits, codes, inv_scale, zero)]
     if isinstance(module, QAct):
         if module.dynamic_range:
             return [_dynamic_row(name, module.act, module.act_bits)]
@@ -92,12 +92,14 @@ def _module_rows(name: str, module: nn.Module) -> list[Row]:
     return []
 
 
-def _weight_row(name: str, kind: str, bits: int, codes: Tensor, scale: Tensor, zero: Tensor) -> Row:
-    values = dequantize(codes, scale, zero)
+def _weight_row(
+    name: str, kind: str, bits: int, codes: Tensor, inv_scale: Tensor, zero: Tensor
+) -> Row:
+    values = dequantize(codes, inv_scale, zero)
     size = codes.numel() * bits
-    stored = -(-size // 8) + 4 * (scale.numel() + zero.numel())
+    stored = -(-size // 8) + 4 * (inv_scale.numel() + zero.numel())
     low, high = float(values.min()), float(values.max())
-    note = f"a range per kernel, {scale.numel():,}" if scale.dim() == 2 else ""
+    note = f"a range per kernel, {inv_scale.numel():,}" if inv_scale.dim() == 2 else ""
     return Row(name, kind, bits, tuple(codes.shape), low, high, stored, note)
 
 
@@ -142,8 +144,8 @@ def _inspect_packed(path: Path) -> Inspection:
             codes = state[f"{name}.codes"]
             if codes.dtype == torch.uint8:
                 codes = unpack_codes(codes, layer.weight_bits, layer.shape)
-            scale, zero = state[f"{name}.scale"], state[f"{name}.zero"]
-            rows.append(_weight_row(name, layer.kind, layer.weight_bits, codes, scale, zero))
+            inv_scale, zero = state[f"{name}.scale"], state[f"{name}.zero"]
+            rows.append(_weight_row(name, layer.kind, layer.weight_bits, codes, inv_scale, zero))
         for name, act in header.acts.items():
             if act.dynamic_range:
                 rows.append(_dynamic_row(name, act.act, act.act_bits))

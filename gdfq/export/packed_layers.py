@@ -29,8 +29,8 @@ class PackedWeight(nn.Module):
 
     The forward pass is that of the layer it was made of, bit for bit; the weight cannot be trained.
     Buffers: ``codes`` (uint8, a stream of ``weight_bits`` a code; int8 with 8 bits),
-    ``scale`` and ``zero`` float32 ``(outputs,)``, or ``(outputs, inputs)``. A ``weight`` is there
-    where something else than the layer reads it, in float.
+    ``scale`` (in files the name of the inverse scale) and ``zero`` float32 ``(outputs,)``, or
+    ``(outputs, inputs)``. A float ``weight`` exists if something besides the layer reads it.
     """
 
     codes: Tensor
@@ -87,7 +87,7 @@ class PackedWeight(nn.Module):
         return torch.Size(self.stored.shape)
 
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes ``(weight's shape)``, scale and zero point of the weight, of the buffers' shape."""
+        """Codes ``(weight's shape)``, inverse scale and zero point, of the buffers' shape."""
         codes = self.codes
         if codes.dtype == torch.uint8:
             codes = unpack_codes(codes, self.stored.weight_bits, self.stored.shape)
@@ -177,16 +177,18 @@ def _filled(
     layer: Any,
     weight: Tensor,
     codes: Tensor,
-    scale: Tensor,
+    inv_scale: Tensor,
     zero: Tensor,
     keep_weight: bool = False,
 ) -> PackedWeight:
     last = torch._prims_common.suggest_memory_format(weight) == torch.channels_last
-    stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last, scale.dim() == 2)
+    stored = Stored(
+        layer.weight_bits, tuple(weight.shape), weight.dtype, last, inv_scale.dim() == 2
+    )
     packed = make_room(layer, stored, weight.device, keep_weight)
     if stored.weight_bits in PACKED_BITS:
         codes = pack_codes(codes, stored.weight_bits)
     packed.codes.copy_(codes)
-    packed.scale.copy_(scale)
+    packed.scale.copy_(inv_scale)
     packed.zero.copy_(zero)
     return packed

@@ -52,13 +52,13 @@ def _along_outputs(values: Tensor, weight: Tensor) -> Tensor:
 def fold(layer: QConv2d | QLinear, norm: _BatchNorm | None) -> Folded:
     """The quantized weight of ``layer``, times what ``norm`` scales each output by.
 
-    With ``g = gamma / sqrt(var + eps)``: the scale becomes ``|g| / scale``, codes and zero point
+    With ``g = gamma / sqrt(var + eps)``: the scale becomes ``|g| * scale``, codes and zero point
     take the sign of g, and the bias becomes ``beta + g * (bias - mean)``. Where g is 0, so are the
     codes.
     """
-    codes, inverse, zero = (t.double().cpu() for t in layer.weight_codes())
+    codes, inv_scale, zero = (t.double().cpu() for t in layer.weight_codes())
     bias = None if layer.bias is None else layer.bias.double().cpu()
-    scale = 1 / inverse
+    scale = 1 / inv_scale
     if norm is None:
         return Folded(codes, zero, scale, bias)
     assert norm.running_mean is not None
@@ -180,12 +180,12 @@ def store_symmetric(weight: Folded, activation: int) -> StoredWeight:
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of a quantized activation: the values ``n / scale``, ``low <= n <= high``.
+    """The grid of a quantized activation: the values ``n / inv_scale``, ``low <= n <= high``.
 
     In a file, n is stored as uint8 ``n + zero_point``; ``zero_point`` is None where none fits.
     """
 
-    scale: float
+    inv_scale: float
     low: int
     high: int
     zero_point: int | None
@@ -202,7 +202,8 @@ class Grid:
     def step(self) -> float:
         """Distance between two values, in float32."""
         return float(
-            torch.tensor(1.0, dtype=torch.float32) / torch.tensor(self.scale, dtype=torch.float32)
+            torch.tensor(1.0, dtype=torch.float32)
+            / torch.tensor(self.inv_scale, dtype=torch.float32)
         )
 
 
@@ -211,18 +212,19 @@ def act_grid(act: QAct) -> Grid:
     """The grid of ``act`` over its range, with the activation's own limits."""
     levels = 2**act.act_bits - 1
     # In float32, as the quantizer computes it.
-    scale = levels * (1 / torch.clamp(act.hi - act.lo, min=1e-8))
-    low = int(torch.round(scale * act.lo))
+    inv_scale = levels * (1 / torch.clamp(act.hi - act.lo, min=1e-8))
+    low = int(torch.round(inv_scale * act.lo))
     high = low + levels
     if act.act in ("relu", "relu6"):
         low, high = max(low, 0), max(high, 0)
     if act.act == "relu6":
-        top = int(torch.round(scale * 6))
+        top = int(torch.round(inv_scale * 6))
         low, high = min(low, top), min(high, top)
-    grid = Grid(float(scale), low, high, None, act.act_bits)
+    grid = Grid(float(inv_scale), low, high, None, act.act_bits)
     zero_point = max(0, -low)
     if high + zero_point > 255 or zero_point > 255:
-        note = f"float arithmetic: [{low / grid.scale:.4g}, {high / grid.scale:.4g}] in steps of "
+        bounds = f"{low / grid.inv_scale:.4g}, {high / grid.inv_scale:.4g}"
+        note = f"float arithmetic: [{bounds}] in steps of "
         return replace(grid, note=f"{note}{grid.step:.4g} does not fit uint8 with its zero point")
     note = "" if low <= 0 <= high else "its range does not contain 0: codes start above 0"
     return replace(grid, zero_point=zero_point, note=note)

@@ -212,9 +212,9 @@ class QuantizedWeight(nn.Module):
         return fake_quantize_minmax(self.weight, *options)
 
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes ``(weight's shape)``, scale and zero point ``(outputs,)`` of the weight.
+        """Codes ``(weight's shape)``, inverse scale and zero point ``(outputs,)`` of the weight.
 
-        Scale and zero point are ``(outputs, inputs)`` where each kernel has its own.
+        Inverse scale and zero point are ``(outputs, inputs)`` where each kernel has its own.
         :func:`dequantize` makes the quantized weight of the three; see
         :func:`gdfq.ops.quantize_codes.quantize_codes`.
         """
@@ -269,7 +269,7 @@ class WeightQuantizer(nn.Module):
         return fake_quantize_minmax(weight, self.weight_bits, axis, self.ste, self.zero_in_range)
 
     def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, scale and zero point of ``weight``, see :meth:`QuantizedWeight.weight_codes`."""
+        """Return what :meth:`QuantizedWeight.weight_codes` does, of ``weight``."""
         lo, hi = _extremes(weight, self.per_kernel_of(weight))
         ends = contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
         return _codes(weight.detach(), *ends, self.weight_bits)
@@ -286,10 +286,10 @@ def has_kernel_ranges(weight: Tensor, bits: int) -> bool:
     return range_axes(weight.shape, bits) == (0, 1)
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """``(codes + zero) / scale`` with a scale and zero point per output, or per kernel."""
-    each = (*scale.shape, *[1] * (codes.dim() - scale.dim()))
-    return (codes + zero.view(each)) / scale.view(each)
+def dequantize(codes: Tensor, inv_scale: Tensor, zero: Tensor) -> Tensor:
+    """``(codes + zero) / inv_scale``, with inverse scale and zero point per output or kernel."""
+    each = (*inv_scale.shape, *[1] * (codes.dim() - inv_scale.dim()))
+    return (codes + zero.view(each)) / inv_scale.view(each)
 
 
 def _extremes(weight: Tensor, per_kernel: bool) -> tuple[Tensor, Tensor]:
@@ -301,5 +301,5 @@ def _codes(weight: Tensor, lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, T
     if lo.dim() == 1:
         return quantize_codes(weight, lo, hi, bits, axis=0)
     kernels, ends = weight.flatten(0, 1), (lo.flatten(), hi.flatten())
-    codes, scale, zero = quantize_codes(kernels, *ends, bits, axis=0)
-    return codes.view(weight.shape), scale.view(lo.shape), zero.view(lo.shape)
+    codes, inv_scale, zero = quantize_codes(kernels, *ends, bits, axis=0)
+    return codes.view(weight.shape), inv_scale.view(lo.shape), zero.view(lo.shape)

@@ -36,13 +36,13 @@ def flipped(layer: QuantizedWeight) -> Tensor:
     """The weight of ``layer`` with some of its values moved beyond the tie next to them."""
     weight = layer.weight.detach()
     outputs = weight.shape[0]
-    codes, scale, zero = (t.double() for t in layer.weight_codes())
+    codes, inv_scale, zero = (t.double() for t in layer.weight_codes())
     # (outputs, kernels, elements)
     kernels = weight.shape[1] if weight.dim() > 1 else 1
     codes = codes.reshape(outputs, kernels, -1)
     values = weight.double().reshape(outputs, kernels, -1)
-    scale, zero = scale.view(-1, 1, 1), zero.view(-1, 1, 1)
-    exact = scale * values - zero
+    inv_scale, zero = inv_scale.view(-1, 1, 1), zero.view(-1, 1, 1)
+    exact = inv_scale * values - zero
     error = codes - exact
     half = 2 ** (layer.weight_bits - 1)
     lo, hi = (end.double().view(-1, 1, 1) for end in layer.weight_extremes())
@@ -51,7 +51,7 @@ def flipped(layer: QuantizedWeight) -> Tensor:
 
     def beyond_tie(move: Tensor) -> Tensor:
         """The value just beyond the tie between a code and the one that ``move`` makes of it."""
-        return (codes + (0.5 + BEYOND) * move + zero) / scale
+        return (codes + (0.5 + BEYOND) * move + zero) / inv_scale
 
     def candidates(direction: Tensor) -> Tensor:
         """How far each weight was rounded in ``direction``, 0 where it may not be moved back."""
