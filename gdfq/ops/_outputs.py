@@ -1,9 +1,19 @@
-"""Allocation of operators' outputs."""
+"""Memory formats and dtypes of operators' inputs and outputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def in_format_of(tensor: Tensor, x: Tensor) -> Tensor:
+    """Return ``tensor`` dense in ``x``'s memory format: channels last or contiguous."""
+    return tensor.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+
+
+def walkable(x: Tensor) -> Tensor:
+    """Return ``x`` contiguous or channels last, as the kernels of activations walk it."""
+    return in_format_of(x, x)
 
 
 def empty_like(x: Tensor) -> Tensor:

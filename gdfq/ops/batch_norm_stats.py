@@ -10,7 +10,7 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float, check_vector
-from gdfq.ops._outputs import empty_like, reduced_dtype
+from gdfq.ops._outputs import empty_like, in_format_of, reduced_dtype
 from gdfq.ops.fake_quantize import _no_second_derivative
 
 _op = torch.ops.gdfq.batch_norm_stats
@@ -152,8 +152,7 @@ def batch_norm_stats_reference(
     if bias is not None:
         y = y + _per_channel(bias.to(dtype), x)
     var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != 1], correction=0)
-    memory_format = torch._prims_common.suggest_memory_format(x)
-    return y.to(x.dtype).contiguous(memory_format=memory_format), mean, var
+    return in_format_of(y.to(x.dtype), x), mean, var
 
 
 def batch_norm_stats_backward_reference(
@@ -174,8 +173,7 @@ def batch_norm_stats_backward_reference(
         + (x.to(dtype) - _per_channel(mean, x)) * _per_channel(grad_var * 2 / count, x)
         + _per_channel(grad_mean / count, x)
     )
-    memory_format = torch._prims_common.suggest_memory_format(x)
-    return dx.to(x.dtype).contiguous(memory_format=memory_format)
+    return in_format_of(dx.to(x.dtype), x)
 
 
 register_reference("batch_norm_stats", batch_norm_stats_reference)

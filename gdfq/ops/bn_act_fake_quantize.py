@@ -18,7 +18,7 @@ from gdfq.ops._checks import (
     check_same,
     check_ste,
 )
-from gdfq.ops._outputs import empty_like
+from gdfq.ops._outputs import empty_like, in_format_of
 from gdfq.ops.batch_norm_stats import _factor, _per_channel
 from gdfq.ops.fake_quantize import (
     _no_second_derivative,
@@ -195,7 +195,7 @@ def bn_act_fake_quantize_reference(
     """Compute :func:`bn_act_fake_quantize` in plain PyTorch."""
     v, _, _ = _normalize(x, running_mean, running_var, weight, bias, eps, residual)
     y = fake_quantize_reference(_activate(v, act), lo, hi, bits).to(x.dtype)
-    return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    return in_format_of(y, x)
 
 
 def bn_act_fake_quantize_backward_reference(
@@ -228,12 +228,9 @@ def bn_act_fake_quantize_backward_reference(
     reduced = [d for d in range(x.dim()) if d != 1]
     std = torch.sqrt(running_var.double() + eps)
     grad_weight = (g * centered).sum(reduced, dtype=torch.float64) / std
-    memory_format = torch._prims_common.suggest_memory_format(x)
     return (
-        (g * factor).to(x.dtype).contiguous(memory_format=memory_format),
-        x.new_empty((0,))
-        if residual is None
-        else g.to(x.dtype).contiguous(memory_format=memory_format),
+        in_format_of((g * factor).to(x.dtype), x),
+        x.new_empty((0,)) if residual is None else in_format_of(g.to(x.dtype), x),
         grad_weight.float(),
         g.sum(reduced, dtype=torch.float64).float(),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import check_float, check_vector, check_written
-from gdfq.ops._outputs import empty_like
+from gdfq.ops._outputs import empty_like, in_format_of
 from gdfq.ops.fake_quantize import _no_second_derivative
 
 _op = torch.ops.gdfq.bn_leaky_relu
@@ -186,7 +186,7 @@ def bn_leaky_relu_reference(
     var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != 1], correction=0)
     v, _, _ = _affine(x, mean, var, weight, bias, eps)
     y = F.leaky_relu(v, negative_slope).to(x.dtype)
-    return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x)), mean, var
+    return in_format_of(y, x), mean, var
 
 
 def bn_leaky_relu_backward_reference(
@@ -220,9 +220,8 @@ def bn_leaky_relu_backward_reference(
     wide_g, wide_gx = g.double(), (g * centered).double()
     grad_bias = wide_g.sum(summed) if summed else wide_g
     grad_weight = (wide_gx.sum(summed) if summed else wide_gx) / std
-    memory_format = torch._prims_common.suggest_memory_format(x)
     return (
-        grad_x.to(x.dtype).contiguous(memory_format=memory_format),
+        in_format_of(grad_x.to(x.dtype), x),
         grad_weight.to(mean.dtype),
         grad_bias.to(mean.dtype),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from gdfq.errors import InputError
 from gdfq.ops._backend import register_reference
 from gdfq.ops._checks import Ste, check_axis, check_bits, check_float, check_ste
+from gdfq.ops._outputs import in_format_of
 from gdfq.ops.fake_quantize import contain_zero, fake_quantize_reference
 
 _op = torch.ops.gdfq.fake_quantize_minmax
@@ -56,7 +57,7 @@ def fake_quantize_minmax(
         if len(axis) == 2:
             # Two leading axes of contiguous memory are one.
             y = _op(w.flatten(0, 1), bits, 0, ste, zero_in_range)[0].view(w.shape)
-            return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(w))
+            return in_format_of(y, w)
         axis = axis[0]
     return _op(w, bits, check_axis(axis, w, "w"), ste, zero_in_range)[0]
 

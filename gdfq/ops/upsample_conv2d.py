@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.ops._checks import check_float, check_vector
+from gdfq.ops._outputs import in_format_of
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,9 +52,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         if tensor is not None and tensor.device != x.device:
             raise InputError(f"{name}: must be on {x.device} like x, got {tensor.device}")
     # In x's memory format, or forward and backward would each convert it.
-    kernel = transposed_kernel(weight).contiguous(
-        memory_format=torch._prims_common.suggest_memory_format(x)
-    )
+    kernel = in_format_of(transposed_kernel(weight), x)
     return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 

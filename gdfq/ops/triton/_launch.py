@@ -56,11 +56,6 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.contiguous() for t in tensors]
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Return channels last if ``x`` is that, else contiguous."""
-    return torch._prims_common.suggest_memory_format(x)
-
-
 class Layout(NamedTuple):
     """Memory read as ``[outer][channels][inner]``; one channel without an axis."""
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdfq.ops._outputs import empty_like, walkable
 from gdfq.ops.batch_norm_stats import (
     batch_norm_stats_backward_reference,
     batch_norm_stats_reference,
@@ -33,7 +34,6 @@ from gdfq.ops.triton._launch import (
     in_layout_of,
     launch,
     layout_of,
-    memory_format,
     merging,
     sweep,
     tiling,
@@ -184,8 +184,8 @@ def batch_norm_stats(
     """
     if x.dtype == torch.float64:
         return batch_norm_stats_reference(x, running_mean, running_var, weight, bias, eps)
-    x = x.contiguous(memory_format=memory_format(x))
-    y = torch.empty_like(x, memory_format=memory_format(x))
+    x = walkable(x)
+    y = empty_like(x)
     layout = layout_of(x, 1)
     cut = sweep(layout)
     partial = x.new_empty((3, cut.splits, layout.channels), dtype=torch.float32)
@@ -220,8 +220,8 @@ def batch_norm_stats_backward(
         return batch_norm_stats_backward_reference(
             grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps
         )
-    x = x.contiguous(memory_format=memory_format(x))
-    dx = torch.empty_like(x, memory_format=memory_format(x))
+    x = walkable(x)
+    dx = empty_like(x)
     layout = layout_of(x, 1)
     tiles = tiling(layout)
     launch(

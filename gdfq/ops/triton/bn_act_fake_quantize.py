@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdfq.ops._outputs import empty_like, walkable
 from gdfq.ops.bn_act_fake_quantize import (
     bn_act_fake_quantize_backward_reference,
     bn_act_fake_quantize_reference,
@@ -32,7 +33,6 @@ from gdfq.ops.triton._launch import (
     in_layout_of,
     launch,
     layout_of,
-    memory_format,
     merging,
     sweep,
     tiling,
@@ -194,8 +194,8 @@ def bn_act_fake_quantize(
         return bn_act_fake_quantize_reference(
             x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste
         )
-    x = x.contiguous(memory_format=memory_format(x))
-    y = torch.empty_like(x, memory_format=memory_format(x))
+    x = walkable(x)
+    y = empty_like(x)
     if x.numel() > 0:
         tiles = tiling(layout_of(x, 1))
         launch(
@@ -239,8 +239,8 @@ def bn_act_fake_quantize_backward(
         return bn_act_fake_quantize_backward_reference(
             grad, x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste
         )
-    x = x.contiguous(memory_format=memory_format(x))
-    dx = torch.empty_like(x, memory_format=memory_format(x))
+    x = walkable(x)
+    dx = empty_like(x)
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)
     layout = layout_of(x, 1)
     cut = sweep(layout)

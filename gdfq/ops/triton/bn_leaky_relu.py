@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdfq.ops._outputs import empty_like, walkable
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu_backward_reference, bn_leaky_relu_reference
 from gdfq.ops.triton._language import (
     band_channel,
@@ -29,7 +30,6 @@ from gdfq.ops.triton._launch import (
     in_layout_of,
     launch,
     layout_of,
-    memory_format,
     merging,
     sweep,
     tiling,
@@ -314,8 +314,8 @@ def bn_leaky_relu(
     """
     if x.dtype == torch.float64:
         return bn_leaky_relu_reference(x, weight, bias, eps, negative_slope)
-    x = x.contiguous(memory_format=memory_format(x))
-    y = torch.empty_like(x, memory_format=memory_format(x))
+    x = walkable(x)
+    y = empty_like(x)
     layout, _, _, rows, constants = _samples(x, weight, bias)
     cut = sweep(layout)
     partial = x.new_empty((3, cut.splits, layout.channels), dtype=torch.float32)
@@ -360,9 +360,9 @@ def bn_leaky_relu_backward(
         return bn_leaky_relu_backward_reference(
             grad, x, mean, var, weight, bias, eps, negative_slope
         )
-    x = x.contiguous(memory_format=memory_format(x))
+    x = walkable(x)
     grad = in_layout_of(grad, x)
-    dx = torch.empty_like(x, memory_format=memory_format(x))
+    dx = empty_like(x)
     layout, each, samples, rows, constants = _samples(x, weight, bias)
     parameters = [None if p is None else p.contiguous() for p in (weight, bias)]
     inputs = grad, x, mean.contiguous(), var.contiguous(), *parameters

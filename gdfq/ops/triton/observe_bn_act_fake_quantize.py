@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdfq.ops._outputs import walkable
 from gdfq.ops.observe_bn_act_fake_quantize import observe_bn_act_fake_quantize_reference
 from gdfq.ops.triton._language import (
     activate,
@@ -28,7 +29,6 @@ from gdfq.ops.triton._launch import (
     in_layout_of,
     launch,
     layout_of,
-    memory_format,
     sweep,
 )
 from gdfq.ops.triton.bn_act_fake_quantize import bn_act_fake_quantize
@@ -113,7 +113,7 @@ def observe_bn_act_fake_quantize(
         return observe_bn_act_fake_quantize_reference(
             x, *norm, eps, *buffers, bits, momentum, act, residual, ste, zero_in_range
         )
-    x = x.contiguous(memory_format=memory_format(x))
+    x = walkable(x)
     residual = None if residual is None else in_layout_of(residual, x)
     cut = sweep(layout_of(x, 1))
     programs = cut.bands * cut.splits
