@@ -20,8 +20,9 @@ import typer
 from mkdocs.structure.files import File, Files
 
 from gdfq.cli import app
+from gdfq.convert.bits import LayerBits
 from gdfq.recipes import load_recipe, recipe_names
-from gdfq.recipes.schema import LayerBits, Recipe, fields
+from gdfq.recipes.schema import Recipe, fields
 from gdfq.settings import allowed
 
 ROOT = Path(__file__).parents[1]

@@ -462,7 +462,11 @@ USUAL = {"mean": None, "std": None}
         (tiny_teacher, {"mean": [0.5]}, "mean: needs one entry for each of the 2 channels"),
         (tiny_teacher, {"weight_bit": 3}, "weight_bit: no .* key; near matches: weight_bits"),
         (tiny_teacher, {"weight_bits": 9}, "gdfq.quantize: quantization.weight_bits: .* got 9"),
-        (tiny_teacher, {"weight_bits": 4.0}, "quantization.weight_bits: .* integer, got 4.0"),
+        (
+            tiny_teacher,
+            {"weight_bits": 4.0},
+            "quantization.weight_bits: must be an int from 2 to 8, got 4.0",
+        ),
         (tiny_teacher, {"warmup_epochs": 9}, "training.warmup_epochs: must be <= training.epochs"),
         (tiny_teacher, {"bits": {"nothing.*": {"weight": 8}}}, "nothing"),
         (tiny_teacher, {"bits": ["0=w8"]}, "bits: must be a dict like"),

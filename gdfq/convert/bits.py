@@ -7,10 +7,30 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pydantic import model_validator
+
 from gdfq.errors import InputError
-from gdfq.ops._checks import check_bits
+from gdfq.nn.quantization import Bits
+from gdfq.settings import Settings
 
 KEYS = ("weight", "act")
+
+
+class LayerBits(Settings):
+    """Bits of what a pattern matches; at least one of the two."""
+
+    weight: Bits | None = None
+    act: Bits | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> LayerBits:
+        if self.weight is None and self.act is None:
+            raise InputError("must have weight or act or both, got {}")
+        return self
+
+
+class _Exceptions(Settings):
+    bits: dict[str, LayerBits]
 
 
 class BitWidths:
@@ -28,23 +48,16 @@ class BitWidths:
     def __init__(
         self, weight_bits: int, act_bits: int, patterns: Mapping[str, Mapping[str, int]]
     ) -> None:
-        check_bits(weight_bits, "weight_bits")
-        check_bits(act_bits, "act_bits")
-        if not isinstance(patterns, Mapping):
-            raise InputError(f"bits: must be a mapping of patterns, got {patterns!r}")
-        for pattern, widths in patterns.items():
-            allowed = f"bits: {pattern!r} must have 'weight' or 'act' bits or both"
-            if not isinstance(widths, Mapping) or not widths:
-                raise InputError(f"{allowed}, got {widths!r}")
-            for key, width in widths.items():
-                if key not in KEYS:
-                    raise InputError(f"{allowed}, got {key!r}")
-                check_bits(width, f"bits: {pattern!r}: {key}")
+        exceptions = _Exceptions(bits=patterns).bits  # type: ignore[arg-type]
+        self.patterns = {
+            p: widths.model_dump(exclude_none=True) for p, widths in exceptions.items()
+        }
         self.defaults = {"weight": weight_bits, "act": act_bits}
-        self.patterns = patterns
         self.fixed: dict[Any, int] = {}
         self.names: dict[str, list[str]] = {key: [] for key in KEYS}
-        self.unused = {(pattern, key) for pattern, widths in patterns.items() for key in widths}
+        self.unused = {
+            (pattern, key) for pattern, widths in self.patterns.items() for key in widths
+        }
 
     def fix_weights(self, layers: Iterable[Any], bits: int) -> None:
         """Give these layers' weights ``bits`` where no pattern says otherwise."""

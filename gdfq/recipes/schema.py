@@ -10,9 +10,10 @@ import tomli_w
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
+from gdfq.convert.bits import LayerBits
 from gdfq.errors import InputError
 from gdfq.models.generator import GeneratorSettings
-from gdfq.nn.quantization import Bits, Quantization
+from gdfq.nn.quantization import Quantization
 from gdfq.recipes.bits import with_exceptions
 from gdfq.settings import Settings
 from gdfq.training import Parts, Start
@@ -67,19 +68,6 @@ class Teacher(Settings):
     def in_memory(self) -> bool:
         """Whether the network was given in Python, and nothing in the recipe makes it."""
         return self.model.startswith("memory:")
-
-
-class LayerBits(Settings):
-    """Bits of what a pattern matches; at least one of the two."""
-
-    weight: Bits | None = None
-    act: Bits | None = None
-
-    @model_validator(mode="after")
-    def _has_one(self) -> LayerBits:
-        if self.weight is None and self.act is None:
-            raise InputError("must have weight or act or both, got {}")
-        return self
 
 
 class Training(Settings):

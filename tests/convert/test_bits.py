@@ -102,11 +102,11 @@ def test_first_and_last_layer():
         ({"layer9.*": {"act": 8}}, r"'layer9.\*' matches no quantized activation; near"),
         ({"zzz": {"act": 8}}, r"'zzz' matches no quantized activation; there are: relu, "),
         ({"fc": {"weight": 8, "act": 8}}, "'fc' matches no quantized activation"),
-        ({"fc": {"weight": 9}}, r"bits: 'fc': weight: must be an int from 2 to 8, got 9"),
-        ({"fc": {"weights": 8}}, r"'fc' must have 'weight' or 'act' bits or both, got 'weights'"),
-        ({"fc": {}}, r"'fc' must have 'weight' or 'act' bits or both, got {}"),
-        ({"fc": 8}, r"'fc' must have 'weight' or 'act' bits or both, got 8"),
-        (["fc"], "bits: must be a mapping"),
+        ({"fc": {"weight": 9}}, r"bits.fc.weight: must be an int from 2 to 8, got 9"),
+        ({"fc": {"weights": 8}}, r"bits.fc.weights: unknown key; allowed are weight, act"),
+        ({"fc": {}}, r"bits.fc: must have weight or act or both, got {}"),
+        ({"fc": 8}, r"bits.fc: must be a table, got 8"),
+        (["fc"], "bits: must be a table"),
     ],
 )
 def test_bad_bits(bits, message):
