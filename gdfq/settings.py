@@ -9,9 +9,9 @@
 
 The same line is checked, with the same words, as a Python argument, as a key of a TOML file and as
 an option of the command line: see :meth:`Settings.read`. Types are not converted, except that a
-float takes an int, a tuple any sequence but a string, and numbers of NumPy are plain ones. Floats
-are finite. A rule between settings is a ``@model_validator(mode="after")`` that raises an
-``InputError`` whose message starts with a field's name, or is about all of them.
+float takes an int, a tuple any sequence but a string, and that NumPy's numbers and arrays are
+Python's. Floats are finite. A rule between settings is a ``@model_validator(mode="after")`` that
+raises an ``InputError`` whose message starts with a field's name, or is about all of them.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def _interval(bounds: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     """Return ``value`` with NumPy's numbers as Python's and sequences as tuples."""
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

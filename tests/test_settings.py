@@ -102,7 +102,7 @@ def test_tables_are_named_by_their_path():
 
 
 def test_sequences_are_kept_as_tuples_and_numbers_as_python_s():
-    given = {"layers": ["a", "b"], "epochs": range(2), "decay": np.float32(0.5), "rate": 2}
+    given = {"layers": ["a", "b"], "epochs": np.arange(2), "decay": np.float32(0.5), "rate": 2}
     loss = Loss(bits=np.int64(3), clip=np.True_, **given)
     assert (loss.layers, loss.epochs) == (("a", "b"), (0, 1))
     numbers = (loss.bits, loss.decay, loss.rate, loss.clip)

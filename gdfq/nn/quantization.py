@@ -42,7 +42,7 @@ class Quantization(Settings):
     )
     dynamic_ranges: DynamicRanges = Field(
         "none",
-        description="whose ranges are taken in each call: per sample and channel, per kernel",
+        description="whose ranges are computed in each call: per sample and channel, per kernel",
     )
     leaf_modules: tuple[str, ...] = Field(
         (), description="paths of modules that are not traced into and stay in float"
