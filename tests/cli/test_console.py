@@ -129,10 +129,8 @@ def test_a_bar_in_a_terminal_of_ascii_and_any_width(monkeypatch, terminal, colum
     stream, read = terminal
     progress = console_progress(make_console(Output(stream)))
     assert isinstance(progress, LiveProgress)
-    trainer = SimpleNamespace(
-        epochs=1, steps_per_epoch=2, steps_done=0, warmup_steps=1, batch_size=8,
-        describe=lambda: NAME,
-    )  # fmt: skip
+    training = SimpleNamespace(steps=2, warmup_steps=1, batch_size=8)
+    trainer = SimpleNamespace(training=training, steps_done=0, describe=lambda: NAME)
     progress.on_start(trainer)
     for trainer.steps_done in (1, 2):
         progress.on_step(trainer, {"generator": 1.0})
