@@ -67,7 +67,7 @@ def tensors(
 
 @st.composite
 def ranges(draw: st.DrawFn, entries: Shape) -> tuple[Tensor, Tensor]:
-    """Both ends of ranges, some of no width."""
+    """Both bounds of ranges, some of no width."""
     lo = draw(tensors(entries, torch.float32))
     width = draw(tensors(entries, torch.float32)).abs()
     return lo, lo + width

@@ -44,8 +44,8 @@ def _vector(entries: int | Shape) -> Tensor:
 def _fake_quantize(**options: Any) -> Callable[[Shape, torch.dtype], Arguments]:
     def make(shape: Shape, dtype: torch.dtype) -> Arguments:
         entries = () if options.get("axis") is None else (shape[options["axis"]],)
-        ends = {"lo": -_vector(entries), "hi": _vector(entries)}
-        return {"x": _x(shape, dtype), **ends, "bits": 3, **options}
+        bounds = {"lo": -_vector(entries), "hi": _vector(entries)}
+        return {"x": _x(shape, dtype), **bounds, "bits": 3, **options}
 
     return make
 
@@ -93,9 +93,9 @@ def _batch_norm(shape: Shape) -> Arguments:
 
 def _changed(shape: Shape, dtype: torch.dtype) -> Arguments:
     ws = _minmax_list(shape, dtype)["ws"]
-    ends = [torch.rand(len(w)) + 0.5 for w in ws]
+    bounds = [torch.rand(len(w)) + 0.5 for w in ws]
     updates = [_x(tuple(w.shape), dtype) for w in ws]
-    lists = {"ws": ws, "updates": updates, "los": [-end for end in ends], "his": ends}
+    lists = {"ws": ws, "updates": updates, "los": [-bound for bound in bounds], "his": bounds}
     return {**lists, "factors": torch.rand(len(ws)), "bits": 3}
 
 
@@ -104,9 +104,9 @@ def _stats(shape: Shape, dtype: torch.dtype) -> Arguments:
 
 
 def _bn_act(shape: Shape, dtype: torch.dtype) -> Arguments:
-    ends = {"lo": torch.tensor(0.1), "hi": torch.tensor(1.5)}
+    bounds = {"lo": torch.tensor(0.1), "hi": torch.tensor(1.5)}
     given = {"x": _x(shape, dtype), "residual": _x(shape, dtype)}
-    return {**given, **_batch_norm(shape), **ends, "bits": 3, "act": "relu6", "ste": "clip"}
+    return {**given, **_batch_norm(shape), **bounds, "bits": 3, "act": "relu6", "ste": "clip"}
 
 
 def _observe_bn_act(shape: Shape, dtype: torch.dtype) -> Arguments:

@@ -118,9 +118,9 @@ def test_zero_in_range_is_the_range_with_zero_in_it(lo, hi, ste):
     torch.manual_seed(0)
     x, norm = torch.randn(4, 5, 7, 9) * 3, batch_norm(5)
     results = []
-    for ends, zero in (((lo, hi), True), ((min(lo, 0.0), max(hi, 0.0)), False)):
+    for bounds, zero in (((lo, hi), True), ((min(lo, 0.0), max(hi, 0.0)), False)):
         v = x.clone().requires_grad_()
-        given = (*map(torch.tensor, ends), 3, "none", None, ste, zero)
+        given = (*map(torch.tensor, bounds), 3, "none", None, ste, zero)
         y = bn_act_fake_quantize(v, *norm, *given)
         results.append((y, *torch.autograd.grad(y, v, x)))
     for actual, expected in zip(*results, strict=True):
@@ -240,9 +240,9 @@ def test_equals_the_reference_on_drawn_tensors(data):
     added = added.to(x.dtype) if data.draw(st.booleans()) else None
     act = data.draw(st.sampled_from(["relu", "relu6", "none"]))
     ste = data.draw(st.sampled_from(["identity", "clip"]))
-    norm, ends = data.draw(draws.batch_norms(shape[1])), data.draw(draws.ranges(()))
+    norm, bounds = data.draw(draws.batch_norms(shape[1])), data.draw(draws.ranges(()))
     bits = data.draw(draws.every_number_of_bits)
-    given = (x, *norm, 1e-5, *ends, bits, act, added, ste)
+    given = (x, *norm, 1e-5, *bounds, bits, act, added, ste)
     assert same_bits(bn_act_fake_quantize(*given), bn_act_fake_quantize_reference(*given))
     given = (grad.to(x.dtype), *given)
     actual = torch.ops.gdfq.bn_act_fake_quantize_backward(*given)

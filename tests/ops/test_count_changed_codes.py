@@ -62,12 +62,12 @@ def test_no_count_is_lost_between_threads(pytestconfig):
         pytest.skip("has no threads, and takes long; the stand-in's race checker looks for such")
     rows = 2**18
     w, update = torch.zeros(rows, 1), torch.full((rows, 1), -1.0)
-    ends = [torch.full((rows,), -1.0)], [torch.full((rows,), 1.0)]
+    bounds = [torch.full((rows,), -1.0)], [torch.full((rows,), 1.0)]
     threads = torch.get_num_threads()
     torch.set_num_threads(8)
     try:
         counts = [
-            int(count_changed_codes([w], [update], torch.ones(1), *ends, [4])) for _ in range(3)
+            int(count_changed_codes([w], [update], torch.ones(1), *bounds, [4])) for _ in range(3)
         ]
     finally:
         torch.set_num_threads(threads)
@@ -83,23 +83,23 @@ def test_no_factor_and_no_update_change_nothing():
 
 def test_a_code_at_the_end_that_moves_outwards_stays():
     w = torch.tensor([[1.0, 1.0, -1.0, 0.0]])
-    ends = [torch.tensor([-1.0])], [torch.tensor([1.0])]
+    bounds = [torch.tensor([-1.0])], [torch.tensor([1.0])]
     one = torch.ones(1)
     for sign, changed in ((-1.0, 2), (1.0, 3)):
         update = torch.full_like(w, 0.5 * sign)
-        assert count_changed_codes([w], [update], one, *ends, 4) == changed
+        assert count_changed_codes([w], [update], one, *bounds, 4) == changed
 
 
 def test_nan_has_the_lowest_code():
     w = torch.tensor([[math.nan, -1.0, 1.0, math.inf]])
-    ends = [torch.tensor([-1.0])], [torch.tensor([1.0])]
+    bounds = [torch.tensor([-1.0])], [torch.tensor([1.0])]
     nan = torch.full_like(w, math.nan)
     one = torch.ones(1)
-    assert count_changed_codes([w], [nan], one, *ends, 4) == 2
+    assert count_changed_codes([w], [nan], one, *bounds, 4) == 2
     infinite = torch.full((1,), math.inf)
     zeros = torch.zeros(1, 37)
     # inf * 0 is no number, in every lane that has an element and in no other.
-    assert count_changed_codes([zeros], [zeros], infinite, *ends, 4) == 37
+    assert count_changed_codes([zeros], [zeros], infinite, *bounds, 4) == 37
 
 
 def test_more_tensors_than_a_launch_describes():
@@ -160,8 +160,8 @@ def test_bad_arguments(change, message):
 def test_equals_the_reference_on_drawn_tensors(data):
     shapes = data.draw(st.lists(draws.shapes(1, 4), min_size=1, max_size=3))
     ws, updates = ([data.draw(draws.tensors(s, finite=False)) for s in shapes] for _ in range(2))
-    ends = [[data.draw(draws.tensors(s[:1], torch.float32)) for s in shapes] for _ in range(2)]
+    bounds = [[data.draw(draws.tensors(s[:1], torch.float32)) for s in shapes] for _ in range(2)]
     bits = [data.draw(draws.every_number_of_bits) for _ in ws]
     factors = data.draw(draws.tensors((len(ws),), torch.float32, finite=False))
-    given = ws, updates, factors, *ends, bits
+    given = ws, updates, factors, *bounds, bits
     assert torch.equal(count_changed_codes(*given), count_changed_codes_reference(*given))

@@ -30,7 +30,7 @@ def oracle(x, lo, hi, bits):
 
 
 def hard_values(lo, hi, bits):
-    """Random values, and values beside every tie and both ends, NaN, infinities, zeros."""
+    """Random values, and values beside every tie and both bounds, NaN, infinities, zeros."""
     rng = np.random.default_rng(bits)
     scale = np.float32(2**bits - 1) * (np.float32(1) / np.float32(max(hi - lo, 1e-8)))
     zero = np.rint(scale * np.float32(lo)) + 2 ** (bits - 1)
@@ -132,7 +132,7 @@ def test_zero_in_range_is_the_range_with_zero_in_it(axis, ste):
     wanted = torch.autograd.grad(expected, widened, grad, **options)
     assert same_bits(actual[0], wanted[0])
     if ste == "learned":
-        # No gradient to an end that was moved.
+        # No gradient to a bound that was moved.
         assert same_bits(actual[1], torch.where(lo > 0, 0.0, wanted[1]))
         assert same_bits(actual[2], torch.where(hi < 0, 0.0, wanted[2]))
     else:
@@ -142,18 +142,18 @@ def test_zero_in_range_is_the_range_with_zero_in_it(axis, ste):
 @pytest.mark.parametrize(("lo", "hi"), [(0.3, 1.2), (-1.2, -0.3), (0.5, 0.5), (-0.37, 2.91)])
 @pytest.mark.parametrize("bits", BITS)
 def test_zero_in_range_has_zero_on_the_grid(bits, lo, hi):
-    ends = torch.tensor(lo), torch.tensor(hi)
-    assert fake_quantize(torch.zeros(()), *ends, bits, zero_in_range=True) == 0
+    bounds = torch.tensor(lo), torch.tensor(hi)
+    assert fake_quantize(torch.zeros(()), *bounds, bits, zero_in_range=True) == 0
     x = torch.as_tensor(hard_values(lo, hi, bits))
     expected = oracle(x.numpy(), min(lo, 0), max(hi, 0), bits)[0]
-    assert same_bits(fake_quantize(x, *ends, bits, zero_in_range=True), torch.as_tensor(expected))
+    assert same_bits(fake_quantize(x, *bounds, bits, zero_in_range=True), torch.as_tensor(expected))
 
 
 def test_nan_range_gives_nan():
     nan = torch.tensor(float("nan"))
-    for ends in ((nan, torch.tensor(1.0)), (torch.tensor(-1.0), nan)):
+    for bounds in ((nan, torch.tensor(1.0)), (torch.tensor(-1.0), nan)):
         for zero_in_range in (False, True):
-            y = fake_quantize(torch.randn(100), *ends, 4, zero_in_range=zero_in_range)
+            y = fake_quantize(torch.randn(100), *bounds, 4, zero_in_range=zero_in_range)
             assert y.isnan().all()
 
 
@@ -267,7 +267,7 @@ def lsq_plus(x, lo, hi, bits, axis=None):
     lo, hi = along(axis, x.dim(), lo, hi)
     step, offset = (hi - lo) / levels, lo
     code = _Round.apply((x - offset) / step)
-    # Not torch.clamp, whose gradient at the ends themselves is 0.
+    # Not torch.clamp, whose gradient at the bounds themselves is 0.
     code = torch.where(code < 0, 0.0, torch.where(code > levels, float(levels), code))
     return code * step + offset
 

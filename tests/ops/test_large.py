@@ -75,7 +75,7 @@ def statistics64(x):
     return mean, var
 
 
-def ends(entries=()):
+def bounds(entries=()):
     return torch.full(entries, -1.0), torch.full(entries, 1.5)
 
 
@@ -87,22 +87,22 @@ def close(actual, expected, tolerance=1e-6):
 def test_fake_quantize(axis):
     x = large()
     entries = () if axis is None else (x.shape[axis],)
-    y = functional.fake_quantize(x, *ends(entries), 4, axis)
+    y = functional.fake_quantize(x, *bounds(entries), 4, axis)
     held = windows(x)
     entries = () if axis is None else (held.shape[axis],)
-    assert same_bits(windows(y), fake_quantize_reference(held, *ends(entries), 4, axis))
+    assert same_bits(windows(y), fake_quantize_reference(held, *bounds(entries), 4, axis))
 
 
 def test_fake_quantize_backward():
     x = large()
-    dx = torch.ops.gdfq.fake_quantize_backward(x, x, *ends(), 4, None)
+    dx = torch.ops.gdfq.fake_quantize_backward(x, x, *bounds(), 4, None)
     held = windows(x)
-    assert same_bits(windows(dx), fake_quantize_backward_reference(held, held, *ends(), 4))
+    assert same_bits(windows(dx), fake_quantize_backward_reference(held, held, *bounds(), 4))
 
 
 def test_fake_quantize_learned_backward():
     x = large()
-    given = (*ends((COLUMNS,)), 4, 1)
+    given = (*bounds((COLUMNS,)), 4, 1)
     dx, dlo, dhi = torch.ops.gdfq.fake_quantize_learned_backward(x, x, *given)
     held = windows(x)
     parts = fake_quantize_learned_backward_reference(held, held, *given)
@@ -139,10 +139,10 @@ def test_fake_quantize_minmax_list():
 
 def test_fake_quantize_minmax_list_backward():
     w = large()
-    lo, hi = ends((ROWS,))
+    lo, hi = bounds((ROWS,))
     (dw,) = torch.ops.gdfq.fake_quantize_minmax_list_backward([w], [w], [lo], [hi], [4])
     held = windows(w)
-    assert same_bits(windows(dw), fake_quantize_backward_reference(held, held, *ends(), 4))
+    assert same_bits(windows(dw), fake_quantize_backward_reference(held, held, *bounds(), 4))
 
 
 def test_count_changed_codes():
@@ -151,7 +151,7 @@ def test_count_changed_codes():
     constant = torch.full((1, 1), CONSTANT, dtype=w.dtype)
 
     def changed(count, x):
-        lo, hi = ends((len(x),))
+        lo, hi = bounds((len(x),))
         return count([x], [x], factor, [lo], [hi], [4])
 
     rest = COLUMNS * (ROWS - len(held)) * changed(count_changed_codes_reference, constant)
@@ -172,7 +172,7 @@ def test_observe_fake_quantize():
 
 def test_quantize_codes():
     x = large()
-    given = (*ends((COLUMNS,)), 4, 1)
+    given = (*bounds((COLUMNS,)), 4, 1)
     codes, _, _ = functional.quantize_codes(x, *given)
     assert same_bits(windows(codes), quantize_codes_reference(windows(x), *given)[0])
 
@@ -234,7 +234,7 @@ def test_batch_norm_stats_backward():
 
 def test_bn_act_fake_quantize():
     x = large()
-    given = (*batch_norm(), 1e-5, *ends(), 4, "relu6", None, "clip")
+    given = (*batch_norm(), 1e-5, *bounds(), 4, "relu6", None, "clip")
     y = functional.bn_act_fake_quantize(x, *given)
     assert same_bits(windows(y), bn_act_fake_quantize_reference(windows(x), *given))
 
@@ -252,7 +252,7 @@ def test_observe_bn_act_fake_quantize():
 
 def test_bn_act_fake_quantize_backward():
     x = large()
-    given = (*batch_norm(), 1e-5, *ends(), 4, "relu6", None, "clip")
+    given = (*batch_norm(), 1e-5, *bounds(), 4, "relu6", None, "clip")
     actual = torch.ops.gdfq.bn_act_fake_quantize_backward(x, x, *given)
     held = windows(x)
     expected = bn_act_fake_quantize_backward_reference(held, held, *given)

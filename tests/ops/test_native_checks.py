@@ -36,12 +36,12 @@ def norm():
     return {**{name: vector() for name in names}, "eps": EPS}
 
 
-def ends(make=number):
+def bounds(make=number):
     return {"lo": -make(), "hi": make(), "bits": BITS}
 
 
 def bn_act():
-    return {**norm(), **ends(), "act": "relu", "residual": x(), "ste": "clip"}
+    return {**norm(), **bounds(), "act": "relu", "residual": x(), "ste": "clip"}
 
 
 def batch_affine():
@@ -62,9 +62,9 @@ OPTIONS = {"ste": "clip", "zero_in_range": True}
 
 # Of each operator, arguments that it takes.
 TAKEN = {
-    "fake_quantize": lambda: {"x": x(), **ends(), "axis": None, "ste": "learned"},
-    "fake_quantize_backward": lambda: {"grad": x(), "x": x(), **ends(vector), "axis": 1},
-    "fake_quantize_learned_backward": lambda: {"grad": x(), "x": x(), **ends(vector), "axis": 1},
+    "fake_quantize": lambda: {"x": x(), **bounds(), "axis": None, "ste": "learned"},
+    "fake_quantize_backward": lambda: {"grad": x(), "x": x(), **bounds(vector), "axis": 1},
+    "fake_quantize_learned_backward": lambda: {"grad": x(), "x": x(), **bounds(vector), "axis": 1},
     "fake_quantize_minmax": lambda: {"w": x(), "bits": BITS, "axis": 0, **OPTIONS},
     "fake_quantize_minmax_list": lambda: {"ws": [x()], "bits": [BITS], **OPTIONS},
     "fake_quantize_minmax_list_backward": lambda: {
@@ -81,7 +81,7 @@ TAKEN = {
     "observe_fake_quantize": lambda: {
         "x": x(), **moving_range(), "bits": BITS, "momentum": MOMENTUM, **OPTIONS,
     },
-    "quantize_codes": lambda: {"x": x(), **ends(vector), "axis": 1},
+    "quantize_codes": lambda: {"x": x(), **bounds(vector), "axis": 1},
     "batch_norm_stats": lambda: {"x": x(), **norm()},
     "batch_norm_stats_backward": lambda: {
         "grad_y": x(), "grad_mean": vector(), "grad_var": vector(), "x": x(), **statistics(),
@@ -110,21 +110,21 @@ REFUSED = [
         for op, taken in TAKEN.items() if taken().get("ste") == "clip"
     ],
     *[(op, "bits", 1, "bits must be 2 to 8, got 1") for op in TAKEN if "observe" in op],
-    *[("fake_quantize", end, "one", r"lo and hi .* shape \[1\]") for end in ("lo", "hi")],
+    *[("fake_quantize", bound, "one", r"lo and hi .* shape \[1\]") for bound in ("lo", "hi")],
     *[
-        (op, end, "one", r"lo and hi .* shape \[1\]")
+        (op, bound, "one", r"lo and hi .* shape \[1\]")
         for op in ("fake_quantize_backward", "fake_quantize_learned_backward", "quantize_codes",
                    "bn_act_fake_quantize", "bn_act_fake_quantize_backward")
-        for end in ("lo", "hi")
+        for bound in ("lo", "hi")
     ],
     *[
-        ("fake_quantize_minmax_list_backward", end, ["one"], r"lo and hi .* shape \[1\]")
-        for end in ("los", "his")
+        ("fake_quantize_minmax_list_backward", bound, ["one"], r"lo and hi .* shape \[1\]")
+        for bound in ("los", "his")
     ],
     ("fake_quantize_minmax_list_backward", "grads", ["one"], "grad must have"),
     *[
-        ("count_changed_codes", end, ["one"], r"lo and hi .* shape \[1\]")
-        for end in ("los", "his")
+        ("count_changed_codes", bound, ["one"], r"lo and hi .* shape \[1\]")
+        for bound in ("los", "his")
     ],
     ("count_changed_codes", "updates", ["one"], "update must have"),
     ("count_changed_codes", "factors", "vector", "factors must be one number for each"),

@@ -11,12 +11,12 @@ from tests.ops import draws
 from tests.ops.cases import LAYOUTS, every_dtype, every_layout, every_shape, same_bits, same_strides
 
 
-def dequantize(codes, scale, zero, axis):
+def dequantize(codes, inv_scale, zero, axis):
     if axis is not None:
         shape = [1] * codes.dim()
         shape[axis] = -1
-        scale, zero = scale.view(shape), zero.view(shape)
-    return (codes + zero) / scale
+        inv_scale, zero = inv_scale.view(shape), zero.view(shape)
+    return (codes + zero) / inv_scale
 
 
 @every_dtype
@@ -40,9 +40,11 @@ def test_equals_the_reference_and_fake_quantize(dtype, layout, shape, axis):
 @pytest.mark.parametrize("axis", [None, 1])
 def test_zero_in_range_is_the_range_with_zero_in_it(axis):
     x, lo = torch.randn(2, 9, 4) * 3, torch.randn(() if axis is None else (9,)) * 2
-    codes, scale, zero = quantize_codes(x, lo, lo + 1, 3, axis, zero_in_range=True)
-    ends = lo.clamp(max=0), (lo + 1).clamp(min=0)
-    for got, wanted in zip((codes, scale, zero), quantize_codes(x, *ends, 3, axis), strict=True):
+    codes, inv_scale, zero = quantize_codes(x, lo, lo + 1, 3, axis, zero_in_range=True)
+    bounds = lo.clamp(max=0), (lo + 1).clamp(min=0)
+    for got, wanted in zip(
+        (codes, inv_scale, zero), quantize_codes(x, *bounds, 3, axis), strict=True
+    ):
         assert same_bits(got, wanted)
     assert ((-zero >= -4) & (-zero <= 3)).all()  # the code of 0
 
@@ -65,10 +67,10 @@ def test_nan_gets_the_lowest_code_and_infinities_the_ends():
 @pytest.mark.parametrize("shape", [(0,), (3, 0)])
 def test_empty(shape):
     lo = torch.zeros(shape[0])
-    codes, scale, _ = quantize_codes(torch.empty(shape), lo, lo + 1, 4, 0)
+    codes, inv_scale, _ = quantize_codes(torch.empty(shape), lo, lo + 1, 4, 0)
     assert codes.shape == shape
-    assert scale.shape == (shape[0],)
-    assert (scale == 15).all()
+    assert inv_scale.shape == (shape[0],)
+    assert (inv_scale == 15).all()
 
 
 @pytest.mark.parametrize("axis", [None, 1])

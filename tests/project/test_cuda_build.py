@@ -23,7 +23,7 @@ BUILD = ROOT / "build" / "cuda-test"
 ARCHITECTURE = "90"
 
 # Kernels that read and write no tensor by vectors: rows of channels no vector divides, partial sums
-# and their ends, statistics of layers, and rows of logits.
+# and their results, statistics of layers, and rows of logits.
 SCALAR_KERNELS = (
     r"batch_norm_stats_rowsI.*Li1E",
     r"sum_rowsI(f|6__half|13__nv_bfloat16)Li1E",
