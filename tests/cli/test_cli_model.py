@@ -74,8 +74,8 @@ def test_a_network_of_one_s_own_without_a_recipe(capsys, nets):
     assert recipe.name == "cli-nets-make-net"
     assert recipe.teacher.model_dump(exclude_none=True) == {
         "model": "cli_nets:make_net", "weights": "random", "data": "none", "num_classes": 30,
-        "image_size": 9, "channels": 3, "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225], "resize": 9, "crop": "center", "interpolation": "bilinear",
+        "image_size": 9, "channels": 3, "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225), "resize": 9, "crop": "center", "interpolation": "bilinear",
     }  # fmt: skip
     assert recipe.training.student_lr == load_recipe("cifar10-resnet20").training.student_lr
     run = Run(nets / "run")
@@ -134,7 +134,7 @@ def test_its_own_weights_from_a_file_measured_on_cifar(capsys, nets):
     spec = load_recipe("run/recipe.toml").teacher
     assert spec.weights == str(nets / "w.safetensors")
     assert spec.data_path == str(nets / "sets")
-    assert (spec.image_size, spec.mean) == (32, [0.4914, 0.4822, 0.4465])
+    assert (spec.image_size, spec.mean) == (32, (0.4914, 0.4822, 0.4465))
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     x = (x - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
     hits = (network(x).argmax(1) == torch.arange(10)).float().mean()
