@@ -41,7 +41,7 @@ def _cells(row: Row) -> list[str]:
         row.kind,
         "" if row.bits is None else str(row.bits),
         "" if row.shape is None else "x".join(map(str, row.shape)),
-        "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}",
+        "" if row.lo is None else f"{row.lo:.4g} to {row.hi:.4g}",
         f"{row.stored:,}" if row.stored else "",
     ]
     return [*cells, row.note] if row.note else cells

@@ -1,4 +1,4 @@
-"""Finished students as files that other people's runtimes execute."""
+"""Export of finished students to ONNX, torch.export and packed safetensors files."""
 
 from gdfq.export.onnx_file import export_onnx
 from gdfq.export.pt2 import export_pt2

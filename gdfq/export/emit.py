@@ -1,4 +1,4 @@
-"""Modules that emit ONNX's QuantizeLinear and DequantizeLinear when ``torch.onnx`` exports them."""
+"""Modules that ``torch.onnx`` exports as QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def _dequantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int |
 
 
 def _codes(operation: str, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """uint8 codes that ``operation`` makes of ``x`` with its two other operands."""
+    """Emit ``operation`` with three operands and a uint8 result."""
     return torch.onnx.ops.symbolic(
         operation, [x, first, second], dtype=torch.uint8, shape=x.shape, version=OPSET
     )
 
 
 class Quantize(nn.Module):
-    """A quantized activation: clamped to its grid, and as uint8 between Q and DQ.
+    """A quantized activation: values clamped to a grid, as uint8 between Q and DQ.
 
     Args:
-        grid: of the values. Without a zero point it is computed in float.
-        clip_codes: clamp the codes rather than the values: integer kernels then see nothing
-            between them and QuantizeLinear, and the activation's ReLU is done by the clamp.
+        grid: of the values; without a zero point it is computed in float.
+        clip_codes: clamp the codes rather than the values, so that nothing lies between an integer
+            kernel and its QuantizeLinear; the clamp also computes the ReLU.
     """
 
     step: Tensor
@@ -53,26 +53,22 @@ class Quantize(nn.Module):
         if grid.zero_point is not None:
             codes = {"zero_point": grid.zero_point}
             if clip_codes and self._narrower():
-                codes["low"], codes["high"] = (grid.zero_point + n for n in (grid.low, grid.high))
+                codes["low"], codes["high"] = (grid.zero_point + n for n in (grid.lo, grid.hi))
             for name, code in codes.items():
                 self.register_buffer(name, torch.tensor(code, dtype=torch.uint8))
 
     def _narrower(self) -> bool:
-        """Whether the grid leaves out codes that uint8 has."""
+        """Whether the grid uses fewer codes than uint8 has."""
         assert self.grid.zero_point is not None
-        return (
-            self.grid.low + self.grid.zero_point > 0 or self.grid.high + self.grid.zero_point < 255
-        )
+        return self.grid.lo + self.grid.zero_point > 0 or self.grid.hi + self.grid.zero_point < 255
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``, any shape, on the grid."""
+        """Round ``x``, of any shape, to the grid."""
         grid = self.grid
         if grid.zero_point is None:
-            return (
-                torch.clamp(torch.round(x * grid.inv_scale), grid.low, grid.high) / grid.inv_scale
-            )
+            return torch.clamp(torch.round(x * grid.inv_scale), grid.lo, grid.hi) / grid.inv_scale
         if not self.clip_codes and self._narrower():
-            x = torch.clamp(x, grid.low / grid.inv_scale, grid.high / grid.inv_scale)
+            x = torch.clamp(x, grid.lo / grid.inv_scale, grid.hi / grid.inv_scale)
         codes = _codes("QuantizeLinear", x, self.step, self.zero_point)
         if self.clip_codes and self._narrower():
             codes = _codes("Clip", codes, self.low, self.high)
@@ -80,31 +76,30 @@ class Quantize(nn.Module):
 
 
 class Hold(nn.Module):
-    """Its input, unchanged, by an operation that OpenVINO does not move a DequantizeLinear past.
+    """Identity that keeps OpenVINO from moving a DequantizeLinear past the next operation.
 
-    What reads it computes with values. Without, OpenVINO computes some operations, averages and
-    clips among them, with codes, and rounds what comes out to a code.
+    Otherwise OpenVINO computes some operations, such as averages and clips, on codes, and rounds
+    the result to a code.
 
     Args:
-        grid: that the input is on.
+        grid: of the input.
     """
 
     below: Tensor
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
-        # A step below the lowest value, which may have been rounded otherwise.
-        self.register_buffer(
-            "below", torch.tensor((grid.low - 1) / grid.inv_scale, dtype=torch.float32)
-        )
+        # One step below the lower bound, whose rounding may differ.
+        below = (grid.lo - 1) / grid.inv_scale
+        self.register_buffer("below", torch.tensor(below, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``, any shape."""
+        """Return ``x``, of any shape."""
         return torch.maximum(x, self.below)
 
 
 class _Weighted(nn.Module):
-    """A layer with a stored weight, and a bias that is added behind it or given to it."""
+    """A layer with a stored weight; the bias is an operand, or added to the output."""
 
     weight: Tensor
     scale: Tensor | None
@@ -132,16 +127,16 @@ class _Weighted(nn.Module):
             self.bias = bias.float()
 
     def values(self) -> Tensor:
-        """The weight."""
+        """Return the dequantized weight."""
         if self.scale is None:
             return self.weight
         return _dequantize(self.weight, self.scale, self.zero_points, 0)
 
     def plus_bias(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """``y`` with the bias, of ``shape``, added behind the operation.
+        """Add the bias, reshaped to ``shape``, to the output ``y``.
 
-        Weights stored as floats: subtracted, negative. An Add, or nothing between the operation and
-        the next quantizer, would have ONNX Runtime round such weights and the bias to integers.
+        With float weights, the negative bias is subtracted: with an Add, or nothing, before the
+        next quantizer, ONNX Runtime would round such weights and the bias to integers.
         """
         if self.scale is None:
             zeros = y.new_zeros(self.weight.shape[0])
@@ -149,7 +144,7 @@ class _Weighted(nn.Module):
         return y if self.bias is None else y + self.bias.view(shape)
 
     def inner_bias(self) -> Tensor | None:
-        """The bias that the operation takes itself: int32, for integer kernels."""
+        """Return the int32 bias that is an operand of integer kernels, if any."""
         if self.int32_bias is None:
             return None
         return _dequantize(self.int32_bias, self.bias_scale, None, 0)
@@ -159,12 +154,12 @@ class Convolution(_Weighted):
     """A convolution with a stored weight.
 
     Args:
-        conv: whose stride, padding, dilation and groups are taken.
+        conv: gives stride, padding, dilation and groups.
         stored: its weight.
         bias: float64 ``(outputs,)`` or None.
-        input_step: that of the quantized input: the bias becomes int32 in steps of it times the
-            weight's scale, which integer kernels take. None adds it behind the convolution in
-            float: given to it, ONNX Runtime would round it to int32 as well.
+        input_step: step size of the quantized input. The bias is then an int32 operand with a step
+            size of ``input_step * stored.scale``, for integer kernels. None adds the bias in float
+            after the convolution; as an operand, ONNX Runtime would round it to int32.
     """
 
     def __init__(
@@ -181,7 +176,7 @@ class Convolution(_Weighted):
         self.padded = list(conv._reversed_padding_repeated_twice)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C_in, H, W)``."""
+        """Convolve ``x``, ``(N, C_in, H, W)``."""
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self.padded, mode=self.padding_mode), (0, 0)
@@ -192,9 +187,9 @@ class Convolution(_Weighted):
 
 
 class Linear(_Weighted):
-    """A linear layer with a stored weight, as a Gemm; its bias is added behind it.
+    """A linear layer with a stored weight, as a Gemm followed by the bias.
 
-    As a Gemm, because of a MatMul with integer weights ONNX Runtime rounds a float input to 8 bits.
+    With a MatMul of integer weights, ONNX Runtime would round float inputs to 8 bits.
 
     Args:
         stored: its weight.
@@ -205,7 +200,7 @@ class Linear(_Weighted):
         super().__init__(stored, bias, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(*, in_features)``."""
+        """Apply the layer to ``x``, ``(*, in_features)``."""
         rows = x.reshape(-1, x.shape[-1])
         y = torch.onnx.ops.symbolic(
             "Gemm",

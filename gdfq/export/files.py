@@ -1,4 +1,4 @@
-"""A student as a file of any format, run once it is written and compared with the student."""
+"""Export to a file of any format, and comparison of the written file with the student."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ FORMATS = ("onnx", "pt2", "safetensors")
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What is written.
+    """Options of an exported file.
 
     Attributes:
         format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``.
-        mode: of ONNX; ``"exact"`` keeps every answer, ``"integer"`` computes convolutions and sums
-            in integers, which changes some.
+        mode: of ONNX; ``"exact"`` keeps the student's predictions, ``"integer"`` computes
+            convolutions and sums in integers, which changes some.
         weights: of ONNX; ``"int8"``, or ``"int4"`` for half the size.
-        decompose: pt2 in PyTorch's own operators, which loads without this package.
+        decompose: of pt2; write PyTorch operators only, so that it loads without this package.
 
     Raises:
-        InputError: there is no such file, or a package that writes it is not installed.
+        InputError: an option is unknown or does not apply to the format, or a required package is
+            not installed.
     """
 
     format: str = "onnx"
@@ -60,7 +61,7 @@ class FileOptions:
 
     @property
     def file_name(self) -> str:
-        """What the file is called where nobody says."""
+        """Default name of the file."""
         if self.format == "safetensors":
             return "packed.safetensors"
         integer = "-integer" if self.mode == "integer" else ""
@@ -76,12 +77,12 @@ def options_for(
     weights: str = "int8",
     decompose: bool = False,
 ) -> FileOptions:
-    """Those of the file at ``path``, of the format that it ends in unless ``format`` names one.
+    """Return the options of the file ``path``.
 
-    Without either, ONNX.
+    Without ``format``, the ending of ``path`` selects it; without both, it is ONNX.
 
     Raises:
-        InputError: see :class:`FileOptions`; or ``path`` alone says no format.
+        InputError: see :class:`FileOptions`; or the ending of ``path`` is not a format.
     """
     if format is None:
         format = "onnx" if path is None else path.suffix.removeprefix(".")
@@ -94,16 +95,17 @@ def options_for(
 
 @dataclass(frozen=True, repr=False)
 class Exported:
-    """A file that was written, and how it answers.
+    """A written file and its comparison with the student.
 
     Attributes:
-        path: of the file; ``size`` is its bytes.
-        options: what was written.
-        images: what it was compared on, in words.
-        parities: of ONNX: the file beside the student, for each runtime.
-        difference: of the others: the largest difference between their logits; 0 is bit for bit.
+        path: of the file.
+        size: in bytes.
+        options: of the file.
+        images: description of the images used for the comparison.
+        parities: of ONNX: the comparison in each runtime.
+        difference: of other formats: largest absolute difference of logits; 0 is bit for bit.
         form: of ONNX: how each layer is stored.
-        fate: what was done with a file that failed; empty if it was left.
+        fate: what happened to a file that failed the comparison; empty if it was kept.
     """
 
     path: Path
@@ -117,28 +119,28 @@ class Exported:
 
     @property
     def faithful(self) -> bool:
-        """Whether it answers as the student does, where it is meant to."""
+        """Whether it passed the comparison."""
         return not self.wrong
 
     @property
     def wrong(self) -> list[str]:
-        """Why it is not faithful, a line for each runtime that says so."""
+        """Reasons why it failed the comparison, one for each runtime."""
         if self.difference is not None:
             allowed = 0.0 if self.options.format == "safetensors" else NOTICEABLE
             if self.difference <= allowed:
                 return []
             return [f"loaded again, it gives the student's logits to {self.difference:.2g} only"]
         exact = self.options.mode == "exact"
-        least = min((p.median_difference for p in self.parities), default=0.0)
+        best = min((p.median_difference for p in self.parities), default=0.0)
         verdicts = [
-            (p.runtime, p.wrong if exact else p.problem or p.worse_than(least))
+            (p.runtime, p.wrong if exact else p.problem or p.worse_than(best))
             for p in self.parities
         ]
         return [f"{runtime}: {wrong}" for runtime, wrong in verdicts if wrong]
 
     @property
     def paths(self) -> list[Path]:
-        """All that was written: ``path``, and the file of its tensors if it has one."""
+        """All files written: ``path``, and the file of its tensors if there is one."""
         return _written(self.path)
 
     def __str__(self) -> str:
@@ -171,16 +173,16 @@ def export_file(
     recipe: Recipe | None,
     keep_unfaithful: bool = True,
 ) -> Exported:
-    """Write ``student`` to ``path``, load the file and compare it on the images of ``test``.
+    """Write ``student`` to ``path``, load the file and compare it on the images ``test``.
 
     Args:
-        student: its ranges set.
-        path: of the file; it is replaced if it exists.
-        options: what is written.
-        test: what it is compared on.
-        recipe: of the run that made the student, for packed files.
-        keep_unfaithful: leave a file that fails the comparison where it is; else delete it, and
-            put back what it replaced.
+        student: with ranges set.
+        path: of the file; replaced if it exists.
+        options: of the file.
+        test: images for the comparison.
+        recipe: of the run that trained the student, for packed files.
+        keep_unfaithful: keep a file that fails the comparison; else delete it and restore the file
+            that it replaced.
 
     Raises:
         InputError: see :func:`export_onnx`, :func:`export_pt2` and :func:`gdfq.save`.

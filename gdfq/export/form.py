@@ -1,4 +1,4 @@
-"""A student's graph in the form that is exported: batch norms folded, Q/DQ at their places."""
+"""The graph to export: batch norms folded, QuantizeLinear and DequantizeLinear (Q/DQ) in place."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from gdfq.nn.statistics import BATCH_NORMS
 
 Mode = Literal["exact", "integer"]
 
-# Of a batch norm's output: what lies further from its mean is clipped in integer mode.
+# In integer mode, batch-norm outputs are clipped at this many standard deviations.
 DEVIATIONS = 4
-# Values pass through these as they are, or as the largest of several.
+# Operations whose outputs are input values, or their maxima.
 _KEEP_GRID = (
     nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ChannelShuffle,
     nn.Flatten, torch.flatten, "flatten", "view", "reshape",
@@ -51,7 +51,7 @@ _AVERAGES = (
 
 @dataclass(frozen=True)
 class Part:
-    """One layer of the exported network: its bits, how it is stored, what was done instead."""
+    """One layer of the exported network; ``note`` explains a deviation from the plain form."""
 
     name: str
     kind: str
@@ -62,23 +62,23 @@ class Part:
 
 @dataclass
 class Form:
-    """The network to export, and a line about each of its quantized layers."""
+    """The network to export, and a :class:`Part` for each quantized layer."""
 
     network: fx.GraphModule
     parts: list[Part] = field(default_factory=list)
 
     @property
     def instead(self) -> list[Part]:
-        """The layers where something else than the plain form was written."""
+        """The layers that deviate from the plain form."""
         return [part for part in self.parts if part.note]
 
 
 @dataclass
 class _Known:
-    """What is known of a value: its ends; perhaps its grid, or mean and deviation per channel."""
+    """Known properties of a value: bounds; optionally grid, or mean and deviation per channel."""
 
-    low: float
-    high: float
+    lo: float
+    hi: float
     grid: Grid | None = None
     mean: Tensor | None = None
     spread: Tensor | None = None
@@ -91,25 +91,25 @@ def export_form(
     weights: Weights = "int8",
     input_range: tuple[float, float] | None = None,
 ) -> Form:
-    """The graph of ``student`` with every quantized layer replaced by one that emits Q/DQ.
+    """Return the graph of ``student`` with its quantized layers replaced by modules that emit Q/DQ.
 
-    In exact mode, the values of the student, rounding of float32 aside. In integer mode every
-    convolution and sum gets 8-bit inputs and outputs where the student has none: over ``mean ± 4
-    sqrt(var)`` of the batch norm in front, which needs no images, and over ``input_range`` at the
-    network's input.
+    Exact mode reproduces the student's values up to float32 rounding. Integer mode adds 8-bit
+    quantizers to inputs and outputs of convolutions and sums that lack them. Their ranges need no
+    images: ``mean ± 4 sqrt(var)`` of the preceding batch norm, and ``input_range`` at the input.
 
     Args:
-        student: its ranges set; not modified.
-        images: a batch that it takes; only the shape matters.
+        student: with ranges set; not modified.
+        images: a batch ``(N, C, H, W)``; only the shape matters.
         mode: ``"exact"`` or ``"integer"``.
         weights: type of the codes in the file.
-        input_range: of the images, for integer mode; None leaves the first convolution in float.
+        input_range: bounds of the images, for integer mode; None leaves the first convolution in
+            float.
     """
     return _Forming(student, images, mode, weights, input_range).run()
 
 
 def _use_plain_names(root: nn.Module, graph: fx.Graph) -> None:
-    """Rename what ``torch.export`` cannot read by its name, in code of its own (``self.class``)."""
+    """Rename modules and tensors whose names are no identifiers, which ``torch.export`` rejects."""
     renamed: dict[nn.Module, dict[str, str]] = {}
     for module in root.modules():
         renamed[module] = {}
@@ -155,7 +155,7 @@ class _Forming(ModuleCalls):
         self.averages: list[fx.Node] = []
 
     def run(self) -> Form:
-        # Checks of shapes, as timm's layers have, would count as readers of what they check.
+        # Shape assertions, as in timm's layers, would count as users of what they check.
         for node in list(self.graph.nodes):
             if node.target is torch._assert:
                 self.graph.erase_node(node)
@@ -168,8 +168,7 @@ class _Forming(ModuleCalls):
                 self.root.set_submodule(str(node.target), ConstantWeight(self.module(node)))
         for node in list(self.graph.nodes):
             if node.op == "placeholder" and self.input_range is not None:
-                low, high = self.input_range
-                self.known[node] = _Known(low, high)
+                self.known[node] = _Known(*self.input_range)
             elif self.calls(node, QConv2d):
                 self.convolution(node)
             elif self.calls(node, QLinear):
@@ -179,7 +178,7 @@ class _Forming(ModuleCalls):
             else:
                 self.other(node)
         for node in self.averages:
-            # Between two quantizers it is computed with codes; else the result is no code.
+            # Compute it on codes only if all its users quantize the result.
             if not all(self.quantized.get(user) is user for user in node.users):
                 self.hold_inputs(node)
         _use_plain_names(self.root, self.graph)
@@ -188,7 +187,7 @@ class _Forming(ModuleCalls):
     # ---- the graph ----
 
     def rename_tensors(self) -> None:
-        """Give the network's own tensors other names than the file's input and output."""
+        """Rename tensors of the network that collide with the file's input and output."""
         for name in (INPUT, OUTPUT):
             owned: tuple[dict[str, Any], ...] = self.root._parameters, self.root._buffers
             for tensors in owned:
@@ -203,7 +202,7 @@ class _Forming(ModuleCalls):
                         node.target = path
 
     def replace(self, node: fx.Node, module: nn.Module, last: fx.Node, name: str) -> fx.Node:
-        """Call ``module`` on the input of ``node`` in place of all from ``node`` to ``last``."""
+        """Replace the nodes from ``node`` to ``last`` by a call of ``module``."""
         others = [n for n in self.graph.nodes if n.op == "call_module" and n is not node]
         path = self.free_path(name) if any(n.target == name for n in others) else name
         self.root.set_submodule(path, module)
@@ -223,7 +222,7 @@ class _Forming(ModuleCalls):
         return path
 
     def move_input_quantizer(self, node: fx.Node) -> None:
-        """Make the quantizer of a layer's input a call of its own in front of the layer."""
+        """Turn a layer's input quantizer into a separate call before the layer."""
         path = self.free_path(f"{node.target}_input")
         self.root.set_submodule(path, self.module(node).input_quantizer)
         with self.graph.inserting_before(node):
@@ -237,13 +236,13 @@ class _Forming(ModuleCalls):
     # ---- layers ----
 
     def norm_behind(self, node: fx.Node) -> fx.Node | None:
-        """The batch norm that alone reads ``node`` and can be folded into it."""
+        """Return the batch norm that is the only user of ``node`` and can be folded into it."""
         if len(node.users) != 1:
             return None
         (user,) = node.users
         if not self.calls(user, _BatchNorm):
             return None
-        # It scales the second dimension, which must be that of the outputs.
+        # A batch norm scales dimension 1, which must be that of the outputs.
         if self.dims.get(node) != (4 if self.calls(node, QConv2d) else 2):
             return None
         norm = self.module(user)
@@ -270,12 +269,12 @@ class _Forming(ModuleCalls):
             if call in self.known:
                 self.quantize(call)
             else:
-                problem = "output in float: no batch norm tells its range"
+                problem = "output in float: no batch norm gives its range"
         notes = stored.note, problem, saturates
         self.note(call, "Conv", layer.weight_bits, _describe(stored), *notes)
 
     def saturation(self, node: fx.Node, stored: StoredWeight) -> str:
-        """A note where integer kernels of some processors compute ``node`` otherwise."""
+        """Return a note if integer kernels of some processors saturate in ``node``."""
         known = self.known.get(_input(node))
         if known is None or known.grid is None or known.grid.zero_point is None:
             return ""
@@ -287,8 +286,8 @@ class _Forming(ModuleCalls):
         folded = fold(layer, None if norm is None else self.module(norm))
         known = self.known.get(_input(node))
         on_grid = known is not None and known.grid is not None and known.grid.zero_point is not None
-        # Of a product of floats and integers around 0, OpenVINO rounds the floats to 8 bits; with
-        # zero points it does not.
+        # Without zero points, OpenVINO would round the floats in a product of floats and integers
+        # to 8 bits.
         stored = store(folded, layer.weight_bits, self.weights, zero_points=not on_grid)
         saturates = self.saturation(node, stored)
         call = self.replace(node, Linear(stored, folded.bias), norm or node, name)
@@ -298,14 +297,14 @@ class _Forming(ModuleCalls):
         act, name = self.module(node), str(node.target)
         grid = act_grid(act)
         call = self.replace(node, Quantize(grid, self.mode == "integer"), node, name)
-        self.known[call] = _Known(grid.low / grid.inv_scale, grid.high / grid.inv_scale, grid)
+        self.known[call] = _Known(grid.lo / grid.inv_scale, grid.hi / grid.inv_scale, grid)
         stored = "float" if grid.zero_point is None else "uint8"
         if grid.zero_point is not None:
             self.quantized[call] = call
-            stored += f", {grid.low + grid.zero_point} to {grid.high + grid.zero_point}"
+            stored += f", {grid.lo + grid.zero_point} to {grid.hi + grid.zero_point}"
         self.note(call, "activation", grid.bits, stored, grid.note)
 
-    # ---- integer mode: what is known of values, and 8 bits where the student has none ----
+    # ---- integer mode: propagation of ranges, and added 8-bit quantizers ----
 
     def other(self, node: fx.Node) -> None:
         if node.target in SUMS and len(node.args) == 2 and not node.kwargs:
@@ -321,17 +320,17 @@ class _Forming(ModuleCalls):
             self.hold_inputs(node)
         known = self.known.get(_input(node)) if node.args else None
         if node not in self.dims:
-            return  # several values, as of a pooling with its indices
+            return  # several values, e.g. a pooling with its indices
         if known is not None and (averages or kind in _KEEP_GRID):
-            self.known[node] = _Known(known.low, known.high, None if averages else known.grid)
+            self.known[node] = _Known(known.lo, known.hi, None if averages else known.grid)
         elif known is not None and kind is nn.ZeroPad2d:
             grid = known.grid
-            if grid is not None and not grid.low <= 0 <= grid.high:
+            if grid is not None and not grid.lo <= 0 <= grid.hi:
                 grid = None
-            self.known[node] = _Known(min(known.low, 0.0), max(known.high, 0.0), grid)
+            self.known[node] = _Known(min(known.lo, 0.0), max(known.hi, 0.0), grid)
 
     def hold_inputs(self, node: fx.Node) -> None:
-        """Have ``node`` compute with values rather than codes."""
+        """Make ``node`` compute on values rather than codes."""
         for source in node.all_input_nodes:
             known = self.known.get(source)
             if known is None or known.grid is None or node.op == "output" or self.is_global(node):
@@ -340,11 +339,11 @@ class _Forming(ModuleCalls):
             self.root.set_submodule(path, Hold(known.grid))
             with self.graph.inserting_before(node):
                 call = self.graph.call_module(path, (source,))
-            self.known[call] = _Known(known.low, known.high)
+            self.known[call] = _Known(known.lo, known.hi)
             node.replace_input_with(source, call)
 
     def is_global(self, node: fx.Node) -> bool:
-        """Whether it averages whole channels, which OpenVINO does in float by itself."""
+        """Whether ``node`` averages whole channels, which OpenVINO always computes in float."""
         if node.target is nn.functional.adaptive_avg_pool2d:
             size = _argument(node, 1, "output_size")
         elif self.calls(node, nn.AdaptiveAvgPool2d):
@@ -354,7 +353,7 @@ class _Forming(ModuleCalls):
         return size in (1, (1, 1), [1, 1])
 
     def divisor(self, node: fx.Node) -> Any:
-        """What it divides a window's sum by instead of its size, if anything."""
+        """Return the ``divisor_override`` of an average pooling, if any."""
         if node.target is nn.functional.avg_pool2d:
             return _argument(node, 6, "divisor_override")
         return self.calls(node, nn.AvgPool2d) and self.module(node).divisor_override
@@ -378,16 +377,16 @@ class _Forming(ModuleCalls):
             spread = torch.hypot(first.spread, second.spread)
             self.known[node] = _from_moments(first.mean + second.mean, spread)
         else:
-            self.known[node] = _Known(first.low + second.low, first.high + second.high)
+            self.known[node] = _Known(first.lo + second.lo, first.hi + second.hi)
         if not self.is_quantized_behind(node):
             self.quantize(node)
 
     def is_quantized_behind(self, node: fx.Node) -> bool:
-        """Whether all that reads ``node`` quantizes it first."""
+        """Whether all users of ``node`` are quantizers."""
         return all(self.calls(user, (QAct, Quantize)) for user in node.users)
 
     def integer_input(self, node: fx.Node) -> tuple[Grid | None, str]:
-        """Have ``node`` read a quantized input: that one's grid, or why there is none."""
+        """Quantize the input of ``node``; return its grid, or None and the reason."""
         source = _input(node)
         if source not in self.known:
             return None, "float: the range of its input is not known"
@@ -398,13 +397,13 @@ class _Forming(ModuleCalls):
         return grid, ""
 
     def quantize(self, node: fx.Node) -> fx.Node:
-        """``node``'s value behind Q/DQ: of the grid it is on, or of 8 bits over what is known."""
+        """Insert Q/DQ after ``node``, on its grid or with 8 bits over its known range."""
         if node in self.quantized:
             return self.quantized[node]
         known = self.known[node]
         grid = known.grid
         if grid is None or grid.zero_point is None:
-            grid = range_grid(known.low, known.high)
+            grid = range_grid(known.lo, known.hi)
         path = self.free_path(f"quantize_{node.name}")
         self.root.set_submodule(path, Quantize(grid, True))
         readers = list(node.users)
@@ -413,13 +412,13 @@ class _Forming(ModuleCalls):
         for user in readers:
             user.replace_input_with(node, call)
         self.quantized[node] = self.quantized[call] = call
-        self.known[call] = _Known(known.low, known.high, grid, known.mean, known.spread)
+        self.known[call] = _Known(known.lo, known.hi, grid, known.mean, known.spread)
         return call
 
 
 @torch.no_grad()
 def _dims_of_values(model: QuantizedModel, images: Tensor) -> dict[fx.Node, int]:
-    """How many dimensions each value that is a tensor has."""
+    """Return the number of dimensions of each tensor in the graph."""
     try:
         ShapeProp(model).propagate(images.detach().cpu().float())
     except RuntimeError as error:
@@ -431,9 +430,9 @@ def _dims_of_values(model: QuantizedModel, images: Tensor) -> dict[fx.Node, int]
 
 
 def _from_moments(mean: Tensor, spread: Tensor) -> _Known:
-    low = float((mean - DEVIATIONS * spread).min())
-    high = float((mean + DEVIATIONS * spread).max())
-    return _Known(low, high, None, mean, spread)
+    lo = float((mean - DEVIATIONS * spread).min())
+    hi = float((mean + DEVIATIONS * spread).max())
+    return _Known(lo, hi, None, mean, spread)
 
 
 def _input(node: fx.Node) -> Any:

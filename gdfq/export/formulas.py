@@ -1,4 +1,4 @@
-"""Our operators that a student's forward calls, in PyTorch's own."""
+"""Decompositions of this package's operators into PyTorch's, for exported students."""
 
 from __future__ import annotations
 

@@ -21,35 +21,35 @@ from gdfq.ops.pack_codes import unpack_codes
 
 @dataclass(frozen=True)
 class Row:
-    """A layer or an activation: its bits, the shape of its weight, its range, and its bytes.
+    """A layer or activation.
 
-    ``low`` and ``high``: ends of the range, of a weight over all its channels. ``stored`` is the
-    bytes of codes, scales and zero points in the file, or that they would take when packed.
+    ``lo`` and ``hi``: bounds of the range, for a weight over all channels. ``stored``: bytes of
+    codes, scales and zero points in the file; for a student in memory, in a packed file.
     """
 
     name: str
     kind: str
     bits: int | None
     shape: tuple[int, ...] | None
-    low: float | None
-    high: float | None
+    lo: float | None
+    hi: float | None
     stored: int
     note: str = ""
 
 
 @dataclass
 class Inspection:
-    """A file or folder: facts about the whole, and a row per layer."""
+    """Facts about a file or folder, and a row for each layer."""
 
     facts: dict[str, str]
     rows: list[Row] = field(default_factory=list)
 
 
 def inspect_file(path: str | Path) -> Inspection:
-    """Return what is in ``path``, a packed safetensors file or an ONNX file.
+    """Inspect ``path``, a packed safetensors file or an ONNX file.
 
     Raises:
-        InputError: it is none of these (a pt2 file is none either), or damaged.
+        InputError: it is neither, or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,7 +64,7 @@ def inspect_file(path: str | Path) -> Inspection:
 
 
 def inspect_student(student: QuantizedModel, facts: dict[str, str]) -> Inspection:
-    """Return the layers of a student in memory, and its size after ``facts``."""
+    """Inspect a student in memory; its size is appended to ``facts``."""
     rows = [row for name, module in student.named_modules() for row in _module_rows(name, module)]
     rows += [
         _weight_row(name, "call", quantizer.weight_bits, *quantizer.codes_of(weight))
@@ -98,27 +98,27 @@ def _weight_row(
     values = dequantize(codes, inv_scale, zero)
     size = codes.numel() * bits
     stored = -(-size // 8) + 4 * (inv_scale.numel() + zero.numel())
-    low, high = float(values.min()), float(values.max())
+    lo, hi = float(values.min()), float(values.max())
     note = f"a range per kernel, {inv_scale.numel():,}" if inv_scale.dim() == 2 else ""
-    return Row(name, kind, bits, tuple(codes.shape), low, high, stored, note)
+    return Row(name, kind, bits, tuple(codes.shape), lo, hi, stored, note)
 
 
-def _act_row(name: str, act: str, bits: int, low: Tensor, high: Tensor) -> Row:
-    return Row(name, act, bits, None, float(low), float(high), 0)
+def _act_row(name: str, act: str, bits: int, lo: Tensor, hi: Tensor) -> Row:
+    return Row(name, act, bits, None, float(lo), float(hi), 0)
 
 
 def _dynamic_row(name: str, act: str, bits: int) -> Row:
-    return Row(name, act, bits, None, None, None, 0, "ranges taken in each call")
+    return Row(name, act, bits, None, None, None, 0, "dynamic ranges")
 
 
 def _effective_bits(rows: list[Row]) -> str:
-    """Bits per weight, with scales and zero points."""
+    """Format the average bits per weight, scales and zero points included."""
     values = sum(torch.Size(row.shape).numel() for row in rows if row.shape)
     return f"{8 * sum(row.stored for row in rows) / values:.2f} bits" if values else "none"
 
 
 def _packed_size(student: QuantizedModel, rows: list[Row]) -> int:
-    """Bytes of the packed file's tensors."""
+    """Return the bytes of the tensors in a packed file of ``student``."""
     weights = {
         f"{name}.weight" for name, m in student.named_modules() if isinstance(m, (QConv2d, QLinear))
     }
@@ -150,8 +150,8 @@ def _inspect_packed(path: Path) -> Inspection:
             if act.dynamic_range:
                 rows.append(_dynamic_row(name, act.act, act.act_bits))
                 continue
-            ends = state[f"{name}.lo"], state[f"{name}.hi"]
-            rows.append(_act_row(name, act.act, act.act_bits, *ends))
+            lo, hi = state[f"{name}.lo"], state[f"{name}.hi"]
+            rows.append(_act_row(name, act.act, act.act_bits, lo, hi))
     except (KeyError, RuntimeError) as error:
         raise InputError(f"file: {path} is damaged: {error}") from error
     weights = sum(row.stored for row in rows)
@@ -190,7 +190,7 @@ def _inspect_onnx(path: Path) -> Inspection:
 
 
 def _onnx_rows(onnx: Any, model: Any, parts: dict[str, Any]) -> list[Row]:
-    """A row per weight that is stored as integers, and per quantized activation."""
+    """Return a row for each weight stored as integers and each quantized activation."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, str] = {}
     for node in model.graph.node:
@@ -208,9 +208,9 @@ def _onnx_rows(onnx: Any, model: Any, parts: dict[str, Any]) -> list[Row]:
             step = _constant(onnx, constants, node.input[1])
             name = node.input[1].removesuffix(".step")
             part = parts.get(name)
-            low, high = _act_ends(onnx, constants, node, step, part)
+            lo, hi = _act_bounds(onnx, constants, node, step, part)
             bits = part["bits"] if part else None
-            rows.append(Row(name, "activation", bits, None, low, high, 0, "uint8"))
+            rows.append(Row(name, "activation", bits, None, lo, hi, 0, "uint8"))
     return rows
 
 
@@ -234,8 +234,8 @@ def _stored_row(
         note += f"; {part['note']}"
     size = len(constants[node.input[0]].raw_data)
     bits = part["bits"] if part else None
-    ends = float(values.min()), float(values.max())
-    return Row(name, kind, bits, tuple(codes.shape), *ends, size, note)
+    lo, hi = float(values.min()), float(values.max())
+    return Row(name, kind, bits, tuple(codes.shape), lo, hi, size, note)
 
 
 def _constant(onnx: Any, constants: Any, name: str) -> Tensor:
@@ -245,12 +245,12 @@ def _constant(onnx: Any, constants: Any, name: str) -> Tensor:
     return torch.from_numpy(array.astype("float32" if array.dtype.kind == "f" else "int32"))
 
 
-def _act_ends(
+def _act_bounds(
     onnx: Any, constants: Any, node: Any, step: Tensor, part: Any
 ) -> tuple[float | None, float | None]:
-    """The ends of an activation's grid: those it was written with, or all of its type's."""
+    """Return the bounds of an activation's grid, from the metadata or for all uint8 codes."""
     zero = int(_constant(onnx, constants, node.input[2])) if len(node.input) > 2 else 0
-    low, high = 0, 255
+    lo, hi = 0, 255
     if part:
-        low, high = (int(code) for code in part["stored"].removeprefix("uint8, ").split(" to "))
-    return float(step * (low - zero)), float(step * (high - zero))
+        lo, hi = (int(code) for code in part["stored"].removeprefix("uint8, ").split(" to "))
+    return float(step * (lo - zero)), float(step * (hi - zero))

@@ -1,4 +1,4 @@
-"""A student as an ONNX file that other people's runtimes execute."""
+"""Export to ONNX."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from gdfq.nn.given import one_line
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 
 METADATA_KEY = "gdfq"
-LIMIT = 2_000_000_000  # bytes of tensors in one file: protobuf takes 2 GiB, and the graph is in it
+LIMIT = 2_000_000_000  # bytes of tensors in one file: protobuf allows 2 GiB, graph included
 PAGE = 4096
 
 
 def require(*packages: str) -> ModuleType:
-    """Optional packages, of which the first is returned, or an InputError that says what to do."""
+    """Import the first of the optional ``packages``; raise InputError if any is not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -48,7 +48,7 @@ def require(*packages: str) -> ModuleType:
 
 
 def check_options(mode: str, weights: str) -> tuple[Mode, Weights]:
-    """Both, if there is such a file; an InputError if not."""
+    """Return both; raise InputError unless they are valid and can be combined."""
     if mode not in get_args(Mode):
         raise InputError(f"mode: must be 'exact' or 'integer', got {mode!r}")
     if weights not in get_args(Weights):
@@ -59,10 +59,10 @@ def check_options(mode: str, weights: str) -> tuple[Mode, Weights]:
 
 
 def check_ranges(student: QuantizedModel) -> None:
-    """Raise an InputError if a range of ``student`` is none that integer kernels take."""
+    """Raise InputError if ``student`` has ranges per image or per kernel."""
     for name, module in student.named_modules():
         if isinstance(module, QAct) and module.dynamic_range:
-            what = f"the activation {name} takes its ranges in each call"
+            what = f"the activation {name} computes its ranges in each call"
         elif isinstance(module, (QuantizedWeight, PackedWeight)) and module.per_kernel:
             what = f"the weight of {name} has a scale for each kernel"
         elif isinstance(module, WeightQuantizer) and module.kernel_ranges:
@@ -76,7 +76,7 @@ def check_ranges(student: QuantizedModel) -> None:
 
 
 def _check_readers(student: QuantizedModel) -> None:
-    """Raise an InputError where the network reads a layer's weight, of which a file has codes."""
+    """Raise InputError if the network reads a layer's float weight, which the file lacks."""
     read = read_weights(student).items()
     weights = {f"{path}.weight" for module, path in read if isinstance(module, QuantizedWeight)}
     shapes = shapes_only(student.graph)
@@ -100,36 +100,34 @@ def export_onnx(
 ) -> Form:
     """Write ``student`` as ONNX with QuantizeLinear and DequantizeLinear, opset 21.
 
-    Weights are integers around 0, ``code + zero``, at the scale of the batch norm behind them,
-    which is folded in; activations are clamped to their grid of ``act_bits`` and quantized to
-    uint8. The batch size is free.
+    Batch norms are folded into weights, which are stored as integers ``code + zero``. Activations
+    are clamped to their grid of ``act_bits`` and quantized to uint8. The batch size is dynamic.
 
-    In exact mode the answers are the student's: every bias is added behind its convolution, in
-    float. In integer mode every convolution and sum has 8-bit inputs and outputs, so that ONNX
-    Runtime computes it in integers; this changes answers.
+    Exact mode keeps the student's predictions: biases are added in float after each convolution.
+    Integer mode gives every convolution and sum 8-bit inputs and outputs, so that ONNX Runtime
+    computes it in integers; this changes predictions.
 
     Args:
-        student: from :func:`gdfq.quantize_model`, or :func:`gdfq.load`; its ranges set.
-        path: of the file; it is replaced if it exists.
-        images: a batch ``(N, C, H, W)`` as the student takes; its values do not matter.
+        student: from :func:`gdfq.quantize_model` or :func:`gdfq.load`, with ranges set.
+        path: of the file; replaced if it exists.
+        images: a batch ``(N, C, H, W)``; only its shape matters.
         mode: ``"exact"`` or ``"integer"``.
-        weights: ``"int8"`` or, in exact mode, ``"int4"``: half the size, for weights of 2 to 4
+        weights: ``"int8"``; in exact mode also ``"int4"``, half the size for weights of 2 to 4
             bits.
-        input_range: smallest and largest value of an image, for integer mode; without it the
-            first convolution stays in float.
+        input_range: lower and upper bound of the images, for integer mode; None leaves the first
+            convolution in float.
 
     Returns:
-        What was written: its ``parts`` say per layer how it is stored, ``instead`` where that is
-        not the plain form.
+        The exported network; ``parts`` lists how each layer is stored, ``instead`` those that
+        deviate from the plain form.
 
     Raises:
-        InputError: an argument is none of the above, ``student`` has dynamic ranges, a package is
-            missing, torch.onnx cannot export an operation of the network, or the file cannot be
-            written.
+        InputError: an argument is invalid, ``student`` has dynamic ranges, a package is missing,
+            torch.onnx cannot export an operation, or the file cannot be written.
     """
     check_options(mode, weights)
     if input_range is not None and not input_range[0] < input_range[1]:
-        raise InputError(f"input_range: must be (low, high), low < high, got {input_range!r}")
+        raise InputError(f"input_range: must be (lo, hi), lo < hi, got {input_range!r}")
     check_student(student)
     _check_readers(student)
     check_ranges(student)
@@ -149,15 +147,15 @@ def export_onnx(
 
 
 def _to_proto(form: Form, images: Tensor) -> Any:
-    # Two images or more: torch.export takes a batch of one for a constant.
+    # torch.export makes a batch size of 1 a constant.
     example = torch.zeros((max(2, images.shape[0]), *images.shape[1:]), dtype=torch.float32)
-    # It warns of torchvision's operators where torchvision is not installed.
+    # It warns about torchvision's operators if torchvision is not installed.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     registration.addFilter(_is_error)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Our operators that are left, in a layer that is called as a function, as formulas.
+            # This package's operators remain where a network calls a layer as a function.
             traced = torch.export.export(
                 form.network.float(),
                 (example,),
@@ -183,12 +181,12 @@ def _to_proto(form: Form, images: Tensor) -> Any:
 
 
 def data_path(path: Path) -> Path:
-    """The file of the tensors of an ONNX file at ``path`` that is too large to hold them."""
+    """Return the file of tensors that belongs to an ONNX file ``path`` above 2 GB."""
     return path.with_name(f"{path.name}.data")
 
 
 def _write(model: Any, path: Path) -> None:
-    """The file; of more than protobuf takes, with its large tensors in a second one."""
+    """Write the file; above protobuf's limit, with its large tensors in a second one."""
     large = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= PAGE]
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LIMIT:
         from onnx.external_data_helper import set_external_data
@@ -199,7 +197,7 @@ def _write(model: Any, path: Path) -> None:
             raw = tensor.raw_data
             set_external_data(tensor, data_path(path).name, end, len(raw))
             tensor.ClearField("raw_data")
-            parts += [raw, bytes(-len(raw) % PAGE)]  # on pages, to be mapped
+            parts += [raw, bytes(-len(raw) % PAGE)]  # page-aligned for memory mapping
             end += len(raw) + -len(raw) % PAGE
         write_file(data_path(path), *parts)
     write_file(path, model.SerializeToString())
@@ -210,7 +208,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def _tidy(model: Any) -> None:
-    """Drop what the exporter notes about the program it read."""
+    """Delete the exporter's notes about the source program."""
     graph = model.graph
     del graph.value_info[:]
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -219,14 +217,14 @@ def _tidy(model: Any) -> None:
 
 
 def _narrow(model: Any) -> None:
-    """Store the weights that fit as int4, two in a byte, with their zero points."""
+    """Store weights that fit, and their zero points, as int4."""
     from onnx import helper, numpy_helper
 
     int4 = helper.tensor_dtype_to_np_dtype(helper.TensorProto.INT4)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        # Codes, and zero points if there are any; the exporter shares equal ones between layers.
+        # Codes, and zero points if any; the exporter shares equal tensors between layers.
         at = [i for i in (0, 2) if i < len(node.input)]
         if node.op_type != "DequantizeLinear" or any(node.input[i] not in constants for i in at):
             continue

@@ -1,4 +1,4 @@
-"""A finished student as a small file: codes packed at their bits, and all else that it is."""
+"""Save and load packed students: bit-packed weight codes and everything needed to rebuild them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.errors import InputError
-from gdfq.export.packed_layers import PackedCall, PackedWeight, Stored, make_room, pack, pack_call
+from gdfq.export.packed_layers import (
+    PackedCall,
+    PackedWeight,
+    Stored,
+    allocate_packed,
+    pack,
+    pack_call,
+)
 from gdfq.files import write_file
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.weight import WeightQuantizer
@@ -24,7 +31,7 @@ from gdfq.recipes import Recipe
 from gdfq.recipes.files import parse_recipe
 from gdfq.recipes.networks import build_network, build_student
 
-KEY = "gdfq"  # of the header's one entry: safetensors writes several in changing order
+KEY = "gdfq"  # the only metadata entry: safetensors writes several in varying order
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16,
                                                      torch.bfloat16)}  # fmt: skip
 
@@ -34,18 +41,18 @@ class _Part(BaseModel):
 
 
 class LayerFacts(_Part):
-    """How a layer's weight is stored."""
+    """Format of a packed weight."""
 
-    kind: Literal["conv2d", "linear", "call"]  # the weight that a function is called with
+    kind: Literal["conv2d", "linear", "call"]  # "call": an argument of a function
     weight_bits: int = Field(ge=2, le=8)
     shape: list[int]
     dtype: Literal["float32", "float64", "float16", "bfloat16"]
     channels_last: bool
-    per_kernel: bool = False  # a scale and zero point for each kernel
+    per_kernel: bool = False  # one scale and zero point for each kernel
 
 
 class ComputedFacts(_Part):
-    """The quantizer of a weight that is computed before a function is called with it."""
+    """Quantizer of a weight that the network computes and passes to a function."""
 
     weight_bits: int = Field(ge=2, le=8)
     zero_in_range: bool
@@ -53,7 +60,7 @@ class ComputedFacts(_Part):
 
 
 class ActFacts(_Part):
-    """A quantized activation."""
+    """Quantizer of an activation."""
 
     act_bits: int = Field(ge=2, le=8)
     act: Literal["relu", "relu6", "none"]
@@ -62,7 +69,7 @@ class ActFacts(_Part):
 
 
 class Header(_Part):
-    """What a packed file says about its tensors: by path of the layer in the network."""
+    """Metadata of a packed file, by path of the layer in the network."""
 
     format: Literal[1] = 1
     layers: dict[str, LayerFacts]
@@ -71,7 +78,7 @@ class Header(_Part):
     recipe: str | None = None
 
     def parsed_recipe(self) -> Recipe | None:
-        """The recipe of the run that made the student, if a run made it."""
+        """Return the recipe of the run that trained the student, if there is one."""
         return None if self.recipe is None else parse_recipe(self.recipe, "recipe in the file")
 
 
@@ -79,11 +86,11 @@ class Header(_Part):
 
 
 def packed_copy(student: QuantizedModel) -> QuantizedModel:
-    """``student`` with its weights as packed codes: the same outputs, bit for bit.
+    """Return a copy with packed weights, whose outputs equal those of ``student`` bit for bit.
 
     Raises:
-        InputError: ``student`` is no :class:`~gdfq.convert.QuantizedModel`, has weights that are
-            not finite, or activation ranges that no batch has set.
+        InputError: ``student`` is not a :class:`~gdfq.convert.QuantizedModel`, has weights that
+            are not finite, or activations whose range is not set.
     """
     check_student(student)
     packed = copy.deepcopy(student).eval()
@@ -103,18 +110,17 @@ def packed_copy(student: QuantizedModel) -> QuantizedModel:
 
 
 def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None) -> None:
-    """Write a finished student as a packed safetensors file.
+    """Write a finished student as a packed safetensors file, for :func:`load`.
 
-    Weights are stored as codes of ``weight_bits`` each with a float32 scale and zero point per
-    output channel, or per kernel where each has a range of its own; those that ``F.conv2d`` and
-    ``F.linear`` are called with too unless they are computed; a weight that the network reads
-    otherwise too, in float as in training, is there as well; everything else as
-    ``student.state_dict()`` has it. :func:`load` gives the student back.
+    Weights of layers, and parameters passed to ``F.conv2d`` and ``F.linear``, become codes of
+    ``weight_bits``, with a float32 scale and zero point per output channel (or per kernel). A
+    weight that the network also reads elsewhere is stored in float as well. Everything else is
+    stored as in ``student.state_dict()``.
 
     Args:
-        student: from :func:`gdfq.quantize_model`, its ranges set.
-        path: of the file; it is replaced if it exists.
-        recipe: of the run that made the student; with it, :func:`load` needs no model.
+        student: from :func:`gdfq.quantize_model`, with ranges set.
+        path: of the file; replaced if it exists.
+        recipe: of the run that trained the student; with it, :func:`load` needs no model.
 
     Raises:
         InputError: see :func:`packed_copy`, or the file cannot be written.
@@ -127,7 +133,7 @@ def save(student: QuantizedModel, path: str | Path, recipe: Recipe | None = None
 
 
 def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
-    """The content of the file that :func:`save` writes."""
+    """Return the content of the file that :func:`save` writes."""
     packed = packed_copy(student)
     modules = packed.named_modules(remove_duplicate=False)
     layers = _layers(packed) | {p: m for p, m in modules if isinstance(m, PackedCall)}
@@ -146,14 +152,14 @@ def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
     )
     state, seen = {}, set()
     for name, value in packed.state_dict(keep_vars=True).items():
-        if id(value) not in seen:  # a tensor under several names is written once
+        if id(value) not in seen:  # write a shared tensor once
             seen.add(id(value))
             state[name] = value.detach().contiguous()
     return tensors.save(state, metadata={KEY: json.dumps(header.model_dump())})
 
 
 def check_student(student: Any) -> None:
-    """Raise an InputError unless ``student`` is a finished one, its weights finite."""
+    """Raise InputError unless ``student`` has all ranges set and finite weights."""
     if not isinstance(student, QuantizedModel):
         raise InputError(
             f"student: must come from gdfq.quantize_model, got {type(student).__name__}"
@@ -204,9 +210,9 @@ def _layers(model: nn.Module) -> dict[str, QConv2d | QLinear]:
 
 
 def weights_of_calls(model: QuantizedModel) -> dict[str, tuple[WeightQuantizer, Tensor]]:
-    """Quantizers of weights that functions are called with, where these are the model's own.
+    """Return quantizer and weight, by path, of parameters passed to functions.
 
-    A weight that is computed first stays as it is.
+    Weights that the network computes first are not included.
     """
     calls = {}
     for node in model.graph.nodes:
@@ -221,9 +227,9 @@ def weights_of_calls(model: QuantizedModel) -> dict[str, tuple[WeightQuantizer, 
 
 
 def read_weights(model: QuantizedModel) -> dict[nn.Module, str]:
-    """The modules whose weight is read outside of their call too, as ``self.fc.weight.mean()``.
+    """Return modules, with paths, whose weight is also read directly (``self.fc.weight.mean()``).
 
-    With their paths. Such a reader sees the float weight, as in the teacher.
+    Such a reader sees the float weight, as in the teacher.
     """
     reads = [str(node.target) for node in model.graph.nodes if node.op == "get_attr"]
     paths = [read.removesuffix(".weight") for read in reads if read.endswith(".weight")]
@@ -231,7 +237,7 @@ def read_weights(model: QuantizedModel) -> dict[nn.Module, str]:
 
 
 def _drop_weights_of_calls(model: QuantizedModel) -> None:
-    """Call every :class:`PackedCall` without its weight, and forget what nothing else uses."""
+    """Call each :class:`PackedCall` without its weight, and delete weights without other users."""
     dropped = []
     for node in list(model.graph.nodes):
         if node.op != "call_module" or not node.args:
@@ -250,7 +256,7 @@ def _drop_weights_of_calls(model: QuantizedModel) -> None:
             for module in model.get_submodule(str(node.target)).modules():
                 values = {**module._parameters, **module._buffers}
                 if isinstance(module, PackedWeight):
-                    values.pop("weight", None)  # the layer itself has its codes
+                    values.pop("weight", None)  # the layer itself uses the codes
                 used |= set(map(id, values.values()))
     unused = {id(weight) for weight in dropped} - used
     for module in model.modules():
@@ -282,10 +288,10 @@ def _replace(model: nn.Module, new: dict[Any, nn.Module]) -> None:
 
 
 def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
-    """Header and tensors of a packed file.
+    """Read header and tensors of a packed file.
 
     Raises:
-        InputError: there is no such file, it is damaged, or :func:`save` did not write it.
+        InputError: the file does not exist, is damaged, or was not written by :func:`save`.
     """
     path = Path(path)
     if not path.is_file():
@@ -311,21 +317,21 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
-    """The student that :func:`save` wrote, in evaluation mode: its outputs bit for bit.
+    """Load a student written by :func:`save`, in evaluation mode; outputs are equal bit for bit.
 
-    Weights stay packed in memory (:class:`~gdfq.export.packed_layers.PackedConv2d` and
-    ``PackedLinear``) and cannot be trained. No weights of the teacher are needed, only its
-    architecture: the recipe in the file names it, or ``model`` gives it.
+    Weights stay packed in memory (:class:`~gdfq.export.packed_layers.PackedConv2d`,
+    ``PackedLinear``) and cannot be trained. The teacher's weights are not needed, only its
+    architecture, from the recipe in the file or from ``model``.
 
     Args:
         path: of the file.
-        model: the float network that was quantized, with any weights; or what
-            :func:`gdfq.quantize_model` makes of it, where that was called with ``leaf_modules``
-            and there is no recipe. None takes the network that the recipe names.
+        model: the float network that was quantized, with any weights. If that used
+            ``leaf_modules`` and the file has no recipe: the result of
+            :func:`gdfq.quantize_model`. None builds the network that the recipe names.
 
     Raises:
-        InputError: the file cannot be read, is damaged or is no packed student, it names no
-            architecture and ``model`` is None, or ``model`` does not fit it.
+        InputError: the file cannot be read or is not a packed student, ``model`` does not fit it,
+            or ``model`` is None and the file names no architecture.
     """
     header, state = read(path)
     recipe = header.parsed_recipe()
@@ -344,14 +350,14 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     new: dict[Any, nn.Module] = {}
     for name, layer in _layers(student).items():
         facts = header.layers[name]
-        new[layer] = make_room(layer, _stored(facts), layer.weight.device, layer in kept)
+        new[layer] = allocate_packed(layer, _stored(facts), layer.weight.device, layer in kept)
     _replace(student, new)
     made: dict[Any, PackedWeight] = {}
     for name, (quantizer, weight) in calls.items():
         facts = header.layers[name]
         key = id(weight), facts.model_dump_json(), quantizer.zero_in_range
         if key not in made:
-            made[key] = make_room(quantizer, _stored(facts), weight.device)
+            made[key] = allocate_packed(quantizer, _stored(facts), weight.device)
         student.set_submodule(name, made[key])
     _drop_weights_of_calls(student)
     for name, quantizer in _computed(student).items():
@@ -365,8 +371,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
             act.use_dynamic_range()
         elif act.dynamic_range:
             raise InputError(
-                f"model: does not fit {path}: {name} takes its ranges in each call in the model, "
-                "and has one in the file"
+                f"model: does not fit {path}: {name} has dynamic ranges in the model, "
+                "and a stored one in the file"
             )
     _load_state(student, state, path)
     if any(facts.channels_last for facts in header.layers.values()):
@@ -381,7 +387,7 @@ def _stored(facts: LayerFacts) -> Stored:
 
 
 def _fit(student: QuantizedModel, header: Header, path: str | Path) -> None:
-    """Check that the file's layers are ``student``'s."""
+    """Raise InputError unless the file has the layers of ``student``."""
     layers = {p: (_kind(m), tuple(m.weight.shape)) for p, m in _layers(student).items()}
     called = weights_of_calls(student)
     layers |= {p: (_kind(q), tuple(weight.shape)) for p, (q, weight) in called.items()}

@@ -1,4 +1,4 @@
-"""Layers that keep their weight as packed codes, for a student that is finished."""
+"""Layers of a finished student, whose weights are packed codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from gdfq.ops.pack_codes import PACKED_BITS, pack_codes, unpack_codes
 
 
 class Stored(NamedTuple):
-    """How a weight is kept: bits, shape, dtype and memory format of the values, scales."""
+    """Format of a packed weight: bits, and shape, dtype and memory format of its float values.
+
+    ``per_kernel``: one scale and zero point for each kernel, not for each output channel.
+    """
 
     weight_bits: int
     shape: tuple[int, ...]
@@ -27,10 +30,10 @@ class Stored(NamedTuple):
 class PackedWeight(nn.Module):
     """Mixin for a quantized layer whose weight is codes, scales and zero points.
 
-    The forward pass is that of the layer it was made of, bit for bit; the weight cannot be trained.
-    Buffers: ``codes`` (uint8, a stream of ``weight_bits`` a code; int8 with 8 bits),
-    ``scale`` (in files the name of the inverse scale) and ``zero`` float32 ``(outputs,)``, or
-    ``(outputs, inputs)``. A float ``weight`` exists if something besides the layer reads it.
+    Its outputs equal those of the original layer bit for bit; the weight cannot be trained.
+    Buffers: ``codes`` (uint8 stream of ``weight_bits`` per code; int8 for 8 bits), ``scale`` (the
+    name of the inverse scale in files) and ``zero`` float32 ``(outputs,)`` or, per kernel,
+    ``(outputs, inputs)``. The float ``weight`` is kept only if the network also reads it elsewhere.
     """
 
     codes: Tensor
@@ -45,7 +48,7 @@ class PackedWeight(nn.Module):
         device: Any,
         keep_weight: bool = False,
     ) -> None:
-        """Take over ``layer``'s arguments and modules, with room for a weight as ``stored``."""
+        """Take over attributes and submodules of ``layer``, and allocate the buffers."""
         nn.Module.__init__(self)
         for name, value in vars(layer).items():
             if name not in ("_parameters", "_buffers", "_modules"):
@@ -61,7 +64,7 @@ class PackedWeight(nn.Module):
             if packed
             else torch.empty(stored.shape, dtype=torch.int8, device=device),
         )
-        for name in ("weight_lo", "weight_hi"):  # scale and zero point say it all
+        for name in ("weight_lo", "weight_hi"):  # replaced by scale and zero
             self.register_buffer(name, None)
         for name in ("scale", "zero"):
             scales = stored.shape[: 2 if stored.per_kernel else 1]
@@ -78,7 +81,7 @@ class PackedWeight(nn.Module):
 
     @property
     def per_kernel(self) -> bool:
-        """Whether each kernel of the weight has a scale of its own."""
+        """Whether each kernel of the weight has its own scale."""
         return self.stored.per_kernel
 
     @property
@@ -87,7 +90,7 @@ class PackedWeight(nn.Module):
         return torch.Size(self.stored.shape)
 
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes ``(weight's shape)``, inverse scale and zero point, of the buffers' shape."""
+        """Return int8 codes in the weight's shape, inverse scale and zero point."""
         codes = self.codes
         if codes.dtype == torch.uint8:
             codes = unpack_codes(codes, self.stored.weight_bits, self.stored.shape)
@@ -96,14 +99,14 @@ class PackedWeight(nn.Module):
     def _quantized_weight(self) -> Tensor:
         weight = dequantize(*self.weight_codes()).to(self.stored.dtype)
         if self.stored.channels_last:
-            # clone, unlike contiguous(), sets the strides of a 1x1 kernel too, which decide about
-            # the convolution's algorithm and so its rounding.
+            # Unlike contiguous(), clone also sets the strides of a 1x1 kernel, which select the
+            # convolution's algorithm and thereby its rounding.
             weight = weight.clone(memory_format=torch.channels_last)
         return weight
 
 
 class PackedConv2d(PackedWeight, QConv2d):
-    """:class:`~gdfq.nn.QConv2d` whose weight is packed codes; made by :func:`pack`."""
+    """:class:`~gdfq.nn.QConv2d` with a packed weight; created by :func:`pack`."""
 
     def __init__(
         self, layer: QConv2d, stored: Stored, device: Any = None, keep_weight: bool = False
@@ -112,7 +115,7 @@ class PackedConv2d(PackedWeight, QConv2d):
 
 
 class PackedLinear(PackedWeight, QLinear):  # type: ignore[misc]
-    """:class:`~gdfq.nn.QLinear` whose weight is packed codes; made by :func:`pack`."""
+    """:class:`~gdfq.nn.QLinear` with a packed weight; created by :func:`pack`."""
 
     def __init__(
         self, layer: QLinear, stored: Stored, device: Any = None, keep_weight: bool = False
@@ -121,18 +124,18 @@ class PackedLinear(PackedWeight, QLinear):  # type: ignore[misc]
 
 
 class PackedCall(PackedWeight, WeightQuantizer):
-    """:class:`~gdfq.nn.weight.WeightQuantizer` that has the weight itself, as packed codes."""
+    """:class:`~gdfq.nn.weight.WeightQuantizer` that holds the packed weight itself."""
 
     def __init__(self, quantizer: WeightQuantizer, stored: Stored, device: Any = None) -> None:
         self._adopt(quantizer, stored, device)
 
     def forward(self) -> Tensor:  # type: ignore[override]
-        """The quantized weight."""
+        """Return the quantized weight."""
         return self._quantized_weight()
 
 
 class ConstantWeight(nn.Module):
-    """In the place of a :class:`PackedCall`, its values."""
+    """The float values of a :class:`PackedCall`, as a replacement for it."""
 
     weight: Tensor
 
@@ -141,17 +144,20 @@ class ConstantWeight(nn.Module):
         self.register_buffer("weight", packed())
 
     def forward(self) -> Tensor:
-        """The quantized weight."""
+        """Return the quantized weight."""
         return self.weight
 
 
-def make_room(
+def allocate_packed(
     layer: QConv2d | QLinear | WeightQuantizer,
     stored: Stored,
     device: Any = None,
     keep_weight: bool = False,
 ) -> PackedWeight:
-    """The packed counterpart of ``layer``, its codes not set; ``keep_weight``: its weight too."""
+    """Create the packed counterpart of ``layer`` with uninitialized codes.
+
+    ``keep_weight`` also keeps the float weight.
+    """
     if isinstance(layer, WeightQuantizer):
         return PackedCall(layer, stored, device)
     kind = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
@@ -159,9 +165,9 @@ def make_room(
 
 
 def pack(layer: QConv2d | QLinear, keep_weight: bool = False) -> PackedWeight:
-    """The packed counterpart of ``layer``: the same outputs, bit for bit.
+    """Pack the weight of ``layer``; its outputs stay equal bit for bit.
 
-    ``keep_weight``: with the float weight beside, for what else reads it.
+    ``keep_weight`` also keeps the float weight, for other readers in the network.
     """
     if isinstance(layer, PackedWeight):
         return layer
@@ -169,7 +175,7 @@ def pack(layer: QConv2d | QLinear, keep_weight: bool = False) -> PackedWeight:
 
 
 def pack_call(quantizer: WeightQuantizer, weight: Tensor) -> PackedWeight:
-    """What gives ``quantizer(weight)``, bit for bit, without the weight."""
+    """Return a module whose output equals ``quantizer(weight)`` bit for bit."""
     return _filled(quantizer, weight, *quantizer.codes_of(weight))
 
 
@@ -182,10 +188,9 @@ def _filled(
     keep_weight: bool = False,
 ) -> PackedWeight:
     last = torch._prims_common.suggest_memory_format(weight) == torch.channels_last
-    stored = Stored(
-        layer.weight_bits, tuple(weight.shape), weight.dtype, last, inv_scale.dim() == 2
-    )
-    packed = make_room(layer, stored, weight.device, keep_weight)
+    per_kernel = inv_scale.dim() == 2
+    stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last, per_kernel)
+    packed = allocate_packed(layer, stored, weight.device, keep_weight)
     if stored.weight_bits in PACKED_BITS:
         codes = pack_codes(codes, stored.weight_bits)
     packed.codes.copy_(codes)

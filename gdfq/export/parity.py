@@ -1,4 +1,4 @@
-"""Whether a file answers as the student it was made of."""
+"""Comparison of an ONNX file, run in each runtime, with its student."""
 
 from __future__ import annotations
 
@@ -15,30 +15,36 @@ from gdfq.errors import InputError
 from gdfq.export import runtimes
 from gdfq.export.onnx_file import require
 
-NOTICEABLE = 1e-3  # of a logit: far above float32's rounding
+NOTICEABLE = 1e-3  # difference of logits, far above float32 rounding
 REQUIRED_AGREEMENT = 99.9  # percent, in exact mode
-# Percent of images with a noticeable difference, in exact mode. Rounding moves activations to the
-# next step of their grids in up to 2% of the images.
+# Percent of images with a noticeable difference, in exact mode. Rounding moves activations by one
+# step of their grids in up to 2% of the images.
 ALLOWED_NOTICEABLE = 5.0
-# What rounding may do to a file, in terms of what it does to the student in PyTorch.
+# Allowed effect of rounding in a runtime, relative to its effect in PyTorch.
 ROUNDING = 5
-# In integer mode, a runtime that differs from the student so many times as another is in error.
+# In integer mode, allowed difference to the student, relative to that of the best runtime.
 WORSE = 5
-_CHECKED = 256  # images of which the student is computed again, in float64
+_CHECKED = 256  # images for which the student is also computed in float64
 
 
 @dataclass(frozen=True)
 class Parity:
-    """A file beside its student, on the same images; shares and top-1 in percent.
+    """Comparison of a file with its student on the same images.
 
-    Logits differ by rounding, and where that moves an activation to the next step of its grid, by
-    more: so it is the answers that are compared, the typical difference, and how many rows it is
-    noticeable in. ``median_difference`` is over all logits; ``noticeable`` the share of images
-    with a logit that differs by more than ``limit``. That is 1e-3; for a student of which more
-    images than ``allowed_noticeable`` do, it is what its own rounding moves, if that is more:
-    1e-3 plus 5 times the median over images of the largest difference from itself in float64.
-    ``problem`` says why there is nothing to compare, empty if there is: the runtime refuses the
-    file, or gives logits of another shape; shares are then those of a file that is all wrong.
+    Logits differ by rounding, and by more where rounding moves an activation by one step of its
+    grid. So predictions, the typical difference, and the share of images with a noticeable one are
+    compared.
+
+    Attributes:
+        agreement: percent of images with equal predictions.
+        median_difference: over all logits, absolute.
+        noticeable: percent of images with a logit that differs by more than ``limit``.
+        student_top1, file_top1: accuracy in percent; None without labels.
+        limit: 1e-3. If more images than ``allowed_noticeable`` exceed it: 1e-3 plus 5 times the
+            median over images of the student's largest difference from itself in float64.
+        allowed_noticeable: upper bound of ``noticeable``, in percent.
+        problem: why there is nothing to compare, e.g. the runtime rejects the file; the measures
+            are then those of an entirely wrong file. Else empty.
     """
 
     runtime: str
@@ -54,7 +60,7 @@ class Parity:
 
     @property
     def wrong(self) -> str:
-        """In which respect the file does not answer as the student does; empty if in none."""
+        """Why the file fails the comparison in exact mode; empty if it passes."""
         if self.problem:
             return self.problem
         if self.agreement < REQUIRED_AGREEMENT:
@@ -66,13 +72,13 @@ class Parity:
             )
         return ""
 
-    def worse_than(self, least: float) -> str:
-        """Whether it differs from the student far more than another runtime; empty if not."""
-        if self.median_difference <= NOTICEABLE + WORSE * least:
+    def worse_than(self, best: float) -> str:
+        """Say that it differs far more than the runtime with median difference ``best``, or ""."""
+        if self.median_difference <= NOTICEABLE + WORSE * best:
             return ""
         return (
             f"logits differ by {self.median_difference:.2g} (the median), "
-            f"those of another runtime by {least:.2g}"
+            f"those of another runtime by {best:.2g}"
         )
 
 
@@ -82,15 +88,15 @@ def compare(
     batches: Iterable[tuple[Tensor, Tensor | None]],
     names: Sequence[str] | None = None,
 ) -> list[Parity]:
-    """Run the ONNX file at ``path`` and its student on the same batches, in each runtime.
+    """Compare the ONNX file ``path`` with its student on the same batches, in each runtime.
 
-    A runtime that refuses the file, or gives another shape, has a :class:`Parity` that says so.
+    If a runtime rejects the file or returns another shape, :attr:`Parity.problem` says so.
 
     Args:
-        student: what the file was made of.
+        student: that the file was exported from.
         path: of the file.
-        batches: images ``(N, C, H, W)`` float32 and labels ``(N,)`` or None, for top-1.
-        names: of the runtimes, ``"onnxruntime"`` or ``"openvino"``; None is all installed.
+        batches: images ``(N, C, H, W)`` float32, and labels ``(N,)`` or None.
+        names: of runtimes, ``"onnxruntime"`` or ``"openvino"``; None selects all installed.
 
     Raises:
         InputError: the package of a runtime is missing.
@@ -150,23 +156,23 @@ def compare(
 
 @torch.inference_mode()
 def _rounding(student: nn.Module, batches: list[Tensor], logits: Tensor) -> Tensor:
-    """How far float32's rounding moves each image's logits, at most: those in float64 are beside.
+    """Return each image's largest difference between logits in float32 and in float64.
 
-    All 0 for a student that does not compute in float64.
+    All 0 for a student that cannot compute in float64.
     """
     exact = copy.deepcopy(student).double()
     try:
         found = torch.cat([exact(images.double()) for images in batches])
     except RuntimeError:
         return torch.zeros(len(logits), dtype=torch.float32)
-    return _of_images(found - logits[: len(found)])
+    return _max_per_image(found - logits[: len(found)])
 
 
 @torch.inference_mode()
 def difference(
     student: nn.Module, other: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]
 ) -> float:
-    """The largest difference between two networks' logits; 0 is bit for bit."""
+    """Return the largest absolute difference between two networks' logits; 0 is bit for bit."""
     largest = 0.0
     for images, _ in batches:
         expected, found = student(images), other(images)
@@ -184,21 +190,21 @@ def _parity(
     labels: Tensor | None,
     rounding: Tensor | None = None,
 ) -> Parity:
-    """The comparison, against what float32's ``rounding`` does to each image if that is known."""
+    """Compare logits; ``rounding`` is the effect of float32 on each image, if it is known."""
     difference = torch.where(found == expected, 0.0, (found - expected).abs())
     answers, wanted = found.argmax(1), expected.argmax(1)
     limit, share = NOTICEABLE, ALLOWED_NOTICEABLE
     if rounding is not None:
         limit += ROUNDING * float(rounding.median())
         share = min(100.0, max(share, ROUNDING * _percent(rounding > limit)))
-    # Three standard deviations of how many of so few images are among that share.
+    # Plus three standard deviations of a share estimated from len(found) images.
     allowed = share + 3 * math.sqrt(share * (100 - share) / len(found))
     return Parity(
         runtime=runtimes.NAMES[runtime],
         images=len(found),
         agreement=_percent(answers == wanted),
         median_difference=float(difference.median()),
-        noticeable=_percent(~(_of_images(difference) <= limit)),
+        noticeable=_percent(~(_max_per_image(difference) <= limit)),
         student_top1=None if labels is None else _percent(wanted == labels),
         file_top1=None if labels is None else _percent(answers == labels),
         limit=limit,
@@ -206,8 +212,7 @@ def _parity(
     )
 
 
-def _of_images(difference: Tensor) -> Tensor:
-    """The largest of each image's."""
+def _max_per_image(difference: Tensor) -> Tensor:
     return difference.abs().flatten(1).amax(1)
 
 

@@ -1,9 +1,9 @@
-"""Pooling in the ONNX operators that runtimes compute as PyTorch does.
+"""Decompositions of pooling into ONNX operators that runtimes compute as PyTorch does.
 
-The plain forms go through ``torch.onnx`` as they are. Written differently are the others: windows
-that reach over the padding (``ceil_mode``), of which OpenVINO counts and places the last otherwise;
-divisors of one's own, which ``torch.onnx`` drops; and output sizes that do not divide the input's,
-which ``torch.onnx`` writes as gathers that OpenVINO gives another shape, or not at all.
+Plain pooling needs none. These cases do: ``ceil_mode``, where OpenVINO counts and places the last
+window differently; ``divisor_override``, which ``torch.onnx`` drops; and adaptive output sizes that
+do not divide the input's, which ``torch.onnx`` rejects or writes as gathers with another shape in
+OpenVINO.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Windows:
-    """Those of a pooling along one dimension of ``size``, as PyTorch places them."""
+    """Windows of a pooling along one dimension of ``size``, placed as in PyTorch."""
 
     size: int
     kernel: int
@@ -36,12 +36,12 @@ class _Windows:
 
     @property
     def extent(self) -> int:
-        """From a window's first value to behind its last."""
+        """Length of a window, dilation included."""
         return self.dilation * (self.kernel - 1) + 1
 
     @property
     def count(self) -> int:
-        """How many there are. With ``ceil_mode`` the last may reach over, but starts inside."""
+        """Number of windows; with ``ceil_mode`` the last may extend beyond the padding."""
         room = self.size + 2 * self.padding - self.extent
         if not self.ceil_mode:
             return room // self.stride + 1
@@ -50,7 +50,7 @@ class _Windows:
 
     @property
     def behind(self) -> int:
-        """The padding behind the values in which ``count`` windows end."""
+        """Padding after the values that ``count`` windows need."""
         end = (self.count - 1) * self.stride + self.extent
         return max(0, end - self.size - self.padding)
 
@@ -68,7 +68,7 @@ def _windows(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> list[_Windows] | None:
-    """Of each dimension that is pooled; None where a size changes with the batch."""
+    """Return the windows of each pooled dimension; None if a size is dynamic."""
     sizes = x.shape[-dims:]
     if not all(isinstance(size, int) for size in sizes):
         return None
@@ -84,7 +84,7 @@ def _each(values: Sequence[int], dims: int) -> list[int]:
 
 
 def constant(values: list[float] | list[int]) -> Tensor:
-    """``values`` in the file."""
+    """Emit ``values`` as an ONNX Constant."""
     kind, dtype = ("ints", torch.int64) if isinstance(values[0], int) else ("floats", torch.float32)
     return torch.onnx.ops.symbolic(
         "Constant", [], {f"value_{kind}": values}, dtype=dtype, shape=[len(values)], version=OPSET
@@ -92,7 +92,7 @@ def constant(values: list[float] | list[int]) -> Tensor:
 
 
 def weighted_sums(x: Tensor, dim: int, weights: list[list[float]]) -> Tensor:
-    """Along ``dim``, counted from the end, a sum for each of ``weights``, one for each value."""
+    """Multiply ``x`` along ``dim`` (negative) by the matrix ``weights``, one row per output."""
     columns = constant([weight for row in weights for weight in row]).view(len(weights), -1).T
     return torch.matmul(x.transpose(dim, -1), columns).transpose(dim, -1)
 
@@ -104,7 +104,7 @@ def _pool(
     attributes: dict[str, Any],
     indices: bool = False,
 ) -> list[Tensor]:
-    """``operation`` over ``windows``, all padding written out; with ``indices``, these too."""
+    """Emit the pooling ``operation`` with explicit padding; optionally also its indices."""
     shape = (*x.shape[: -len(windows)], *(w.count for w in windows))
     outputs = 1 + indices
     return list(
@@ -137,11 +137,11 @@ def _avg(dims: int) -> Callable[..., Any]:
         windows = _windows(x, dims, kernel_size, stride, padding, (1,), ceil_mode)
         if windows is None or not (ceil_mode or divisor_override):
             return NotImplemented
-        # ONNX has no pooling without channels.
+        # ONNX has no pooling without a batch dimension.
         batched = x if x.dim() == dims + 2 else x.unsqueeze(0)
         whole = bool(count_include_pad or divisor_override)
         if count_include_pad and not divisor_override and any(w.reaches_over for w in windows):
-            # PyTorch counts the padding, but not what the last windows reach over behind it.
+            # PyTorch counts the padding, but not positions beyond it in the last windows.
             pads = [(w.padding, min(w.padding, w.behind)) for w in windows]
             batched = F.pad(batched, [n for pad in reversed(pads) for n in pad])
             windows = [
@@ -173,7 +173,7 @@ def _max(dims: int, indices: bool) -> Callable[..., Any]:
         dilations = {"dilations": [w.dilation for w in windows]}
         found = _pool("MaxPool", batched, windows, dilations, indices)
         if indices:
-            # ONNX counts through the whole tensor, PyTorch through a channel.
+            # ONNX's indices count through the whole tensor, PyTorch's through a channel.
             found[1] = found[1] % math.prod(w.size for w in windows)
         found = [y if x.dim() == dims + 2 else y.squeeze(0) for y in found]
         return tuple(found) if indices else found[0]
@@ -184,17 +184,20 @@ def _max(dims: int, indices: bool) -> Callable[..., Any]:
 def _adaptive(
     x: Tensor, output_size: Sequence[int], along: Callable[[Tensor, int, list[range]], Tensor]
 ) -> Tensor:
-    """``along`` of every dimension whose size changes."""
+    """Apply ``along`` to every dimension whose size changes."""
     dims = len(output_size)
     for dim, size, count in zip(range(-dims, 0), x.shape[-dims:], output_size, strict=True):
         if count != size:
             edges = ((i * size // count, -(-(i + 1) * size // count)) for i in range(count))
-            x = along(x, dim, [range(*ends) for ends in edges])
+            x = along(x, dim, [range(*edge) for edge in edges])
     return x
 
 
 def _kernel(x: Tensor, output_size: Sequence[int]) -> list[int] | None:
-    """That of the plain pooling that is the same; empty where sizes do not divide."""
+    """Return the kernel of an equivalent plain pooling; empty if sizes do not divide.
+
+    None if a size is dynamic.
+    """
     sizes = x.shape[-len(output_size) :]
     if not all(isinstance(size, int) for size in sizes):
         return None
@@ -204,7 +207,7 @@ def _kernel(x: Tensor, output_size: Sequence[int]) -> list[int] | None:
 
 
 def _adaptive_avg(dims: int) -> Callable[..., Any]:
-    """As a product where sizes do not divide: the windows' sizes differ."""
+    """Adaptive average pooling; a matrix product where sizes do not divide."""
 
     def along(x: Tensor, dim: int, windows: list[range]) -> Tensor:
         places = range(x.shape[dim])
@@ -213,7 +216,7 @@ def _adaptive_avg(dims: int) -> Callable[..., Any]:
 
     def formula(x: Tensor, output_size: Sequence[int]) -> Any:
         if all(size == 1 for size in output_size):
-            # Of channels that are last in memory, PyTorch's own has strides, a Gather in ONNX.
+            # In channels_last, PyTorch's own decomposition becomes a Gather in ONNX.
             return x.mean(list(range(-dims, 0)), keepdim=True)
         kernel = _kernel(x, output_size)
         if kernel is None or (kernel and dims == 2):
@@ -224,7 +227,7 @@ def _adaptive_avg(dims: int) -> Callable[..., Any]:
 
 
 def _adaptive_max(dims: int) -> Callable[..., Any]:
-    """The largest of each window's values, of which shorter windows have the last again."""
+    """Adaptive max pooling; shorter windows are filled by repeating their last value."""
 
     def along(x: Tensor, dim: int, windows: list[range]) -> Tensor:
         longest = max(map(len, windows))
@@ -246,11 +249,11 @@ def _adaptive_max(dims: int) -> Callable[..., Any]:
     return formula
 
 
-_NO_INDICES = "NoIndices"  # of an adaptive pooling; no file has it
+_NO_INDICES = "NoIndices"  # placeholder operator, never in a file
 
 
 def refuse_indices(program: torch.export.ExportedProgram) -> None:
-    """Raise an InputError if something in ``program`` reads indices that no formula gives."""
+    """Raise InputError if ``program`` uses the indices of an adaptive max pooling."""
     for node in program.graph.nodes:
         if _NO_INDICES in (*node.args, *node.kwargs.values()):
             raise InputError(
@@ -260,7 +263,7 @@ def refuse_indices(program: torch.export.ExportedProgram) -> None:
 
 
 def _as_2d(name: str) -> Callable[..., Any]:
-    """The pooling of one dimension as that of two, the first of size 1."""
+    """Express a 1d pooling as a 2d one with a first dimension of size 1."""
     pool = getattr(_aten, name)
     neutral = [1] if name.startswith("adaptive") else [1, 1, 0, 1]  # kernel, stride, padding, ...
 

@@ -1,4 +1,4 @@
-"""A student as a ``.pt2`` file of ``torch.export``."""
+"""Export to a ``.pt2`` file of ``torch.export``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ from gdfq.nn.given import one_line
 def export_pt2(
     student: QuantizedModel, path: str | Path, images: Tensor, *, decompose: bool = False
 ) -> None:
-    """Write ``student`` as a program of ``torch.export``, for ``torch.export.load``.
-
-    The batch size is free.
+    """Write ``student`` as a ``torch.export`` program with a dynamic batch size.
 
     Args:
-        student: from :func:`gdfq.quantize_model` or :func:`gdfq.load`; its ranges set.
-        path: of the file; it is replaced if it exists.
-        images: a batch ``(N, C, H, W)`` as the student takes; its values do not matter.
-        decompose: False keeps this package's operators, which must be imported where the file is
-            loaded, and weights as packed codes. True writes PyTorch's own operators, with the
-            quantized weights as floats: it loads without this package.
+        student: from :func:`gdfq.quantize_model` or :func:`gdfq.load`, with ranges set.
+        path: of the file; replaced if it exists.
+        images: a batch ``(N, C, H, W)``; only shape, dtype and device matter.
+        decompose: False keeps this package's operators, so that loading requires gdfq, and weights
+            as packed codes. True writes PyTorch operators and quantized weights as floats; the
+            file then loads without gdfq.
 
     Raises:
         InputError: ``student`` is not finished, torch.export cannot export it, or the file cannot
@@ -43,7 +41,7 @@ def export_pt2(
     check_student(student)
     network = _with_values(student) if decompose else packed_copy(student)
     network.requires_grad_(False)
-    # A batch of one would be taken for a constant; the file keeps the example's whole storage.
+    # A batch size of 1 would become a constant; the file keeps the example's whole storage.
     example = torch.zeros((2, *images.shape[1:]), dtype=images.dtype, device=images.device)
     try:
         with warnings.catch_warnings():
@@ -61,7 +59,7 @@ def export_pt2(
     try:
         content = io.BytesIO()
         with warnings.catch_warnings():
-            # Of tensors that are not contiguous, in channels_last too; each fills its own storage.
+            # A harmless warning for tensors that are not contiguous, such as channels_last.
             warnings.filterwarnings("ignore", "No complete tensor found in the group")
             torch.export.save(program, content)
         write_file(Path(path), content.getvalue())
@@ -71,7 +69,7 @@ def export_pt2(
 
 @torch.no_grad()
 def _with_values(student: QuantizedModel) -> QuantizedModel:
-    """A copy whose layers are PyTorch's, with the quantized weights as their parameters."""
+    """Return a copy whose layers hold the quantized weights as float constants."""
     plain = copy.deepcopy(student).eval()
     made: dict[nn.Module, nn.Module] = {}
     for path, module in list(plain.named_modules(remove_duplicate=False)):
@@ -94,7 +92,7 @@ class _ConstantWeight(nn.Module):
         self.register_buffer("weight", layer._quantized_weight().clone())
         self.layer = layer
         layer._parameters.pop("weight", None)
-        layer._buffers.clear()  # the codes, if it was packed
+        layer._buffers.clear()  # codes of a packed layer
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x, self.weight)

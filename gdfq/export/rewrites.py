@@ -1,4 +1,4 @@
-"""Operators in a form that ``torch.onnx`` takes and each runtime computes as PyTorch does."""
+"""Decompositions into operators that ``torch.onnx`` exports and runtimes compute like PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Number = int | float
 
 
 def _clamp(x: Tensor, min: Number | None = None, max: Number | None = None) -> Any:
-    """With bounds of one type: ``torch.onnx`` knows no other."""
+    """Clamp with bounds of the same type, which ``torch.onnx`` requires."""
     if min is None or max is None or type(min) is type(max):
         return NotImplemented
     return _aten.clamp.default(x, float(min), float(max))
@@ -24,7 +24,7 @@ def _clamp(x: Tensor, min: Number | None = None, max: Number | None = None) -> A
 def _scales(
     x: Tensor, sizes: Sequence[int] | None, factors: Sequence[float] | None
 ) -> Iterator[tuple[int, int, float]]:
-    """Of each dimension that is resampled: which, its new size, and the old pixels in a new one."""
+    """Yield each resampled dimension, its new size, and the number of old pixels per new one."""
     dims = len(sizes or factors or ())
     for i, dim in enumerate(range(-dims, 0)):
         size = x.shape[dim]
@@ -37,9 +37,9 @@ def _scales(
 def _nearest_exact(
     x: Tensor, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None
 ) -> Tensor:
-    """As a selection along each dimension: OpenVINO gives the resampling another shape."""
+    """Select indices along each dimension; OpenVINO's resampling has a different output shape."""
     for dim, count, scale in _scales(x, output_size, scale_factors):
-        places = (torch.arange(count, dtype=torch.float32) + 0.5) * scale  # float32, as PyTorch
+        places = (torch.arange(count, dtype=torch.float32) + 0.5) * scale  # float32 as in PyTorch
         x = x.index_select(dim, places.long().clamp(max=x.shape[dim] - 1))
     return x
 
@@ -56,7 +56,7 @@ def _cubic(x: float) -> float:
 
 
 def _antialiased(kernel: Callable[[float], float], reach: int) -> Callable[..., Tensor]:
-    """As products with what PyTorch weighs pixels by; OpenVINO's weights are others."""
+    """Multiply by PyTorch's weights of pixels; OpenVINO's are different."""
 
     def formula(
         x: Tensor,

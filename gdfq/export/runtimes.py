@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO: a file in, logits out, and which of its nodes ran in integers."""
+"""Execution of ONNX files in ONNX Runtime and OpenVINO, and the types of executed nodes."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def installed() -> list[str]:
-    """The runtimes that can be used here."""
+    """Return the installed runtimes."""
     return [name for name in NAMES if importlib.util.find_spec(name)]
 
 
 def open_model(runtime: str, path: str | Path, threads: int | None = None) -> Runner:
-    """A function that runs the ONNX file on images ``(N, C, H, W)`` float32.
+    """Return a function that runs the ONNX file on images ``(N, C, H, W)`` float32.
 
     Args:
-        runtime: ``"onnxruntime"`` or ``"openvino"``. OpenVINO computes in float32 where it does
-            not compute in integers; by itself it takes bfloat16 on processors that have it.
+        runtime: ``"onnxruntime"`` or ``"openvino"``. OpenVINO is set to float32; its default is
+            bfloat16 on processors that support it.
         path: of the file.
-        threads: to use; None is as many as PyTorch uses.
+        threads: None uses as many as PyTorch.
 
     Raises:
-        InputError: the package is missing, or the runtime refuses the file.
+        InputError: the package is missing, or the runtime rejects the file.
     """
     threads = threads or torch.get_num_threads()
     if runtime == "onnxruntime":
@@ -71,7 +71,7 @@ def _compile(path: str | Path, threads: int, **options: Any) -> Any:
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": "f32",
-                # Otherwise what a linear layer reads in float is quantized to 8 bits in each call.
+                # Otherwise float inputs of linear layers are quantized to 8 bits in each call.
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
                 "INFERENCE_NUM_THREADS": threads,
                 **options,
@@ -82,18 +82,18 @@ def _compile(path: str | Path, threads: int, **options: Any) -> Any:
 
 
 def line(error: Exception) -> str:
-    """The message of ``error``, in one line."""
+    """Format the message of ``error`` in one line."""
     return " ".join(str(error).split())[:300]
 
 
-# ---- what ran how ----
+# ---- executed nodes ----
 
 
 def executed(runtime: str, path: str | Path, images: Tensor) -> dict[str, int]:
-    """Number of executed nodes by operation and type, ``{"QLinearConv, uint8": 21, ...}``.
+    """Count executed nodes by operation and type, ``{"QLinearConv, uint8": 21, ...}``.
 
-    From the runtime's own record of a run on ``images``: ONNX Runtime's node types after its
-    optimizations, with the type of the first input; OpenVINO's with the precision of the kernel.
+    Read from the runtime's profile of a run on ``images``. The type is that of the first input in
+    ONNX Runtime, and the kernel's precision in OpenVINO.
     """
     if runtime == "onnxruntime":
         kinds = _nodes_of_onnxruntime(path, images)

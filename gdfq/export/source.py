@@ -1,4 +1,4 @@
-"""What is exported, and images to compare on: from a run folder or a packed file."""
+"""Loading of a packed student to export, and of images to check an exported file on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gdfq.recipes import Recipe
 from gdfq.recipes.images import images_in_turn
 from gdfq.sources import Preprocessing
 
-GENERATED = 256  # images, where there is no data set and nobody says how many
+GENERATED = 256  # default number of generated images
 
 
 @dataclass
 class Images:
-    """Batches of normalized images ``(N, C, H, W)`` with their labels, or None.
+    """Batches of normalized images ``(N, C, H, W)`` with labels ``(N,)`` or None.
 
-    ``range``: smallest and largest value of any image with pixels in [0, 1].
+    ``range``: lower and upper bound of normalized values, for pixels in [0, 1].
     """
 
     batches: Iterable[tuple[Tensor, Tensor | None]]
@@ -36,7 +36,7 @@ class Images:
 
     @property
     def example(self) -> Tensor:
-        """A batch as the network takes it, of zeros."""
+        """A batch of zeros in the shape that the network takes."""
         return torch.zeros(2, *self.shape, dtype=torch.float32)
 
 
@@ -67,16 +67,16 @@ def open_images(
     Args:
         recipe: of a run, complete.
         where: run folder or packed file, for messages.
-        limit: how many; None is all of the data set, or 256 generated ones.
-        given: batches that are used instead of both.
+        limit: number of images; None selects the whole data set, or 256 generated images.
+        given: batches to use instead.
         make_generator: returns the run's generator, None if there is none.
 
     Raises:
-        InputError: the data set cannot be read; or there is none, and no generator either.
+        InputError: the data set cannot be read; or there is neither a data set nor a generator.
     """
     facts = _preprocessing(where, recipe)
-    ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(facts.mean, facts.std, strict=True)]
-    limits = min(low for low, _ in ends), max(high for _, high in ends)
+    bounds = [((0 - m) / s, (1 - m) / s) for m, s in zip(facts.mean, facts.std, strict=True)]
+    limits = min(lo for lo, _ in bounds), max(hi for _, hi in bounds)
     shape = facts.channels, facts.image_size, facts.image_size
     if given is not None:
         name = "the images given" if limit is None else f"{limit:,} of the images given"
@@ -99,7 +99,7 @@ def open_images(
 
 
 def _preprocessing(path: Path, recipe: Recipe) -> Preprocessing:
-    """What the network takes, as a finished run's recipe says it."""
+    """Return the preprocessing in a finished run's recipe."""
     given = recipe.teacher.model_dump(include={f.name for f in fields(Preprocessing)})
     for key, value in given.items():
         if value is None:

@@ -285,7 +285,7 @@ def test_integer_mode_says_what_stays_in_float(tmp_path):
     form = export_onnx(student, tmp_path / "x.onnx", images, mode="integer")
     notes = {part.name: part.note for part in form.instead}
     # "shared" without a batch norm behind it: nothing tells its range.
-    assert "no batch norm tells its range" in notes["shared_1"]
+    assert "no batch norm gives its range" in notes["shared_1"]
     assert "rounded to int8" in notes["eight"]
     runner = runtimes.open_model("onnxruntime", tmp_path / "x.onnx")
     assert torch.from_numpy(runner(images.numpy())).isfinite().all()
