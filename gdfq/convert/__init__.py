@@ -1,4 +1,4 @@
-"""``quantize_model``: a float network in, its quantized student out."""
+"""Conversion of a float network into its quantized student."""
 
 from gdfq.convert.comparison import require_same
 from gdfq.convert.model import QuantizedModel

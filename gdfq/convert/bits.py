@@ -1,4 +1,4 @@
-"""Which quantizer gets how many bits."""
+"""Bit widths of quantizers, by glob patterns of their names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Exceptions(Settings):
 
 
 class BitWidths:
-    """Bits by the name of a quantizer: a default, and patterns of which later ones win.
+    """Default bit widths, and patterns that override them; the last match wins.
 
     Args:
         weight_bits, act_bits: the defaults.
@@ -42,7 +42,7 @@ class BitWidths:
             bits or both.
 
     Raises:
-        InputError: a width is not 2 to 8, or ``patterns`` is not of this form.
+        InputError: a width is not 2 to 8, or ``patterns`` has another form.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class BitWidths:
         }
 
     def fix_weights(self, layers: Iterable[Any], bits: int) -> None:
-        """Give these layers' weights ``bits`` where no pattern says otherwise."""
+        """Set the default of these layers' weights to ``bits``."""
         self.fixed.update(dict.fromkeys(layers, bits))
 
     def weight(self, name: str, aliases: Iterable[str] = (), *, key: Any) -> int:
-        """Of the weight of the layer ``key``, whose name is ``name``, or has others too."""
+        """Return the bits of the weight of layer ``key``; patterns match ``name`` and aliases."""
         return self._of("weight", [name, *aliases], self.fixed.get(key))
 
     def act(self, name: str, aliases: Iterable[str] = ()) -> int:
-        """Of the activation quantizer ``name``, which has other names too."""
+        """Return the bits of an activation quantizer; patterns match ``name`` and aliases."""
         return self._of("act", [name, *aliases], None)
 
     def _of(self, key: str, names: list[str], fixed: int | None) -> int:
@@ -81,7 +81,7 @@ class BitWidths:
         return bits
 
     def require_matches(self) -> None:
-        """Raise an InputError for the first pattern that has matched nothing so far."""
+        """Raise InputError for the first pattern without a match."""
         for pattern, widths in self.patterns.items():
             for key in widths:
                 if (pattern, key) in self.unused:
@@ -90,7 +90,7 @@ class BitWidths:
     def _unmatched(self, pattern: str, key: str) -> str:
         what = {"weight": "layer with a quantized weight", "act": "quantized activation"}
         names: list[Any] = self.names[key]
-        # The letters of a pattern without its wildcards are what a name can be near to.
+        # Compare names with the pattern without its wildcards.
         plain = "".join(letter for letter in pattern if letter not in "*?[]!")
         near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4)
         return (

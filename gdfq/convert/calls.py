@@ -1,4 +1,4 @@
-"""Which modules a graph's nodes call, for what changes the graph."""
+"""Base of classes that transform a graph and look up the modules it calls."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import fx, nn
 
 
 class ModuleCalls:
-    """A base for a class that works on ``graph``, whose modules are those of ``root``."""
+    """Base of a class that transforms ``graph``, which calls modules of ``root``."""
 
     root: nn.Module
     graph: fx.Graph
 
     def module(self, node: fx.Node) -> Any:
-        """The module that ``node`` calls."""
+        """Return the module that ``node`` calls."""
         return self.root.get_submodule(str(node.target))
 
     def calls(self, node: Any, kind: Any) -> bool:
-        """Whether ``node`` is one that calls a module of ``kind``, a class or a tuple of them."""
+        """Whether ``node`` calls a module of ``kind``, a class or a tuple of classes."""
         return (
             isinstance(node, fx.Node)
             and node.op == "call_module"

@@ -1,4 +1,4 @@
-"""Layers that a network calls as functions, as the modules that they are."""
+"""Restoring of plain layers where subclasses were traced into functions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ _BATCH_NORM_DEFAULTS = {
 }  # fmt: skip
 
 
-def use_modules(root: nn.Module, graph: fx.Graph) -> None:
-    """Have ``graph`` call PyTorch's own layers where ``root`` has subclasses of them.
+def restore_layers(root: nn.Module, graph: fx.Graph) -> None:
+    """Make ``graph`` call PyTorch's layers where ``root`` has subclasses of them.
 
-    The forward of a subclass (timm's ``BatchNormAct2d``, ``Conv2dSame``, a ``Linear`` with a
-    special case) is in the graph already; what is left of the layer is ``F.batch_norm``,
-    ``F.conv2d`` or ``F.linear`` of its own parameters. The plain layer takes its place in
-    ``root``, under the same names.
+    Tracing replaces a subclass (timm's ``BatchNormAct2d``, ``Conv2dSame``) by its forward, with a
+    call of ``F.batch_norm``, ``F.conv2d`` or ``F.linear`` on its parameters. This call becomes a
+    plain layer, which replaces the subclass in ``root`` under the same names.
     """
     made: dict[str, tuple[nn.Module, dict[str, Any]]] = {}
     for node in list(graph.nodes):
@@ -77,13 +76,13 @@ def use_modules(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _arguments(node: fx.Node, names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a function's call, by name."""
+    """Return the arguments of a function call by name."""
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     return {name: given.get(name, defaults.get(name)) for name in names}
 
 
 def _owner(options: dict[str, Any]) -> tuple[str, set[str]]:
-    """The one module that the arguments are attributes of, by these names, and the names."""
+    """Return the path of the module that owns the arguments under their names, and these names."""
     owned = {}
     for name, value in options.items():
         if isinstance(value, fx.Node) and value.op == "get_attr":
@@ -95,7 +94,7 @@ def _owner(options: dict[str, Any]) -> tuple[str, set[str]]:
 
 
 def _is_complete(module: nn.Module, owned: set[str]) -> bool:
-    """Whether a plain layer with ``module``'s attributes ``owned`` has all of its state."""
+    """Whether the attributes ``owned`` are the whole state of ``module``."""
     own = {name for name, value in module._parameters.items() if value is not None}
     own |= {name for name, value in module._buffers.items() if value is not None}
     if isinstance(module, BATCH_NORMS):
@@ -104,7 +103,7 @@ def _is_complete(module: nn.Module, owned: set[str]) -> bool:
 
 
 def _plain(kind: Any, module: Any, constants: dict[str, Any]) -> nn.Module:
-    """A layer of PyTorch's own class ``kind`` with ``module``'s parameters."""
+    """Create a layer of the PyTorch class ``kind`` with the parameters of ``module``."""
     plain: Any
     if kind is nn.Linear:
         plain = kind(module.in_features, module.out_features, device="meta")
@@ -116,7 +115,7 @@ def _plain(kind: Any, module: Any, constants: dict[str, Any]) -> nn.Module:
         plain = kind(module.num_features, eps=constants["eps"], device="meta")
         for name in ("momentum", "affine", "track_running_stats"):
             setattr(plain, name, getattr(module, name))
-        # What the subclass calls after the norm, its activation, is in the graph by its path.
+        # The graph calls submodules, such as an activation after the norm, by their paths.
         plain._modules = dict(module._modules)
     plain._parameters = module._parameters
     plain._buffers = module._buffers

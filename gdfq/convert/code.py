@@ -1,4 +1,4 @@
-"""The code that a student's graph becomes."""
+"""Code generation for a student's graph."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import fx
 
 
 class Code(fx.CodeGen):
-    """Reads modules and tensors of any name: what is no attribute in code, by ``getattr``.
+    """Code generator that reads names which are not identifiers by ``getattr``.
 
-    ``fx.CodeGen`` itself writes ``self.heads.class`` for ``heads.class``, which is no Python.
+    ``fx.CodeGen`` writes ``self.heads.class`` for ``heads.class``, a syntax error.
     """
 
     def _gen_python_code(self, nodes: Any, root_module: str, namespace: Any, **options: Any) -> Any:
-        namespace.create_name(root_module, None)  # which no value may be called
+        namespace.create_name(root_module, None)  # reserve the name
         for node in nodes:
             if node.op in ("call_module", "get_attr"):
                 node.target = _Path(node.target)
@@ -34,7 +34,7 @@ class _Name(str):
     __slots__ = ()
 
     def isidentifier(self) -> bool:
-        # Python normalizes identifiers beyond ASCII, which then are other names.
+        # Python normalizes identifiers beyond ASCII, which changes the name.
         return self.isascii() and super().isidentifier() and not keyword.iskeyword(self)
 
     def __format__(self, spec: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a student computes what its network does, but for the quantizers."""
+"""Check that a student without its quantizers computes the same as its network."""
 
 from __future__ import annotations
 
@@ -23,25 +23,23 @@ from gdfq.nn.given import one_line
 from gdfq.nn.qact import activate
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 
-# By its path, what a module returned in each call, in a few numbers of each sample.
-Calls = dict[str, list[Tensor]]
+Calls = dict[str, list[Tensor]]  # by path, summaries of a module's output in each call
 
 
 @torch.no_grad()
 def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> None:
-    """Raise an InputError if ``student`` is another network than ``model``, quantizers left out.
+    """Check that ``student`` with its quantizers disabled computes the same as ``model``.
 
-    Both run on noise, with the weights of ``model``: on images of the shape of ``images`` and on
-    more and larger ones, where ``model`` takes these. What they return, and what each layer, batch
-    norm and activation returns, may differ by rounding only: by the square root of the dtype's
-    machine epsilon times the sample's largest absolute value.
+    Both run on noise with the weights of ``model``, in the shape of ``images`` and, if ``model``
+    accepts them, with another batch size and larger images. Their outputs, and those of each
+    layer, batch norm and activation, may differ by the square root of the dtype's machine epsilon
+    times the sample's largest absolute value.
 
     Args:
-        model: the float network; it is copied, never modified.
-        student: what :func:`gdfq.quantize_model` made of it, whose weights may have been trained
-            since. If it has not every parameter of ``model``, nothing is compared, and a warning
-            says so.
-        images: ``(N, C, H, W)``; their values are not read.
+        model: the float network; not modified.
+        student: from :func:`gdfq.quantize_model` of ``model``; possibly trained since. If it lacks
+            a parameter of ``model``, this warns and compares nothing.
+        images: ``(N, C, H, W)``; only shape, dtype and device matter.
 
     Raises:
         InputError: they differ, or ``model`` returns something else in a second call.
@@ -62,8 +60,8 @@ def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> N
         path, _, last = name.rpartition(".")
         if name in own:
             setattr(twin.get_submodule(path), last, value)
-    leave_quantizers_out(network)
-    leave_quantizers_out(twin)
+    disable_quantizers(network)
+    disable_quantizers(twin)
     count, channels, height, width = images.shape
     other = count - 1 or 2
     devices = [images.device] if images.device.type == "cuda" else []
@@ -84,7 +82,7 @@ def require_same(model: nn.Module, student: QuantizedModel, images: Tensor) -> N
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers by their names, whatever ``state_dict`` makes of them."""
+    """Return parameters and buffers by name, regardless of state-dict hooks."""
     return {
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
@@ -97,17 +95,17 @@ class _NotTakenError(InputError):
 
 def _noise(shape: Any, like: Tensor) -> Tensor:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    noise[1:2] *= 10  # far out, where one activation function differs from another
+    noise[1:2] *= 10  # large values, where activation functions differ
     return noise.to(like)
 
 
-def leave_quantizers_out(network: nn.Module) -> None:
-    """Make ``network`` compute with its weights and activations as they are."""
+def disable_quantizers(network: nn.Module) -> None:
+    """Make ``network`` compute with float weights and activations."""
     for module in network.modules():
-        _leave_quantizer_out(module)
+        _disable_quantizer(module)
 
 
-def _leave_quantizer_out(module: Any) -> None:
+def _disable_quantizer(module: Any) -> None:
     if isinstance(module, QAct):
         module.__dict__["forward"] = partial(activate, act=module.act)
     elif isinstance(module, QuantizedWeight):
@@ -117,7 +115,7 @@ def _leave_quantizer_out(module: Any) -> None:
 
 
 def _compare(network: nn.Module, twin: nn.Module, images: Tensor) -> Any:
-    """What ``network`` returns, which is what ``twin`` does."""
+    """Return the output of ``network``; raise InputError if ``twin`` differs."""
     try:
         expected, expected_calls = _run(network, images, _watched(network, twin))
     except Exception as error:
@@ -173,7 +171,7 @@ def _explanation(network: nn.Module, images: Tensor, where: str) -> str:
 
 
 def _watched(network: nn.Module, twin: nn.Module) -> list[str]:
-    """The modules whose outputs are to be the same in both."""
+    """Return the paths of modules whose outputs must be equal in both."""
     found = []
     modules = dict(twin.named_modules())
     for path, module in network.named_modules():
@@ -181,7 +179,7 @@ def _watched(network: nn.Module, twin: nn.Module) -> list[str]:
         layer = kind in LAYERS and other in (QConv2d, QLinear)
         act = kind in ACTIVATION_MODULES and other is QAct
         alike = kind is other and not module._modules and not isinstance(module, ScriptModule)
-        # The student has hooks and forwards of instances in its graph, behind the module.
+        # In the student, hooks and instances' forwards are part of the graph, not of the module.
         own = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         if (layer or act or alike) and not own:
             found.append(path)
@@ -193,7 +191,7 @@ def _run(model: nn.Module, images: Tensor, paths: list[str]) -> tuple[Any, Calls
 
     def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-            calls.setdefault(path, []).append(_in_short(output))
+            calls.setdefault(path, []).append(_summarize(output))
 
     with ExitStack() as stack:
         for path in paths:
@@ -203,16 +201,16 @@ def _run(model: nn.Module, images: Tensor, paths: list[str]) -> tuple[Any, Calls
     return output, calls
 
 
-def _in_short(output: Tensor) -> Tensor:
-    """``(N, 5)``: of each sample the ends and the means of all, of a half and of a third."""
+def _summarize(output: Tensor) -> Tensor:
+    """Return ``(N, 5)``: each sample's minimum, maximum, and means of all, a half and a third."""
     rows = output.detach().float().nan_to_num().reshape(len(output) if output.dim() else 1, -1)
     parts = (rows, rows[:, : -(-rows.shape[1] // 2)], rows[:, ::3])
-    ends = torch.aminmax(rows, dim=1)
-    return torch.stack([*ends, *(part.mean(1) for part in parts)], 1).to(output.dtype)
+    bounds = torch.aminmax(rows, dim=1)
+    return torch.stack([*bounds, *(part.mean(1) for part in parts)], 1).to(output.dtype)
 
 
 def _differs(expected: Any, found: Any) -> bool:
-    """Whether two outputs, of one tensor or several, differ by more than rounding."""
+    """Whether two outputs, tensors or containers of them, differ by more than rounding."""
     if isinstance(expected, (list, tuple)):
         return len(expected) != len(found) or any(map(_differs, expected, found))
     if isinstance(expected, dict):

@@ -1,4 +1,4 @@
-"""The quantized counterparts of a graph's operations, put in their places."""
+"""Replacement of a graph's operations by quantized counterparts."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from gdfq.ops._checks import Activation
 
 
 class Converter:
-    """Replaces layers and activations one by one, and notes every operation.
+    """Replaces layers and activations one by one, and records every operation.
 
     Args:
         root: whose modules are replaced.
         graph: of ``root``.
-        how: the settings of what they are replaced by.
-        bits: the widths, of which those in ``how`` are the usual ones.
+        how: settings of the quantizers.
+        bits: bit widths by name; those in ``how`` are its defaults.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class Converter:
         self.replaced: dict[nn.Module, nn.Module] = {}
         self.shapes = shapes_only(graph)
         self.operations: list[Operation] = []
-        # Notes that depend on the finished graph: the operation's place, and its node.
+        # Indices and nodes of operations whose record depends on the finished graph.
         self.arithmetic: dict[int, fx.Node] = {}
         self.readers: dict[int, fx.Node] = {}
 
-    # ---- names and notes ----
+    # ---- names and records ----
 
     def paths_of(self, module: nn.Module) -> list[str]:
-        """Every path of ``module``."""
+        """Return all paths of ``module``."""
         return [path for path, other in self.modules.items() if other is module]
 
     def free_name(self, path: str) -> str:
-        """``path``, or with a number behind it where that is taken."""
+        """Return ``path``, with a number appended if it is taken."""
         name, suffix = path, 0
         while name in self.taken:
             suffix += 1
@@ -82,54 +82,54 @@ class Converter:
         return name
 
     def scope_of(self, node: fx.Node) -> str:
-        """The path of the module whose forward called ``node``."""
+        """Return the path of the module whose forward called ``node``."""
         stack = node.meta.get("nn_module_stack") or {}
         return list(stack.values())[-1][0] if stack else ""
 
     def scoped_name(self, node: fx.Node, name: str) -> str:
-        """A free name in the module whose forward called ``node``."""
+        """Return a free name in the module whose forward called ``node``."""
         scope = self.scope_of(node)
         return self.free_name(f"{scope}.{name}" if scope else name)
 
     @property
     def per_act(self) -> str:
-        """What an activation has a range for."""
+        """Granularity of activation ranges, in words."""
         dynamic = self.how.is_dynamic("act")
-        return "per sample and channel, in each call" if dynamic else "per tensor"
+        return "per sample and channel, on the fly" if dynamic else "per tensor"
 
     def note_act(self, name: str, kind: str, bits: int) -> None:
-        """Note a quantized output."""
+        """Record a quantized output."""
         reason = f"output, {bits} bits {self.per_act}"
         self.operations.append(Operation(name, kind, "quantized", reason, bits))
 
     def note_layer(self, node: fx.Node, name: str, kind: str, bits: int, per_kernel: bool) -> None:
-        """Note a quantized weight of what ``node`` calls."""
+        """Record a quantized weight of the layer that ``node`` calls."""
         reason = f"weight, {bits} bits per {'kernel' if per_kernel else 'output channel'}"
         self.readers[len(self.operations)] = node
         self.operations.append(Operation(name, kind, "quantized", reason, bits))
 
     def note_float(self, name: str, kind: str, reason: str | None) -> None:
-        """``reason``: None is none, an operation that a quantized network would want quantized."""
+        """Record a float operation; without ``reason``, one that should be quantized."""
         self.operations.append(
             Operation(name, kind, "float", reason)
             if reason
             else Operation(name, kind, "uncovered", "no quantized counterpart; stays in float")
         )
 
-    # ---- changes ----
+    # ---- changes of the graph ----
 
     def make_act(self, bits: int, act: Activation) -> QAct:
-        """Return a quantizer of ``bits`` behind ``act``."""
+        """Create a quantized activation."""
         return QAct(bits, act, device=self.device, **self.how.of_acts).eval()
 
     def swap(self, module: nn.Module, quantized: nn.Module) -> None:
-        """Put ``quantized`` where ``module`` is."""
+        """Replace ``module`` by ``quantized``."""
         for path in self.paths_of(module):
             self.root.set_submodule(path, quantized)
         self.replaced[module] = quantized
 
     def use_act(self, node: fx.Node, name: str, bits: int, act: Activation) -> None:
-        """Make ``node`` call a new quantized activation called ``name``."""
+        """Replace ``node`` by a call of a new quantized activation ``name``."""
         self.root.set_submodule(name, self.make_act(bits, act))
         with self.graph.inserting_before(node):
             call = self.graph.call_module(name, (_input(node),))
@@ -140,9 +140,7 @@ class Converter:
     def quantize_behind(
         self, node: fx.Node, name: str, kind: str, aliases: Iterable[str] = ()
     ) -> None:
-        """Quantize what ``node`` computes by a quantizer that patterns find by ``name``, its own,
-        and by ``aliases``.
-        """
+        """Quantize the output of ``node``; patterns match ``name`` and ``aliases``."""
         bits = self.bits.act(name, aliases)
         self.root.set_submodule(name, self.make_act(bits, "none"))
         with self.graph.inserting_after(node):
@@ -153,7 +151,7 @@ class Converter:
     # ---- operations ----
 
     def convert_module(self, node: fx.Node) -> None:
-        """Convert and note the module that ``node`` calls."""
+        """Convert and record the module that ``node`` calls."""
         path = str(node.target)
         module = self.modules[path]
         kind = type(module).__name__
@@ -166,7 +164,7 @@ class Converter:
             self.note_layer(node, path, kind, bits, quantized.per_kernel)
         elif type(module) in ACTIVATION_MODULES:
             act = ACTIVATION_MODULES[type(module)]
-            # A module used at several places gets a range of its own at each.
+            # A module used at several places gets one range for each.
             again = module in self.replaced
             name = self.free_name(path) if again else path
             bits = self.bits.act(name)
@@ -188,7 +186,7 @@ class Converter:
             self.note_float(path, kind, float_reason(type(module)))
 
     def convert_call(self, node: fx.Node) -> None:
-        """Convert and note the function or method that ``node`` calls."""
+        """Convert and record the function or method that ``node`` calls."""
         target: Any = node.target
         kind = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         if _draws(node):
@@ -228,12 +226,12 @@ class Converter:
         with self.graph.inserting_before(node):
             quantized = self.graph.call_module(name, (weight,))
         node.replace_input_with(weight, quantized)
-        own = weight.op == "get_attr"  # of one that is computed the shape is not known
+        own = weight.op == "get_attr"  # the shape of a computed weight is unknown
         per_kernel = own and quantizer.per_kernel_of(attrgetter(str(weight.target))(self.root))
         self.note_layer(node, name, kind, bits, per_kernel)
 
     def layers(self) -> list[nn.Module | fx.Node]:
-        """What has a quantized weight, in order of execution: modules, and calls of functions."""
+        """Return layers, as modules or as nodes of function calls, in order of execution."""
         found: list[nn.Module | fx.Node] = []
         for node in self.graph.nodes:
             if node.op == "call_module" and type(self.modules[str(node.target)]) in LAYERS:
@@ -242,10 +240,10 @@ class Converter:
                 found.append(node)
         return found
 
-    # ---- what the finished graph says ----
+    # ---- the finished graph ----
 
     def finish(self, quantize_inputs: bool) -> list[Operation]:
-        """The notes, completed; with quantizers for what layers read in float, if asked for."""
+        """Complete and return the records; optionally quantize float inputs of layers."""
         for place, node in self.arithmetic.items():
             what = self.operations[place].reason
             behind = any(
@@ -278,7 +276,7 @@ class Converter:
         return self.operations
 
     def quantize_input(self, node: fx.Node, name: str, kind: str) -> None:
-        """Quantize what ``node`` reads by a quantizer called ``name``."""
+        """Quantize the input of ``node`` by a quantizer ``name``."""
         bits = self.bits.act(name)
         self.root.set_submodule(name, self.make_act(bits, "none"))
         source = _input(node)

@@ -1,4 +1,4 @@
-"""The copy of a network that becomes its student."""
+"""Copying of a network to be converted."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gdfq.errors import InputError
 from gdfq.nn.copying import copied
 
 _EMPTY = QuantizedModel(nn.Module(), fx.Graph(), CoverageReport([]))
-# Attributes that a student has for itself, beyond any module's.
+# Attributes of a student beyond those of nn.Module.
 TAKEN = {*dir(_EMPTY)} - {*dir(nn.Module())}
 
 
 def float_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in evaluation mode, every weight a parameter of its layer.
+    """Return a copy of ``model`` in evaluation mode, with plain parameters as weights.
 
-    Weights that are computed of others before each forward (``weight_norm``, ``spectral_norm``,
-    ``prune``, parametrizations) have the value that they have in evaluation mode.
+    Reparametrized weights (``weight_norm``, ``spectral_norm``, ``prune``, parametrizations) become
+    parameters with their values in evaluation mode.
 
     Raises:
-        InputError: a part of ``model`` has a name that no student can have.
+        InputError: a part of ``model`` has the name of an attribute of the student.
     """
     for name in (*model._modules, *model._parameters, *model._buffers):
         if name in TAKEN:
@@ -47,7 +47,7 @@ def _fold(module: nn.Module) -> None:
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, hook._tensor_name)
     if parametrize.is_parametrized(module):
-        # Removal takes the weight from the class, which the copy shares with its model.
+        # Removal changes the class, which the copy shares with its model.
         kind = type(module)
         own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
         module.__class__ = type(kind.__name__, kind.__bases__, own)

@@ -1,4 +1,4 @@
-"""Which operations of a network are quantized, and why the others are not."""
+"""Report of which operations of a network are quantized, and why others are not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ Status = Literal["quantized", "float", "uncovered"]
 class Operation:
     """One operation of the traced network.
 
-    ``status`` is ``"quantized"``, ``"float"`` (needs no quantizer, or keeps to float by the
-    method) or ``"uncovered"`` (a quantized network would want one, and there is none). ``name`` is
-    the path in the student of what is quantized, ``bits`` the width that it got.
-    ``float_input``: of a layer that reads float values, the name of the operation that made them.
+    Attributes:
+        name: path in the student of the quantized module, or the operation's name.
+        kind: class or function.
+        status: ``"quantized"``, ``"float"`` (by the method, or because no quantizer is needed) or
+            ``"uncovered"`` (should be quantized, but is not supported).
+        reason: of the status.
+        bits: width of the quantizer.
+        float_input: for a layer with a float input, the operation that computes it; else empty.
     """
 
     name: str
@@ -34,16 +38,16 @@ class CoverageReport:
 
     @property
     def uncovered(self) -> list[Operation]:
-        """The operations that should be quantized and are not."""
+        """Operations that should be quantized but are not."""
         return [op for op in self.operations if op.status == "uncovered"]
 
     @property
     def float_inputs(self) -> list[Operation]:
-        """The layers with a quantized weight that read values which are not quantized."""
+        """Layers with a quantized weight and a float input."""
         return [op for op in self.operations if op.float_input]
 
     def counts(self) -> dict[str, int]:
-        """Number of operations by status."""
+        """Count operations by status."""
         counts = {"quantized": 0, "float": 0, "uncovered": 0}
         for op in self.operations:
             counts[op.status] += 1

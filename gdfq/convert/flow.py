@@ -1,4 +1,4 @@
-"""What a student's values are: quantized, in float, or no values of tensors at all."""
+"""Data-flow analysis of a student's graph: which values are shapes, tensors, quantized."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gdfq.nn import QAct, QConv2d, QLinear
 
 
 def shapes_only(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that compute with sizes, not with the values of tensors."""
+    """Return the nodes that compute with shapes, not with values of tensors."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if (
@@ -53,7 +53,7 @@ _COMPUTES_TENSORS = {
 
 
 def value_type(root: nn.Module, node: fx.Node, known: Mapping[fx.Node, type | None]) -> type | None:
-    """The class of what ``node`` computes; None: not known. ``known``: those of nodes before."""
+    """Infer the class of the value of ``node``, or None; ``known``: classes of earlier nodes."""
     target: Any = node.target
     if node.op in ("placeholder", "get_attr"):
         return Tensor
@@ -87,9 +87,9 @@ def value_type(root: nn.Module, node: fx.Node, known: Mapping[fx.Node, type | No
 
 
 def float_sources(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
-    """The nodes whose values are not quantized, each with the name of what made them so.
+    """Return the nodes with float values, each with the name of the operation they stem from.
 
-    A quantizer makes values quantized. Pooling and what moves values passes on what it is given;
+    Quantizers return quantized values, pooling and moves preserve the kind of their inputs, and
     everything else computes float values.
     """
     found: dict[fx.Node, str] = {}

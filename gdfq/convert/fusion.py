@@ -1,4 +1,4 @@
-"""Fusion over a student's graph: fewer passes over memory, the same parameters and results."""
+"""Fusion of layers in a student's graph: fewer passes over memory, same parameters and results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Kind = tuple[torch.Size, torch.dtype]
 
 @dataclass(frozen=True)
 class Place:
-    """An activation's quantizer or a batch norm: what it was fused with, or why it was not."""
+    """An activation quantizer or batch norm; ``what`` it is fused with, or why it is not."""
 
     name: str
     fused: bool
@@ -36,21 +36,21 @@ class Place:
 
 
 class FusedModel(fx.GraphModule):
-    """A student's graph with its layers fused; it shares all modules with the student."""
+    """A student's graph with fused layers; shares all modules with the student."""
 
     @property
     def places(self) -> list[Place]:
-        """Every batch norm and activation quantizer of the graph."""
+        """All batch norms and activation quantizers of the graph."""
         return self.meta["places"]
 
     @property
     def not_fused(self) -> list[Place]:
-        """The places that stay as they are."""
+        """The places that are not fused."""
         return [place for place in self.places if not place.fused]
 
     @contextmanager
     def weights_kept(self) -> Iterator[None]:
-        """Within, every weight is quantized once, for all forward passes."""
+        """Quantize every weight only once for all forward passes within."""
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, QuantizedWeights):
@@ -58,30 +58,29 @@ class FusedModel(fx.GraphModule):
             yield
 
     def summary(self) -> str:
-        """One line: how many places are fused, and which are not."""
+        """Say in one line how many places are fused, and which are not."""
         fused = sum(place.fused for place in self.places)
         left = "".join(f"; {place.name}: {place.what}" for place in self.not_fused)
         return f"{fused} of {len(self.places)} batch norms and activations fused{left}"
 
 
 def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
-    """The student with its layers fused: same results, same parameters, less memory traffic.
+    """Fuse the layers of ``student``: same results and parameters, less memory traffic.
 
-    Batch norm, an optional sum with a residual, activation and quantizer become one
-    :class:`~gdfq.nn.fused.FusedBatchNormAct`; all weights are quantized by one call. Found by
-    pattern in the traced graph; what does not match stays as it is and is listed in ``places``.
+    Batch norm, an optional residual sum, activation and quantizer become one
+    :class:`~gdfq.nn.fused.FusedBatchNormAct`; one call quantizes all weights. Places that do not
+    match this pattern are kept and listed in ``places``.
 
     Args:
-        student: from :func:`gdfq.quantize_model`; not modified. The result shares its modules:
+        student: from :func:`gdfq.quantize_model`; not modified. The result shares its modules, so
             training one trains the other.
-        images: a small batch ``(N, C, H, W)`` as the student takes, N >= 2; shapes are read from
-            it.
+        images: a small batch ``(N, C, H, W)``, N >= 2, to find shapes.
 
     Returns:
-        The fused network. Its ``forward`` is the student's.
+        The fused network, with the forward signature of ``student``.
 
     Raises:
-        InputError: ``images`` is a batch of one.
+        InputError: ``images`` has fewer than two images.
     """
     if images.shape[0] < 2:
         raise InputError(f"images: needs two or more, got shape {tuple(images.shape)}")
@@ -93,7 +92,7 @@ def fuse(student: fx.GraphModule, images: Tensor) -> FusedModel:
     root._parameters = student._parameters
     root._buffers = student._buffers
     for node in graph.nodes:
-        # Names that this class has for itself.
+        # Rename modules that collide with attributes of FusedModel.
         first, *rest = str(node.target).split(".")
         if node.op == "call_module" and hasattr(FusedModel, first):
             root._modules[f"{first}_"] = student._modules[first]
@@ -119,8 +118,8 @@ class _Fusing(ModuleCalls):
         self.graph = graph
         self.kinds = trial.kinds
         self.changed = trial.changed
-        # Writes through it are not counted, so that no trial sees them. Parameters are no layer's
-        # input.
+        # PyTorch does not count writes through .data, so the trial cannot see them. Parameters are
+        # harmless: they are not inputs of layers.
         self.reads_data = any(
             node.target is getattr and node.args[1] == "data" and node.args[0].op != "get_attr"
             for node in graph.nodes
@@ -133,20 +132,20 @@ class _Fusing(ModuleCalls):
         return name
 
     def drop_identities(self) -> None:
-        """Leave out ``nn.Identity``, which stands between a batch norm and its activation."""
+        """Remove ``nn.Identity``, which can separate a batch norm from its activation."""
         for node in list(self.graph.nodes):
             if self.calls(node, nn.Identity) and type(self.module(node)) is nn.Identity:
                 node.replace_all_uses_with(node.all_input_nodes[0])
                 self.graph.erase_node(node)
 
     def weights(self) -> None:
-        """Quantize all weights by one call per estimator, kind of range and device."""
+        """Quantize all weights by one call for each estimator, kind of range and device."""
         groups: dict[Any, list[fx.Node]] = defaultdict(list)
         for node in self.graph.nodes:
             if self.calls(node, _LAYERS) and type(self.module(node)) in _LAYERS:
                 layer = self.module(node)
                 if layer.weight_lo is not None or layer.per_kernel:
-                    continue  # its range is no minimum and maximum of an output
+                    continue  # its range is not the minimum and maximum per output channel
                 groups[QuantizedWeights.group(layer)].append(node)
         first = next(iter(self.graph.nodes))
         for nodes in groups.values():
@@ -164,7 +163,7 @@ class _Fusing(ModuleCalls):
                 node.kwargs = {**node.kwargs, "quantized_weight": weights[layers.index(layer)]}
 
     def activation(self, node: fx.Node) -> Place:
-        """Fuse the quantizer that ``node`` calls with what is before it, if that matches."""
+        """Fuse the quantizer that ``node`` calls with the preceding layers if they match."""
         name = str(node.target)
         if self.module(node)._forward_hooks or self.module(node)._forward_pre_hooks:
             return Place(name, False, "it has hooks")
@@ -191,7 +190,7 @@ class _Fusing(ModuleCalls):
         return Place(name, True, f"with {norm.target}{with_residual}")
 
     def match(self, source: Any) -> tuple[fx.Node | None, fx.Node | None, str]:
-        """Batch norm and residual whose activated sum ``source`` is, or why it is none."""
+        """Return batch norm and residual that compute ``source``, or why it does not match."""
         if self.reads_data:
             return None, None, "the network takes .data of a tensor, which may be changed unseen"
         if self.calls(source, _BatchNorm):
@@ -227,7 +226,7 @@ class _Fusing(ModuleCalls):
         return None, None, problem
 
     def unfit(self, norm: fx.Node) -> str:
-        """Why the batch norm that ``norm`` calls cannot be fused; empty if it can."""
+        """Say why the batch norm that ``norm`` calls cannot be fused; empty if it can."""
         module = self.module(norm)
         if type(module) not in BATCH_NORMS:  # a subclass may compute something else
             return f"a {type(module).__name__}, which may compute something else"
@@ -247,12 +246,12 @@ class _Fusing(ModuleCalls):
 
 
 class _Trial(fx.Interpreter):
-    """Runs a copy of a student's graph to see what its tensors are and which are changed later.
+    """Runs a copy of a student's graph to find shapes and tensors that are changed in place.
 
     Attributes:
         kinds: shape and dtype of each node's tensor.
-        changed: the nodes whose tensor something behind them changes in place, itself or through
-            any view of it; PyTorch counts that for autograd.
+        changed: nodes whose tensor is changed later, directly or through a view; PyTorch counts
+            such changes for autograd.
     """
 
     def __init__(self, student: fx.GraphModule) -> None:
@@ -269,8 +268,8 @@ class _Trial(fx.Interpreter):
         return result
 
     def run_on(self, images: Tensor) -> None:
-        """Run on ``images``, which stay as they are."""
-        # Inference mode doesn't count changes, and its tensors don't.
+        """Run on a copy of ``images``."""
+        # Inference mode does not count changes.
         with torch.inference_mode(False), torch.no_grad():
             self.run(images.clone())
         for name, (tensor, version) in self.versions.items():

@@ -1,4 +1,4 @@
-"""A student that leaves the images it is given as they are."""
+"""Protection of a student's inputs from changes in place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from gdfq.convert.tables import MOVING, float_reason
 
-# Beside what is known to move values.
+# Views beyond the operations with the reason MOVING.
 _VIEWS = ("to", "float", "type", "narrow", "select", "movedim", "__getitem__")
 _OPERATORS = (
     operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
@@ -18,8 +18,8 @@ _OPERATORS = (
 _KNOWN = ("torch", "gdfq", "_operator", "operator", "builtins", "math")
 
 
-def keep_images(root: nn.Module, graph: fx.Graph) -> None:
-    """Have ``graph`` work on a copy of each input that it may change in place."""
+def copy_changed_inputs(root: nn.Module, graph: fx.Graph) -> None:
+    """Make ``graph`` work on a copy of each input that it may change in place."""
     for node in list(graph.nodes):
         if node.op == "placeholder" and _may_be_changed(root, node):
             with graph.inserting_after(node):
@@ -28,7 +28,7 @@ def keep_images(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _may_be_changed(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a reader of ``node``, or of a view of it, may write to it."""
+    """Whether a user of ``node``, or of a view of it, may write to it."""
     return any(
         _writes(root, user, node) or (_is_view(root, user) and _may_be_changed(root, user))
         for user in node.users

@@ -1,7 +1,7 @@
-"""Operations that work in place, so that a student need not.
+"""Conversion of in-place operations to out-of-place ones.
 
-A student's activations have outputs of their own. What reads a tensor behind the operation that
-changed it, under whichever name, must read what the student computes in its place.
+A student's quantized activations have separate outputs. Whatever reads a tensor after an in-place
+operation, under any alias, must read that output instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.nn.statistics import BATCH_NORMS
 
-# ``x += y`` and the like, which change tensors in place and make new numbers.
+# Augmented assignments, which change tensors in place but not numbers.
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
     operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv,
@@ -54,12 +54,11 @@ _NEW_CALLS = {
 }  # fmt: skip
 
 
-def settle_in_place(root: nn.Module, graph: fx.Graph) -> None:
-    """Have everything in ``graph`` read what is computed, not what is changed behind its back.
+def remove_in_place(root: nn.Module, graph: fx.Graph) -> None:
+    """Make in-place activations and operators (``+=``) of ``graph`` work out of place.
 
-    Where a tensor is changed in place, what reads it later, under any name for the whole of it,
-    reads the operation's output; activations and operators such as ``+=`` work out of place then.
-    Where a view of it is read later, the activation is written back into the tensor instead.
+    Later readers of the changed tensor, under any alias of the whole tensor, then read the
+    operation's output. If a view of it is read later, the output is copied back into the tensor.
     """
     in_place = _InPlace(root, graph)
     for node in list(graph.nodes):
@@ -69,8 +68,8 @@ def settle_in_place(root: nn.Module, graph: fx.Graph) -> None:
             continue
         source = in_place.changed_by(node)
         if source is not None:
-            in_place.settle(node, source)
-        in_place.see(node)
+            in_place.remove(node, source)
+        in_place.record(node)
 
 
 class _InPlace(ModuleCalls):
@@ -80,14 +79,14 @@ class _InPlace(ModuleCalls):
         self.numbers = shapes_only(graph)
         self.flags: dict[nn.Module, bool] = {}
         self.seen: set[fx.Node] = set()
-        self.same: dict[fx.Node, fx.Node] = {}  # each node's first name
-        self.group: dict[fx.Node, set[fx.Node]] = {}  # what may share memory with it
-        self.parts: dict[fx.Node, dict[fx.Node, int]] = {}  # which of a split's parts it is within
+        self.same: dict[fx.Node, fx.Node] = {}  # the first node with the same tensor
+        self.group: dict[fx.Node, set[fx.Node]] = {}  # nodes that may share memory
+        self.parts: dict[fx.Node, dict[fx.Node, int]] = {}  # by split, the part that holds it
 
-    # ---- what a node does to memory ----
+    # ---- memory effects of a node ----
 
     def changed_by(self, node: fx.Node) -> fx.Node | None:
-        """The node whose tensor ``node`` changes; None if it changes none."""
+        """Return the node whose tensor ``node`` changes in place, if any."""
         if node in self.numbers:
             return None
         target: Any = node.target
@@ -120,7 +119,7 @@ class _InPlace(ModuleCalls):
         return self.flags[module]
 
     def _activates(self, node: fx.Node) -> bool:
-        """Whether ``node`` is an activation, whose output the student quantizes."""
+        """Whether ``node`` is an activation; the student quantizes its output."""
         target: Any = node.target
         if node.op == "call_module":
             module = self.module(node)
@@ -129,7 +128,7 @@ class _InPlace(ModuleCalls):
         return target in ACTIVATION_CALLS or target in FLOAT_ACTIVATION_CALLS or target in CLAMPS
 
     def passes_on(self, node: fx.Node) -> fx.Node | None:
-        """The node whose tensor ``node`` returns as it is."""
+        """Return the node whose tensor ``node`` returns, if any."""
         target: Any = node.target
         if node.op == "call_module":
             module = self.module(node)
@@ -140,7 +139,7 @@ class _InPlace(ModuleCalls):
         return self.changed_by(node)
 
     def is_new(self, node: fx.Node) -> bool:
-        """Whether it is known that ``node`` returns memory of its own."""
+        """Whether ``node`` is known to return newly allocated memory."""
         target: Any = node.target
         if node.op == "call_module":
             module = self.module(node)
@@ -150,10 +149,10 @@ class _InPlace(ModuleCalls):
             target in _NEW_CALLS or float_reason(target) == POOLING
         )
 
-    # ---- who reads what ----
+    # ---- aliases ----
 
-    def see(self, node: fx.Node) -> None:
-        """Take in whose memory ``node`` returns, all before it seen."""
+    def record(self, node: fx.Node) -> None:
+        """Record which memory ``node`` returns; all earlier nodes must be recorded."""
         self.seen.add(node)
         same, group, parts = self.same, self.group, self.parts
         same[node], group[node], parts[node] = node, {node}, {}
@@ -171,13 +170,13 @@ class _InPlace(ModuleCalls):
                     group[member] = group[read]
             parts[node] |= parts[read]
         part: Any = node.args[1] if self._splits(node) else -1
-        if part >= 0:  # from the end, it may be any
+        if part >= 0:  # a negative index may be any part
             parts[node][node.all_input_nodes[0]] = part
 
-    def settle(self, node: fx.Node, source: fx.Node) -> None:
-        """Have what reads ``source``'s tensor after ``node`` read what ``node`` computes."""
+    def remove(self, node: fx.Node, source: fx.Node) -> None:
+        """Make readers of the tensor of ``source`` after ``node`` read the output of ``node``."""
         if "out" in node.kwargs or not (self._activates(node) or node.target in _OPERATORS):
-            return  # it works in place in the student as well
+            return  # stays in place in the student
         names = {other for other in self.same if self.same[other] is self.same.get(source)}
         within = self.parts.get(source, {}).items()
         views = {
@@ -208,10 +207,10 @@ class _InPlace(ModuleCalls):
                 for user in later(name):
                     user.replace_input_with(name, node)
             node.target = _OPERATORS.get(node.target, node.target)
-        _take_out_of_place(node)
+        _make_out_of_place(node)
 
     def _splits(self, node: fx.Node) -> bool:
-        """Whether ``node`` takes a part of what is split."""
+        """Whether ``node`` selects a part of a split."""
         return (
             node.target is operator.getitem
             and isinstance(node.args[1], int)
@@ -219,20 +218,20 @@ class _InPlace(ModuleCalls):
         )
 
     def write_back(self, node: fx.Node, source: fx.Node) -> None:
-        """Copy what ``node`` computes of a copy of ``source`` into ``source``."""
+        """Compute ``node`` on a copy of ``source``, and copy the result into ``source``."""
         with self.graph.inserting_before(node):
             copied = self.graph.call_method("clone", (source,))
         with self.graph.inserting_after(node):
             written = self.graph.call_method("copy_", (source, node))
         written.meta = copied.meta = node.meta
-        self.see(copied)
+        self.record(copied)
         node.replace_all_uses_with(written, delete_user_cb=lambda user: user is not written)
         node.replace_input_with(source, copied)
-        self.see(written)
+        self.record(written)
 
 
-def _take_out_of_place(node: fx.Node) -> None:
-    """Have the activation function that ``node`` calls leave its input as it is."""
+def _make_out_of_place(node: fx.Node) -> None:
+    """Call the out-of-place form of the activation function of ``node``."""
     node.target = OUT_OF_PLACE.get(node.target, node.target)
     node.args = tuple(False if value is True else value for value in node.args)
     if "inplace" in node.kwargs:
@@ -241,10 +240,10 @@ def _take_out_of_place(node: fx.Node) -> None:
 
 @torch.no_grad()
 def _works_in_place(module: nn.Module) -> bool:
-    """Whether an activation module changes its input; it does not any more thereafter."""
+    """Whether an activation module changes its input in place; also turns that off."""
     if not getattr(module, "inplace", False):
         return False
-    # Not every class's ``inplace`` speaks of its input.
+    # In some classes ``inplace`` does not concern the input.
     parameter = next(module.parameters(), None)
     values = torch.linspace(
         -4, 4, 8, device=None if parameter is None else parameter.device, dtype=torch.float32

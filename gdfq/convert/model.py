@@ -1,4 +1,4 @@
-"""The student."""
+"""The class of converted networks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from gdfq.nn.weight import QuantizedWeight
 
 
 class QuantizedModel(fx.GraphModule):
-    """A converted network: the teacher's module tree, run by the traced graph.
+    """A converted network: the teacher's module tree, executed by the traced graph.
 
-    ``coverage`` is its :class:`~gdfq.convert.coverage.CoverageReport`. ``state_dict`` has every
-    name of the teacher's, plus the activation ranges. Copies and pickles like any module.
+    ``coverage`` is its :class:`~gdfq.convert.coverage.CoverageReport`. ``state_dict`` has all names
+    of the teacher's, plus the ranges. Copies and pickles like any module.
     """
 
     coverage: CoverageReport
 
     def __init__(self, root: nn.Module, graph: fx.Graph, coverage: CoverageReport) -> None:
         super().__init__(root, graph, class_name=type(self).__name__)
-        # GraphModule keeps what the graph calls; the whole tree keeps every name.
+        # GraphModule keeps only modules that the graph calls; the whole tree keeps all names.
         self._modules = root._modules
         self._parameters = root._parameters
         self._buffers = root._buffers
@@ -34,13 +34,13 @@ class QuantizedModel(fx.GraphModule):
         self.training = root.training
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load a state, of a student with ranges of weights or of one without.
+        """Load a state of a student, with or without stored weight ranges.
 
-        Ranges of weights that the state has are kept from then on; where it has none, they are the
-        weights' minima and maxima.
+        Weight ranges in the state are stored; without them, ranges are the weights' minima and
+        maxima.
 
         Raises:
-            InputError: the state is of another student, in a line.
+            InputError: the state does not fit; one line says why.
         """
         try:
             return super().load_state_dict(state_dict, strict, assign)
@@ -52,7 +52,7 @@ class QuantizedModel(fx.GraphModule):
             ) from error
 
     def _other_ranges(self, state: Any) -> str | None:
-        """The first range that is dynamic here or in ``state`` alone, and how to have it there."""
+        """Describe the first range that is dynamic in only one of student and ``state``."""
         for name, module in self.named_modules():
             dynamic = isinstance(module, QAct) and module.dynamic_range
             stored = f"{name}.hi" in state or f"{name}.weight_hi" in state
@@ -66,7 +66,7 @@ class QuantizedModel(fx.GraphModule):
                 dynamic = module.dynamic_weight_ranges
             if dynamic and stored:
                 return (
-                    f"it has a range of {name}, which takes ranges in each call: quantize_model "
+                    f"it has a range of {name}, whose ranges are dynamic: quantize_model "
                     "made this student with dynamic_ranges, and the other without"
                 )
         return None

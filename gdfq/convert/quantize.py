@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from gdfq.convert.bits import BitWidths
-from gdfq.convert.canonical import use_modules
+from gdfq.convert.canonical import restore_layers
 from gdfq.convert.conversion import Converter
 from gdfq.convert.copying import float_copy
 from gdfq.convert.coverage import CoverageReport, Operation
-from gdfq.convert.images import keep_images
-from gdfq.convert.in_place import settle_in_place
+from gdfq.convert.images import copy_changed_inputs
+from gdfq.convert.in_place import remove_in_place
 from gdfq.convert.model import QuantizedModel
 from gdfq.convert.tracing import check_leaves, trace
 from gdfq.errors import InputError
@@ -93,8 +93,8 @@ def quantize_model(
             parameter.requires_grad_(parameter.is_floating_point())
     check_leaves(root, leaf_modules)
     graph, tracer = trace(root, leaf_modules)
-    use_modules(root, graph)
-    settle_in_place(root, graph)
+    restore_layers(root, graph)
+    remove_in_place(root, graph)
     converter = Converter(root, graph, how, widths)
     layers = converter.layers()
     if how.first_last_bits is not None and layers:
@@ -111,7 +111,7 @@ def quantize_model(
         elif node.op in ("call_function", "call_method"):
             converter.convert_call(node)
     coverage = CoverageReport(converter.finish(quantize_inputs))
-    keep_images(root, graph)
+    copy_changed_inputs(root, graph)
     widths.require_matches()
     if not coverage.counts()["quantized"]:
         raise InputError("model: has no Conv2d, Linear or activation that could be quantized")

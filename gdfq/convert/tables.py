@@ -1,4 +1,4 @@
-"""What is known about operations."""
+"""Tables of operations and how the conversion treats them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gdfq.ops._checks import Activation
 LAYERS = (nn.Conv2d, nn.Linear)
 LAYER_CALLS = {F.conv2d: nn.Conv2d, F.linear: nn.Linear}
 
-# ---- activations that are one operator with their quantizer ----
+# ---- activations fused with their quantizer ----
 
 ACTIVATION_MODULES: dict[type, Activation] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
 ACTIVATION_CALLS: dict[Any, Activation] = {
@@ -30,14 +30,14 @@ ACTIVATION_CALLS: dict[Any, Activation] = {
 CLAMPS = (torch.clamp, torch.clamp_, torch.clip, torch.clip_, "clamp", "clamp_", "clip", "clip_")
 CLAMP_BOUNDS: dict[tuple[Any, Any], Activation] = {(0, None): "relu", (0, 6): "relu6"}
 
-# ---- activations that stay as they are, with a quantizer behind them ----
+# ---- activations followed by a quantizer ----
 
 FLOAT_ACTIVATION_MODULES = (
     nn.SiLU, nn.Hardswish, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.PReLU,
     nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardtanh,
     nn.RReLU, nn.Threshold, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink,
 )  # fmt: skip
-# Libraries have their own: timm's memory-efficient ones, pytorchcv's. Known by the class's name.
+# Names of other libraries' activation classes, such as timm's memory-efficient ones.
 FLOAT_ACTIVATION_NAMES = frozenset(
     name + suffix
     for name in (
@@ -54,7 +54,7 @@ FLOAT_ACTIVATION_CALLS = (
     torch.prelu, torch.selu, torch.celu, torch.rrelu, "sigmoid", "tanh", "prelu", "hardshrink",
 )  # fmt: skip
 
-# Works in place, and the same out of place.
+# In-place activations and their out-of-place forms.
 OUT_OF_PLACE: dict[Any, Any] = {
     F.leaky_relu_: F.leaky_relu,
     F.elu_: F.elu,
@@ -68,9 +68,9 @@ OUT_OF_PLACE: dict[Any, Any] = {
     "tanh_": "tanh",
 }
 
-# ---- what draws random numbers ----
+# ---- operations that draw random numbers ----
 
-# Each with what ``training`` is where it is not given.
+# With their default of ``training``.
 DROPOUTS: dict[Any, bool] = {
     F.dropout: True, F.dropout1d: True, F.dropout2d: True, F.dropout3d: True,
     F.alpha_dropout: False, F.feature_alpha_dropout: False,
@@ -81,7 +81,7 @@ DRAWS = (
     "normal_", "uniform_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_",
 )  # fmt: skip
 
-# ---- what stays in float ----
+# ---- operations that stay in float ----
 
 _POOLS = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
@@ -99,7 +99,7 @@ _MOVES = (
     "split", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "expand", "expand_as",
     "unbind", "view_as", "reshape_as", "unflatten", "detach", "clone",
 )  # fmt: skip
-# Functions of other libraries that do nothing in evaluation mode, or only pad.
+# Functions of other libraries that are the identity in evaluation mode.
 DROPS_BY_NAME = ("stochastic_depth", "drop_path", "drop_block_2d")
 _MOVES_BY_NAME = (*DROPS_BY_NAME, "pad_same")
 SPLITS = (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
@@ -131,14 +131,14 @@ _FLOAT_REASONS: dict[Any, str] = {
 
 
 def float_reason(operation: Any) -> str | None:
-    """Why a function, a method's name or a type of modules stays in float; None: not known."""
+    """Say why a function, method name or module class stays in float; None if it is unknown."""
     if getattr(operation, "__name__", None) in _MOVES_BY_NAME:
         return MOVING
     return _FLOAT_REASONS.get(operation)
 
 
 def is_float_activation(module: nn.Module) -> bool:
-    """Whether ``module`` is an activation function that no operator fuses with its quantizer."""
+    """Whether ``module`` is an activation that is followed by a separate quantizer."""
     if type(module).__module__.startswith("torch.nn."):
         return type(module) in FLOAT_ACTIVATION_MODULES
     return type(module).__name__.lower() in FLOAT_ACTIVATION_NAMES and not module._modules

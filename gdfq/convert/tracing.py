@@ -1,4 +1,4 @@
-"""A network as a graph."""
+"""Tracing of a network into a graph."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _CONDITIONS = (
     getattr, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
     operator.ge, operator.mod, operator.and_, operator.or_, *SHAPE_METHODS,
 )  # fmt: skip
-# fx replaces methods of nn.Module, of the whole process, while it traces.
+# While fx traces, it replaces methods of nn.Module in the whole process.
 _TRACING = threading.RLock()
 
 
 def _recorded(name: str) -> Callable[[Any, Any], Any]:
-    """``x += y`` and the like, recorded as what changes ``x``; fx itself records ``x + y``."""
+    """Record ``x += y`` as an in-place operation; fx itself records ``x + y``."""
     plain = name.removeprefix("i")
 
     def method(self: Any, other: Any) -> Any:
@@ -46,7 +46,7 @@ def _recorded(name: str) -> Callable[[Any, Any], Any]:
 
 
 class _Value(fx.Proxy):
-    """A value of the traced network that knows operators in place."""
+    """A value of the traced network, with in-place operators."""
 
     __iadd__ = _recorded("iadd")
     __isub__ = _recorded("isub")
@@ -66,7 +66,7 @@ class _Value(fx.Proxy):
 
     @property
     def kind(self) -> type | None:
-        """The class of the value, where that is known."""
+        """Class of the value, if it is known."""
         return self.tracer.kinds.get(self.node)
 
     def __getattr__(self, k: str) -> Any:
@@ -76,17 +76,17 @@ class _Value(fx.Proxy):
 
 
 class _Attribute(fx.proxy.Attribute, _Value):
-    """An attribute of a value, which is recorded where it is used."""
+    """An attribute of a value, recorded when it is used."""
 
 
 class StudentTracer(fx.Tracer):
-    """Does not trace into quantized layers, activations, nor what the user named.
+    """Tracer that keeps quantized layers, activations and the user's leaf modules as operations.
 
     Args:
-        leaf_modules: classes and paths of modules that are one operation each.
-        functions: that are one operation each.
-        whole: trace the network's call and those of its modules, hooks and all; without, its
-            ``forward``, as of a student that is read from a file.
+        leaf_modules: classes and paths of modules to keep as operations.
+        functions: functions to keep as operations.
+        whole: trace calls of modules including their hooks; False traces only ``forward``, for
+            students.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class StudentTracer(fx.Tracer):
         self.kinds: dict[fx.Node, type | None] = {}
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        """The graph of ``root``, whose code may read modules and tensors of any name."""
+        """Return the graph of ``root``, with code for modules and tensors of any name."""
         graph = super().trace(root, concrete_args)
         graph.set_codegen(Code())
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether ``m`` is called as one operation."""
+        """Whether ``m`` is kept as one operation."""
         if self.is_named(m, module_qualified_name):
             return True
-        # A forward of its own instance, or a weight that a hook computes: not what the class says.
+        # The instance's forward, or a weight computed by a hook, differs from the class's.
         if "forward" in m.__dict__ or (type(m) in LAYERS and m._parameters.get("weight") is None):
             return False
         return (
@@ -123,14 +123,14 @@ class StudentTracer(fx.Tracer):
         )
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """The value that ``node`` computes."""
+        """Return the value that ``node`` computes."""
         self.kinds[node] = value_type(self.root, node, self.kinds)
         return _Value(node, self)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """The network's call, hooks and all, and its arguments: those that have no default."""
+        """Return the network's call including its hooks, and its arguments without defaults."""
         if not self.whole:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         root: Any = self.root
@@ -143,13 +143,13 @@ class StudentTracer(fx.Tracer):
         return root.__call__ if own_call else root._call_impl, values
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Call ``m``, or record its call, between its hooks, which are traced as its forward is."""
+        """Call ``m`` or record its call; its hooks are traced like its forward."""
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         try:
             path = self.path_of_module(m)
         except NameError:
-            # It is made in the call, such as a slice of an nn.Sequential.
+            # Created during the call, such as a slice of an nn.Sequential.
             return forward(*args, **kwargs)
         self.called.add(path)
         hooked = m._forward_hooks or m._forward_pre_hooks
@@ -162,18 +162,18 @@ class StudentTracer(fx.Tracer):
             return forward(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """A module's attribute, recorded if it is a parameter."""
+        """Return a module's attribute, recorded if it is a parameter."""
         if threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_named(self, module: nn.Module, path: str) -> bool:
-        """Whether the user asked to leave ``module`` as it is."""
+        """Whether ``module`` is one of the user's leaf modules."""
         return path in self.leaf_names or isinstance(module, self.leaf_types)
 
 
 def check_leaves(root: nn.Module, leaf_modules: Sequence[str | type]) -> None:
-    """Raise an InputError for the first entry that is no path and no class of modules."""
+    """Raise InputError for the first entry that is neither a path nor a class of modules."""
     if isinstance(leaf_modules, str):
         raise InputError(f"leaf_modules: must be a sequence, got the string {leaf_modules!r}")
     paths = {path for path, _ in root.named_modules(remove_duplicate=False)}
@@ -189,23 +189,25 @@ def check_leaves(root: nn.Module, leaf_modules: Sequence[str | type]) -> None:
 
 
 def trace(root: nn.Module, leaf_modules: Sequence[str | type]) -> tuple[fx.Graph, StudentTracer]:
-    """The graph of ``root``, without its checks; an InputError names a line that prevents it.
+    """Trace ``root`` without its assertions.
 
-    The error also names every module that must be left out for the rest to be traced.
+    A function with control flow on tensors or shapes, called by a ``forward``, becomes one
+    operation. Arguments with defaults keep them. Forward hooks become part of the graph and are
+    removed from ``root``; constant tensors become buffers of ``root``.
 
-    A function with control flow on tensors or their shapes, called by a module's ``forward``,
-    becomes one operation of the graph. Arguments with defaults keep these. Forward hooks are part
-    of the graph, and taken from ``root``; tensors that are constants become its buffers.
+    Raises:
+        InputError: a line cannot be traced; the message names it, and all modules that must become
+            leaf modules for the rest to be traced.
     """
     functions: list[Callable[..., Any]] = []
     failed: list[Exception] = []
-    holders: list[str] = []  # of lines that cannot be traced
+    holders: list[str] = []  # modules with lines that cannot be traced
     while True:
         tracer = StudentTracer([*leaf_modules, *holders], functions, whole=True)
-        # What a forward keeps of its input stays in a copy, which is thrown away.
+        # A forward may store values in its module, so trace a copy and discard it.
         traced = copied(root, share=True)
         for module in traced.modules():
-            module._backward_hooks.clear()  # which would look for tensors among what is recorded
+            module._backward_hooks.clear()  # they would look for tensors among recorded values
         try:
             with _TRACING, _as_with_tensors(traced):
                 graph = tracer.trace(traced)
@@ -230,7 +232,7 @@ def trace(root: nn.Module, leaf_modules: Sequence[str | type]) -> tuple[fx.Graph
     for path in tracer.called:
         module = root.get_submodule(path)
         if tracer.is_named(module, path):
-            continue  # it is called as it is
+            continue
         for hooks in _forward_hooks(module):
             hooks.clear()
         if not tracer.is_leaf_module(module, path):
@@ -250,7 +252,7 @@ def _forward_hooks(module: nn.Module) -> list[Any]:
 
 
 def _keep_constants(root: nn.Module, traced: nn.Module, graph: fx.Graph) -> None:
-    """Make buffers of ``root`` of the tensors that ``graph`` reads and that are in no state."""
+    """Register tensors that ``graph`` reads, and no state holds, as buffers of ``root``."""
     for node in graph.nodes:
         if node.op != "get_attr":
             continue
@@ -274,7 +276,7 @@ def _keep_constants(root: nn.Module, traced: nn.Module, graph: fx.Graph) -> None
 
 @contextmanager
 def _replaced(names: dict[str, Any], name: str, value: Any) -> Iterator[None]:
-    """Within, ``names[name]`` is ``value``."""
+    """Set ``names[name]`` to ``value`` within."""
     before = {name: names[name]} if name in names else {}
     names[name] = value
     try:
@@ -286,9 +288,9 @@ def _replaced(names: dict[str, Any], name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _as_with_tensors(root: nn.Module) -> Iterator[None]:
-    """Within, the code of ``root``'s forwards takes recorded values for the tensors they stand for.
+    """Make ``isinstance`` and ``type`` in the forwards of ``root`` see recorded values as tensors.
 
-    Batch norms do not look at their input's dimensions, as subclasses' forwards do.
+    Also disables the check of input dimensions in batch norms.
     """
     modules = [*root.modules()]
     with ExitStack() as stack:
@@ -306,7 +308,7 @@ def _as_with_tensors(root: nn.Module) -> Iterator[None]:
 
 
 def _users_globals(modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
-    """The namespaces of the functions that run when ``modules`` are called."""
+    """Return the global namespaces of forwards and hooks of ``modules``."""
     found: dict[int, dict[str, Any]] = {}
     for module in modules:
         functions = [c.__dict__.get("forward") for c in type(module).__mro__]
@@ -331,7 +333,7 @@ class _TypeOfTypes(type):
 
 
 class _Type(metaclass=_TypeOfTypes):
-    """``type``, for which a recorded tensor is a tensor."""
+    """``type`` that returns Tensor for a recorded tensor."""
 
     def __new__(cls, value: Any, *rest: Any, **options: Any) -> Any:
         if rest or options or not isinstance(value, _Value):
@@ -353,11 +355,11 @@ def _is_users(frame: FrameType) -> bool:
 
 
 def _untraceable_function(frames: list[FrameType]) -> FunctionType | None:
-    """The innermost function, in whose call tracing failed, that a ``forward`` can call as one."""
+    """Return the innermost function in the failed call that could be kept as one operation."""
     forwards = [i for i, frame in enumerate(frames) if frame.f_code.co_name == "forward"]
     if not forwards:
         return None
-    # fx replaces functions in the globals of the modules' forwards, and there only.
+    # fx replaces functions only in the globals of the modules' forwards.
     known = frames[forwards[-1]].f_globals
     for frame in reversed(frames[forwards[-1] + 1 :]):
         function = frame.f_globals.get(frame.f_code.co_name)
@@ -371,9 +373,9 @@ def _untraceable_function(frames: list[FrameType]) -> FunctionType | None:
 
 
 def _holder(error: Exception, root: nn.Module) -> str:
-    """The path of the module in whose forward tracing failed; "" where that is the network."""
+    """Return the path of the module whose forward cannot be traced; "" for the network itself."""
     paths = {module: path for path, module in root.named_modules()}
-    # A hook of a module has no ``self``; its call, in PyTorch's code, has.
+    # A hook has no ``self``, but PyTorch's call of it has.
     callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
     holders = [
         paths[caller] for caller in callers if isinstance(caller, nn.Module) and caller in paths
@@ -382,7 +384,7 @@ def _holder(error: Exception, root: nn.Module) -> str:
 
 
 def _explanation(error: Exception, holders: list[str]) -> str:
-    """What prevents tracing, and what to do; ``holders``: the modules that can be left out."""
+    """Explain what prevents tracing and what to do; ``holders``: possible leaf modules."""
     found = [
         entry
         for (frame, _), entry in zip(
@@ -428,7 +430,7 @@ def _explanation(error: Exception, holders: list[str]) -> str:
 
 
 def _drop_checks(graph: fx.Graph) -> None:
-    """Remove the assertions of ``graph``, and what only they needed."""
+    """Remove assertions from ``graph``, and operations used only by them."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is torch._assert:
             unused = node.all_input_nodes

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from gdfq.convert.comparison import leave_quantizers_out
+from gdfq.convert.comparison import disable_quantizers
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
 from gdfq.nn.given import one_line
@@ -53,7 +53,7 @@ def require_channels_last(
     networks = {"generator": generator, "teacher": teacher, "student": student}
     for name, network in networks.items():
         trial = copied(network, name=name)
-        leave_quantizers_out(trial)
+        disable_quantizers(trial)
         problem = None
         try:
             with multiplications("fp32", device):

@@ -160,7 +160,7 @@ def test_off_there_is_nothing_of_it():
 def test_coverage_says_what_has_ranges():
     reasons = {op.name: op.reason for op in student_of("both").coverage.operations}
     assert reasons["0"] == "weight, 3 bits per kernel"
-    assert reasons["2"] == "output, 3 bits per sample and channel, in each call"
+    assert reasons["2"] == "output, 3 bits per sample and channel, on the fly"
     assert reasons["8"] == "weight, 3 bits per output channel"
 
 
@@ -261,7 +261,7 @@ def test_packed_and_loaded(tmp_path, dynamic, bits):
 
 def test_a_file_with_ranges_does_not_fit_a_dynamic_model(tmp_path):
     gdfq.save(tiny_trainer(bits=3).train(), tmp_path / "student.safetensors")
-    with pytest.raises(gdfq.InputError, match="in each call in the model"):
+    with pytest.raises(gdfq.InputError, match="has dynamic ranges in the model"):
         gdfq.load(tmp_path / "student.safetensors", student_of("act"))
 
 

@@ -82,8 +82,8 @@ def test_with_ranges_of_weights_or_without_a_student_answers_the_same(files, sou
 
 MISFITS = [
     ("dynamic acts", "none", "it has no range of 2: it is of the float network .*"),
-    ("none", "dynamic acts", "it has a range of 2, which takes ranges in each call"),
-    ("kept", "dynamic weights", "it has a range of 0, which takes ranges in each call"),
+    ("none", "dynamic acts", "it has a range of 2, whose ranges are dynamic"),
+    ("kept", "dynamic weights", "it has a range of 0, whose ranges are dynamic"),
 ]
 
 
