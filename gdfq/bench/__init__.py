@@ -1,1 +1,1 @@
-"""How long a training step takes, where, and beside what."""
+"""Benchmarks of the training step against other implementations."""

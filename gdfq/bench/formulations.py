@@ -1,4 +1,4 @@
-"""What is measured: our step, and others' formulations of the same method."""
+"""The implementations to measure: this package's trainer, and rivals in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RIVALS: dict[Rival, tuple[str, dict[str, Any]]] = {
         "torch.compile of plain, teacher frozen",
         {"frozen_teacher": True, "compiled": "default"},
     ),
-    # In that mode torch.compile would capture graphs of its own inside ours, which CUDA refuses.
+    # Plain max-autotune captures CUDA graphs inside our capture, which CUDA does not allow.
     "max-autotune": (
         "torch.compile max-autotune, teacher frozen, in one CUDA graph",
         {"frozen_teacher": True, "compiled": "max-autotune-no-cudagraphs", "captured": True},
@@ -36,11 +36,15 @@ NEED_CUDA: tuple[Rival, ...] = ("max-autotune",)
 
 @dataclass
 class Settings:
-    """What is measured, apart from the network.
+    """Settings of a measurement.
 
     Attributes:
+        steps: measured steps.
+        warm_up: train the generator only.
+        fuse: of our trainer.
+        pages_kept: run rivals, too, with freed memory kept.
         trainer: further arguments of our trainer.
-        rival_precision: the rivals' ``precision``; None is ours.
+        rival_precision: of the rivals; None is the trainer's.
     """
 
     weight_bits: int = 4
@@ -55,7 +59,7 @@ class Settings:
 
 
 def make(name: str, workload: Workload, settings: Settings, world: World | None = None) -> Any:
-    """The trainer called ``"ours"``, of one of many processes or alone, or a rival's."""
+    """Create our trainer, ``"ours"``, or a rival's."""
     torch.manual_seed(0)
     generator = Generator(
         workload.num_classes, workload.image_size, conditional_bn=workload.conditional_bn
@@ -84,7 +88,11 @@ def make(name: str, workload: Workload, settings: Settings, world: World | None 
 
 
 def check_rivals(names: Sequence[str], device: str) -> list[Any]:
-    """The rivals called so, each once, or an InputError."""
+    """Return the rivals ``names`` without repeats.
+
+    Raises:
+        InputError: one is unknown, or needs a CUDA device.
+    """
     for name in names:
         if name not in get_args(Rival):
             raise InputError(f"against: must be one of {', '.join(get_args(Rival))}, got {name!r}")

@@ -1,4 +1,4 @@
-"""Step time by phase, the convolutions' share, and peak memory, ours and others' in turns."""
+"""Measurement of step time by phase, share of convolutions, and peak memory."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ from gdfq.training import GDFQTrainer
 from gdfq.training.capture import WARM_UP_STEPS
 
 PHASES = ("generator", "teacher", "student", "optimizers")
-# The generator's last convolution is a batched matrix product (gdfq/nn/narrow_conv.py).
+# bmm: the generator's last convolution, see gdfq/nn/narrow_conv.py.
 CONVOLUTIONS = re.compile(r"^aten::(.*conv.*|bmm|im2col|col2im)$")
 
 
 @dataclass
 class Measurement:
-    """One formulation's step.
+    """Measured step of one implementation.
 
     Attributes:
-        name: what the tables call it.
+        name: in tables.
         seconds: of each step.
-        images_per_second: at the median.
-        phases: median seconds by phase; ours only, and empty on a GPU or many processes.
-        convolutions: their part of the step's time; ours on one process on the CPU only.
-        peak_bytes: of memory; None where it was not measured.
-        traffic: what each process gives to collectives in a step, by purpose; empty if alone.
-        calibration_traffic: the same of a calibration batch.
+        images_per_second: at the median step time.
+        phases: median seconds by phase; only for our trainer in one process on the CPU.
+        convolutions: their fraction of the step time; only for our trainer in one process on the
+            CPU.
+        peak_bytes: peak memory; None if it was not measured.
+        traffic: collective traffic of each process in a step, by purpose.
+        calibration_traffic: the same for a calibration batch.
     """
 
     name: str
@@ -66,14 +67,14 @@ def measure(
     memory: bool = True,
     world: World | None = None,
 ) -> tuple[list[Measurement], GDFQTrainer]:
-    """Time ``settings.steps`` steps of our trainer and of each rival, in turns, in this process.
+    """Time ``settings.steps`` steps of our trainer and of each rival, interleaved.
 
-    The rivals run with the C allocator as PyTorch finds it unless ``pages_kept``; ours with
-    freed memory kept, as in a run of ``gdfq quantize``. Peak memory is measured in processes of
-    their own. Of many processes all must call it, without rivals and memory.
+    Our trainer runs with freed memory kept, as in ``gdfq quantize``; rivals use the C allocator's
+    defaults unless ``pages_kept``. Peak memory is measured in separate processes. With several
+    processes, all must call it, without rivals and memory.
 
     Returns:
-        Ours first, then the rivals as named; and our trainer.
+        Measurements of our trainer and of the rivals in order; and our trainer.
     """
     with allocator_put_back():
         return _measure(workload, settings, rivals, memory, world or World())
@@ -82,12 +83,12 @@ def measure(
 def _measure(
     workload: Workload, settings: Settings, rivals: list[Rival], memory: bool, world: World
 ) -> tuple[list[Measurement], GDFQTrainer]:
-    keep_freed_memory()  # our trainer times memory formats when it is made
+    keep_freed_memory()  # our trainer times memory formats when it is created
     names: list[Any] = ["ours", *rivals]
     trainers = {name: make(name, workload, settings, world) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     clock = PhaseClock(trainers["ours"])
-    # Not counted: libraries choose algorithms, and on a GPU the step is captured after a few.
+    # Skip steps in which libraries select algorithms and, on a GPU, the step is captured.
     uncounted = 2 if settings.device == "cpu" else WARM_UP_STEPS + 2
     traffic = []
     for turn in range(settings.steps + uncounted):
@@ -111,13 +112,13 @@ def _measure(
         results.append(Measurement(label, seconds[name], rate))
     ours = results[0]
     ours.phases = clock.medians()
-    ours.traffic = traffic[1]  # a replayed graph is not counted; the second step never is one
+    ours.traffic = traffic[1]  # the second step is never a graph replay, which is not counted
     ours.calibration_traffic = _difference(traffic[0], traffic[1])
     if settings.device == "cpu" and not world.parallel:
         ours.convolutions = convolution_share(trainers["ours"].step)
     clock.remove()
     if memory:
-        # The format chosen above: trying both would take memory of its own.
+        # Use the format chosen above, since trying both takes memory.
         chosen = {**settings.trainer, "memory_format": trainers["ours"].memory_format}
         for name, result in zip(names, results, strict=True):
             result.peak_bytes = peak_memory(name, workload, replace(settings, trainer=chosen))
@@ -125,7 +126,7 @@ def _measure(
 
 
 def _difference(first: dict[str, Traffic], second: dict[str, Traffic]) -> dict[str, Traffic]:
-    """What is in ``first``, the step that calibrates before it, beyond ``second``."""
+    """Return the traffic of ``first``, a step with calibration, beyond that of ``second``."""
     nothing = Traffic()
     pairs = {name: (more, second.get(name, nothing)) for name, more in first.items()}
     differences = {
@@ -148,7 +149,7 @@ def _wait() -> None:
 
 
 def timed(step: Any) -> float:
-    """Seconds that ``step`` takes, the device's work included."""
+    """Return the seconds that ``step`` takes, the device's work included."""
     _wait()
     start = time.perf_counter()
     step()
@@ -157,10 +158,11 @@ def timed(step: Any) -> float:
 
 
 class PhaseClock:
-    """Splits our step's time by hooks on its networks and optimizers.
+    """Splits the time of our step into phases, by hooks on networks and optimizers.
 
-    Teacher: its forward and backward pass, losses included; generator: its own; student: all from
-    the generator's update to its own. On a GPU a step is one graph, and only the total is taken.
+    The teacher's phase is its forward and backward pass with losses, the generator's its own
+    passes, the student's everything between both updates. On a GPU, where a step is one graph, and
+    with several processes, only the total is measured.
     """
 
     def __init__(self, trainer: GDFQTrainer) -> None:
@@ -168,7 +170,7 @@ class PhaseClock:
         self.totals: dict[str, list[float]] = {name: [] for name in PHASES}
         self.current = dict.fromkeys(PHASES, 0.0)
         self.last = 0.0
-        # With others, the generator's update ends inside the student's phase.
+        # With several processes, the generator's update ends inside the student's phase.
         self.split = trainer.device.type == "cpu" and not trainer.world.parallel
         self.hooks: list[Any] = []
         if not self.split:
@@ -192,7 +194,7 @@ class PhaseClock:
         ]
 
     def step(self) -> float:
-        """One step; its seconds."""
+        """Run one step and return its seconds."""
         self.current = dict.fromkeys(PHASES, 0.0)
         self.last = time.perf_counter()
         elapsed = timed(self.trainer.step)
@@ -201,18 +203,18 @@ class PhaseClock:
         return elapsed
 
     def forget(self) -> None:
-        """Drop what was measured."""
+        """Discard the measurements so far."""
         for values in self.totals.values():
             values.clear()
 
     def medians(self) -> dict[str, float]:
-        """Median seconds by phase; empty where they are not told apart."""
+        """Return median seconds by phase; empty if only the total is measured."""
         if not self.split:
             return {}
         return {name: statistics.median(values) for name, values in self.totals.items()}
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for hook in self.hooks:
             hook.remove()
 
@@ -231,9 +233,9 @@ class PhaseClock:
 
 
 def convolution_share(step: Any) -> float:
-    """The part of a step's time on the CPU that is spent in convolutions, by PyTorch's profiler.
+    """Return the fraction of a step's CPU time in convolutions, by PyTorch's profiler.
 
-    The reordering that a convolution's library does inside it counts as convolution.
+    Includes reordering of memory inside convolutions.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     with _quiet(), torch.profiler.profile(activities=activities) as profile:
@@ -247,7 +249,7 @@ def convolution_share(step: Any) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the profiler's greetings, which its C++ side writes, from standard error."""
+    """Suppress messages that the profiler's C++ code writes to standard error."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -259,10 +261,10 @@ def _quiet() -> Iterator[None]:
 
 
 def peak_memory(name: str, workload: Workload, settings: Settings) -> int | None:
-    """Bytes that networks, optimizers' state and two steps take, in a process of their own.
+    """Measure peak bytes of networks, optimizer state and two steps, in a new process.
 
-    On the CPU the growth of the resident set, on a GPU what PyTorch's allocator gave out. None
-    where the system does not tell.
+    On the CPU this is the growth of the resident set, None if the system does not report it; on a
+    GPU it is the peak of PyTorch's allocator.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
@@ -272,10 +274,10 @@ def peak_memory(name: str, workload: Workload, settings: Settings) -> int | None
 def _peak_memory(name: str, workload: Workload, settings: Settings) -> int | None:
     if settings.device != "cpu":
         trainer = make(name, workload, settings)
-        for _ in range(WARM_UP_STEPS):  # compiling takes memory of its own
+        for _ in range(WARM_UP_STEPS):  # exclude the memory of compilation
             trainer.step()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(2):  # the first is the one that is captured
+        for _ in range(2):  # the first one is captured
             trainer.step()
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")

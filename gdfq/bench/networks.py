@@ -1,4 +1,4 @@
-"""The networks whose training step is measured."""
+"""The networks of the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gdfq.sources import load_teacher
 
 @dataclass(frozen=True)
 class Workload:
-    """A teacher, named as in a recipe, and the images it takes."""
+    """A teacher, by its name in a recipe, with its images and the generator's kind."""
 
     model: str
     image_size: int
@@ -20,7 +20,7 @@ class Workload:
     conditional_bn: bool
 
 
-# The paper's: small images with batch 200, ImageNet's with 16 and the conditional generator.
+# As in the paper: small images with batch 200; ImageNet with 16 and the conditional generator.
 WORKLOADS = {
     "resnet20": Workload("gdfq:resnet20", 32, 200, 10, False),
     "resnet18": Workload("torchvision:resnet18", 224, 16, 1000, True),
@@ -31,12 +31,12 @@ WORKLOADS = {
 
 
 def build(workload: Workload) -> nn.Module:
-    """The network with random weights, its batch norms' statistics those of random images."""
+    """Build the network with random weights, and batch-norm statistics of random images."""
     size = workload.image_size
     classes = workload.num_classes
     model = load_teacher(workload.model, "random", image_size=size, num_classes=classes).network
     if workload.model == "torchvision:vgg16_bn" and size == 32:
-        # As usual for small images: one linear layer behind the last pooling.
+        # As usual for small images: a single linear layer after the last pooling.
         model.avgpool = nn.Identity()
         model.classifier = nn.Linear(512, classes)
     return model

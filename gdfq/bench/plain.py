@@ -1,12 +1,11 @@
-"""The method as one writes it from the paper with stock PyTorch: what a step is measured against.
+"""The method in plain PyTorch, the baseline of the benchmarks.
 
-Forward hooks take the batch statistics, quantizers are plain tensor operations with an identity
-straight-through estimator, the generator upsamples and then convolves, optimizers are
-PyTorch's defaults, tensors are contiguous. The teacher is in evaluation mode, but its parameters
-still require gradients, as in most scripts, unless ``frozen_teacher``. Weights are quantized at
-every forward; activation ranges are frozen, as they are for all but a run's first steps. On a GPU
-there is also the strongest formulation that needs no kernels of one's own: compiled, channels last,
-with fused optimizers, the whole step in one CUDA graph.
+Forward hooks take batch statistics; quantizers are tensor operations with an identity
+straight-through estimator; the generator upsamples, then convolves; optimizers are PyTorch's
+defaults; tensors are contiguous. The teacher is in evaluation mode, with parameters that require
+gradients, as in most scripts, unless ``frozen_teacher``. Weights are quantized at every forward;
+activation ranges are frozen, as after a run's first steps. On a GPU there is also the strongest
+variant without custom kernels: compiled, channels last, fused optimizers, one CUDA graph per step.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class QuantizedActivation(nn.Module):
-    """An activation, then fake quantization over a range that was observed once."""
+    """An activation followed by fake quantization over a range observed once."""
 
     lo: Tensor
     hi: Tensor
@@ -76,7 +75,7 @@ class _QuantizedWeight(nn.Module):
 
 
 class QuantizedConv2d(_QuantizedWeight):
-    """A convolution with a weight that is quantized per output channel at each forward."""
+    """A convolution whose weight is quantized per output channel at each forward."""
 
     layer: nn.Conv2d
 
@@ -90,7 +89,7 @@ class QuantizedConv2d(_QuantizedWeight):
 
 
 class QuantizedLinear(_QuantizedWeight):
-    """A linear layer with a weight that is quantized per output feature at each forward."""
+    """A linear layer whose weight is quantized per output at each forward."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``."""
@@ -98,7 +97,7 @@ class QuantizedLinear(_QuantizedWeight):
 
 
 def plain_student(teacher: nn.Module, weight_bits: int, act_bits: int) -> nn.Module:
-    """A copy of ``teacher`` whose convolutions, linear layers and ReLUs are replaced by class."""
+    """Copy ``teacher`` and replace convolutions, linear layers and ReLUs by their class."""
     student = copy.deepcopy(teacher).eval()
     for name, module in list(student.named_modules()):
         if type(module) is nn.Conv2d:
@@ -111,10 +110,10 @@ def plain_student(teacher: nn.Module, weight_bits: int, act_bits: int) -> nn.Mod
 
 
 class PlainGenerator(Generator):
-    """:class:`gdfq.models.Generator` with upsampling, convolutions and batch norms as they come."""
+    """:class:`gdfq.models.Generator` in plain PyTorch operations."""
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images of the classes ``labels``."""
+        """Generate images of the classes ``labels``."""
         if not self.conditional_bn:
             z = z * self.label_embedding(labels)
         x = self.linear(z).view(-1, self.width, self.first_size, self.first_size)
@@ -136,18 +135,18 @@ class PlainGenerator(Generator):
 
 
 class PlainTrainer:
-    """One step after the other, with the constants of :class:`gdfq.GDFQTrainer`.
+    """Trains with the hyperparameters of :class:`gdfq.GDFQTrainer`.
 
     Args:
         teacher: the trained network; copied.
-        generator: any :class:`gdfq.models.Generator`; its architecture and weights are copied.
+        generator: whose architecture and weights are copied.
         batch_size: images per step.
         weight_bits, act_bits: of the student.
         frozen_teacher: whether the teacher's parameters require no gradients.
-        compiled: the mode of ``torch.compile`` that the networks' losses go through, or None.
-        captured: whether the step is one CUDA graph, its tensors channels last and its optimizers
-            fused.
-        precision: as a :class:`gdfq.GDFQTrainer`'s.
+        compiled: mode of ``torch.compile`` for the networks' losses, or None.
+        captured: whether the step is one CUDA graph, with channels-last tensors and fused
+            optimizers.
+        precision: see :class:`gdfq.GDFQTrainer`.
         warm_up: whether only the generator is trained.
         seed: of noise and labels.
 
@@ -185,8 +184,8 @@ class PlainTrainer:
             module.to(memory_format=torch.channels_last if captured else torch.contiguous_format)
         self.batch_size = batch_size
         self.warm_up = warm_up
-        self.random = torch.Generator(self.device).manual_seed(seed)
-        # In order of execution, which is not always that of the modules.
+        self.rng = torch.Generator(self.device).manual_seed(seed)
+        # In order of execution, which may differ from that of the modules.
         self.statistics: list[tuple[Any, Tensor, Tensor]] = []
         for module in self.teacher.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -204,10 +203,10 @@ class PlainTrainer:
         if compiled is not None:
             self.generator_loss = torch.compile(self._generator_loss, dynamic=False, mode=compiled)
             self.student_loss = torch.compile(self._student_loss, dynamic=False, mode=compiled)
-        self.captured = CapturedStep(self._step, self.random) if captured else None
+        self.captured = CapturedStep(self._step, self.rng) if captured else None
 
     def step(self) -> dict[str, Tensor]:
-        """One iteration; its losses, which the next overwrites where the step is captured."""
+        """Run one step and return its losses; the next overwrites them if the step is captured."""
         with multiplications(self.precision, self.device):
             return (self.captured or self._step)()
 
@@ -230,10 +229,10 @@ class PlainTrainer:
 
     def _sample(self) -> tuple[Tensor, Tensor]:
         z = torch.randn(
-            self.batch_size, self.generator.latent_dim, generator=self.random, device=self.device
+            self.batch_size, self.generator.latent_dim, generator=self.rng, device=self.device
         )
         labels = torch.randint(
-            self.generator.num_classes, (self.batch_size,), generator=self.random,
+            self.generator.num_classes, (self.batch_size,), generator=self.rng,
             device=self.device,
         )  # fmt: skip
         return z, labels

@@ -1,4 +1,4 @@
-"""What was measured, as a table for the terminal."""
+"""Tables of measurements for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gdfq.bench.measure import PHASES, Measurement
 
 
 def table(results: list[Measurement], title: str) -> Table:
-    """One row per formulation; ``results[0]`` is ours."""
+    """Return a table with one row per implementation; ``results[0]`` is our trainer."""
     ours = results[0]
     shown = Table("", "s/step", "ours is faster by", "images/s", "peak memory", title=title)
     for result in results:
@@ -21,7 +21,7 @@ def table(results: list[Measurement], title: str) -> Table:
 
 
 def traffic_table(ours: Measurement, processes: int) -> Table:
-    """What each process gives to collectives: in a step, and in a calibration batch."""
+    """Return a table of each process's collective traffic in a step and a calibration batch."""
     shown = Table("", "purpose", "calls", "bytes", title=f"collectives, {processes} processes")
     for when, traffic in (("step", ours.traffic), ("calibration", ours.calibration_traffic)):
         for purpose, given in traffic.items():
@@ -33,7 +33,7 @@ def traffic_table(ours: Measurement, processes: int) -> Table:
 
 
 def details(ours: Measurement) -> str:
-    """Where our step's time goes."""
+    """Format our step's time by phase."""
     total = sum(ours.phases.values()) or 1.0
     parts = [f"{name} {ours.phases[name] / total:.0%}" for name in PHASES if name in ours.phases]
     if ours.convolutions is not None:

@@ -80,7 +80,7 @@ def test_plain_is_the_same_algorithm():
         seed=3,
     )
     ours.calibrate(1)
-    ours.random.set_state(plain.random.get_state())
+    ours.random.set_state(plain.rng.get_state())
     # One range for all: the plain network has one for each module, ours for each use.
     acts = (QAct, QuantizedActivation)
     for act in (m for t in (ours, plain) for m in t.student.modules() if isinstance(m, acts)):
@@ -160,7 +160,7 @@ def test_the_step_that_is_captured_has_no_host_reads(monkeypatch):
         trainer.step()
     networks = trainer.student, trainer.generator
     places = [t.data_ptr() for n in networks for t in n.state_dict().values()]
-    with NoHost(trainer.random) as mode:
+    with NoHost(trainer.rng) as mode:
         trainer.step()
     assert mode.draws == 2
     assert [t.data_ptr() for n in networks for t in n.state_dict().values()] == places
