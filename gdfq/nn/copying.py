@@ -1,4 +1,4 @@
-"""Copies of networks that may have run."""
+"""Copying of networks, including those with cached values and hooks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gdfq.nn.given import one_line
 
 
 def copied(model: nn.Module, share: bool = False, name: str = "model") -> nn.Module:
-    """A copy of ``model``, which may have run; with ``share``, of the same parameters.
+    """Copy ``model``; with ``share``, the copy has the same parameters.
 
-    Functions that it has (hooks, forwards of instances) and that were made with parts of it, as a
-    closure's variables, are made with the copy's parts.
+    Hooks and instances' forwards whose closures refer to parts of ``model`` refer to the copy's
+    parts in the copy.
 
     Raises:
-        InputError: it cannot be copied; the message calls it ``name``.
+        InputError: ``model``, the argument ``name``, cannot be copied.
     """
-    # What a forward kept of its values is no leaf of autograd, and not copied otherwise.
+    # deepcopy refuses tensors that are not leaves of autograd, such as cached values.
     kept = [
         value
         for module in model.modules()
@@ -54,9 +54,11 @@ def copied(model: nn.Module, share: bool = False, name: str = "model") -> nn.Mod
 def _bound_functions(
     model: nn.Module,
 ) -> tuple[dict[int, FunctionType], list[tuple[CellType, CellType]]]:
-    """New functions for those of ``model`` whose closures hold parts of it, by the ids of these.
+    """Clone functions of ``model`` whose closures refer to parts of it.
 
-    Also the closures' variables, each with the empty one that a new function has in its place.
+    Returns:
+        The clones by id of the original, and pairs of an original closure cell and its still empty
+        counterpart.
     """
     parts = {*model.modules()}
     found: dict[int, FunctionType] = {}
@@ -73,8 +75,8 @@ def _bound_functions(
 
     def holds(cell: CellType) -> bool:
         try:
-            return any(list(map(look_at, tree_leaves(cell.cell_contents))))  # looks at all
-        except ValueError:  # it has no contents yet
+            return any(list(map(look_at, tree_leaves(cell.cell_contents))))  # visit all
+        except ValueError:  # an empty cell
             return False
 
     for module in parts:

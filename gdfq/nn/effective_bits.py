@@ -1,8 +1,8 @@
-"""Bits of weights and activations with what their ranges cost.
+"""Average bits per weight and activation, including the cost of their ranges.
 
-A range is a scale and a zero point, float32 each. Of a weight's they are stored with its codes; of
-an activation's, those that each call computes belong to that call's values, while one that is
-stored serves every call and costs nothing per value.
+A range is a float32 scale and zero point. Ranges of weights are stored with the codes. Dynamic
+ranges of activations are counted with the values of their call; a stored one serves all calls and
+counts nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ from gdfq.nn.qact import QAct, observing_copy
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 
 RANGE_BITS = 2 * 32
-
-
 FLOAT_BITS = 32
 
 
 def average_weight_bits(model: nn.Module) -> float:
-    """Bits of the weights in ``model``, each counted once, averaged over their elements.
+    """Return the bits per weight of ``model``, averaged over all elements.
 
-    Those in float count 32 bits, see :func:`float_weights`. Weights that ``F.conv2d`` and
-    ``F.linear`` are called with count too, unless the network computes them from its input.
+    Shared weights count once, float weights (see :func:`float_weights`) 32 bits per element.
+    Weights passed to ``F.conv2d`` and ``F.linear`` are included unless computed from the input.
 
     Args:
         model: from :func:`gdfq.quantize_model`, or with layers of :mod:`gdfq.nn`.
@@ -46,7 +44,7 @@ def average_weight_bits(model: nn.Module) -> float:
 
 
 def effective_weight_bits(model: nn.Module) -> float:
-    """:func:`average_weight_bits` plus 64 bits for each range: its scale and its zero point.
+    """Return :func:`average_weight_bits` including 64 bits for each range (scale, zero point).
 
     Raises:
         InputError: ``model`` has no quantized weight.
@@ -58,12 +56,11 @@ def effective_weight_bits(model: nn.Module) -> float:
 
 
 def float_weights(model: nn.Module) -> dict[str, int]:
-    """The elements of each weight in ``model`` that stays in float, by its name; largest first.
+    """Return name and number of elements of each float weight in ``model``, largest first.
 
-    A weight is a parameter of two dimensions or more that the network multiplies with: of layers of
-    other kinds, embeddings, attention, leaf modules. Biases, norms and what is only added are none,
-    nor is a factor per channel: a parameter with one dimension larger than 1. Of a traced network
-    those count that it calls.
+    Float weights are parameters with at least two dimensions above 1, of other layers, embeddings,
+    attention, or leaf modules. Biases, norms, summands and factors per channel do not count, nor
+    do modules that a traced network does not call.
 
     Raises:
         InputError: ``model`` has no quantized weight.
@@ -78,7 +75,7 @@ def float_weights(model: nn.Module) -> dict[str, int]:
 
 
 def float_weight_share(model: nn.Module) -> float:
-    """The share of the weights' elements in ``model`` that stays in float, 0 to 1.
+    """Return the fraction of weight elements in ``model`` that are float, 0 to 1.
 
     Raises:
         InputError: ``model`` has no quantized weight.
@@ -87,13 +84,13 @@ def float_weight_share(model: nn.Module) -> float:
     return floats / (floats + _elements(_weights(model)[0]))
 
 
-Weight = tuple[int, torch.Size, bool]  # bits, shape, whether its kernels have ranges of their own
+Weight = tuple[int, torch.Size, bool]  # bits, shape, whether it has one range per kernel
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def _used_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of ``model`` that it may multiply with, by name."""
+    """Yield name and value of the parameters that ``model`` may multiply with."""
     modules = dict(model.named_modules())
     if isinstance(model, fx.GraphModule):
         called = {str(node.target) for node in model.graph.nodes if node.op == "call_module"}
@@ -118,7 +115,7 @@ def _elements(weights: list[Weight]) -> int:
 
 
 def _weights(model: nn.Module) -> tuple[list[Weight], set[int]]:
-    """The quantized weights, and the ids of the tensors that they are made of."""
+    """Return the quantized weights, and the ids of the tensors they are computed from."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
     weights = [(layer.weight_bits, layer.weight_shape, layer.per_kernel) for layer in layers]
     made_of = {id(layer._parameters.get("weight")) for layer in layers}
@@ -133,8 +130,8 @@ def _weights(model: nn.Module) -> tuple[list[Weight], set[int]]:
 
 @torch.no_grad()
 def _weights_of_calls(model: fx.GraphModule) -> tuple[list[Weight], set[int]]:
-    """The weights that functions are called with, each once; and what they are made of."""
-    # Runs what depends on no input: weights may be computed from parameters.
+    """Return the weights passed to functions, and the ids of the tensors they are computed from."""
+    # Run nodes that do not depend on the input: weights may be computed from parameters.
     known = fx.Interpreter(model, garbage_collect_values=False)
     found: dict[tuple[Any, int], Weight] = {}
     made_of: set[int] = set()
@@ -155,7 +152,7 @@ def _weights_of_calls(model: fx.GraphModule) -> tuple[list[Weight], set[int]]:
 
 
 def _origins(model: fx.GraphModule, node: fx.Node) -> Iterator[Tensor]:
-    """The parameters that ``node`` is computed from."""
+    """Yield the parameters that ``node`` is computed from."""
     if node.op == "get_attr":
         yield attrgetter(str(node.target))(model)
     elif node.op == "call_module":
@@ -166,17 +163,16 @@ def _origins(model: fx.GraphModule, node: fx.Node) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def effective_act_bits(model: nn.Module, images: Tensor) -> float | None:
-    """Bits of the activations of ``model``, averaged over their elements, with dynamic ranges.
+    """Return the bits per quantized activation of ``model``, including dynamic ranges.
 
     Args:
-        model: with :class:`~gdfq.nn.QAct` modules, whether their ranges are set or not; nothing
-            about it changes.
-        images: a batch ``(N, C, H, W)`` as ``model`` takes; its values do not matter.
+        model: with :class:`~gdfq.nn.QAct` modules, ranges set or not; not modified.
+        images: a batch ``(N, C, H, W)``; its values do not matter.
 
     Returns:
-        ``act_bits`` plus 64 for each dynamic range, see :func:`gdfq.nn.dynamic_ranges.range_axes`:
-        ``act_bits + 64 / (H * W)`` for an activation ``(N, C, H, W)``. None without quantized
-        activations.
+        Average over all elements of ``act_bits`` plus 64 bits for each dynamic range, e.g.
+        ``act_bits + 64 / (H * W)`` for ``(N, C, H, W)``, see
+        :func:`gdfq.nn.dynamic_ranges.range_axes`. None without quantized activations.
     """
     bits = elements = 0
 

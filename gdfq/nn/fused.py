@@ -1,4 +1,4 @@
-"""What a fused network calls in place of several layers; made by :mod:`gdfq.convert.fusion`."""
+"""Fused layers, created by :mod:`gdfq.convert.fusion`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from gdfq.ops.observe_bn_act_fake_quantize import observe_bn_act_fake_quantize
 class FusedBatchNormAct(nn.Module):
     """A frozen batch norm, an optional residual, an activation and its quantizer, in one pass.
 
-    Holds the layers themselves, so that parameters and ranges stay those of the network that was
-    fused.
+    Holds the original layers, so that parameters and ranges are shared with the unfused network.
 
     Args:
         norm: with running statistics, in evaluation mode.
-        quantizer: what follows it.
+        quantizer: after the batch norm or the sum.
     """
 
     def __init__(self, norm: _BatchNorm, quantizer: QAct) -> None:
@@ -36,15 +35,15 @@ class FusedBatchNormAct(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``quantizer(norm(x) + residual)`` for ``x`` ``(N, C, ...)``."""
+        """Compute ``quantizer(norm(x) + residual)`` for ``x`` ``(N, C, ...)``."""
         norm, q = self.norm, self.quantizer
         assert norm.running_mean is not None
         assert norm.running_var is not None
         if residual is not None and residual.dtype != x.dtype:
-            # Autocast gave them different dtypes: what the sum promotes to is PyTorch's to say.
+            # Autocast made the dtypes differ; PyTorch promotes the sum.
             return q(norm(x) + residual)
         if q.training and joined_world() is not None:
-            # The range must be known from all ranks before the first value is quantized.
+            # Quantization needs the range over all ranks first.
             return q(norm(x) if residual is None else norm(x) + residual)
         frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
         if q.training:
@@ -58,10 +57,10 @@ class FusedBatchNormAct(nn.Module):
 
 
 class QuantizedWeights(nn.Module):
-    """The quantized weights of many layers, from one call.
+    """Quantizes the weights of many layers by one call.
 
     Args:
-        layers: whose weights, in the order of the result; all with one :meth:`group`.
+        layers: whose weights are quantized, all with the same :meth:`group`.
     """
 
     def __init__(self, layers: Sequence[QConv2d | QLinear]) -> None:
@@ -73,11 +72,11 @@ class QuantizedWeights(nn.Module):
 
     @staticmethod
     def group(layer: QConv2d | QLinear) -> tuple[Ste, bool, torch.device]:
-        """Return what layers have in common that one call can quantize."""
+        """Return the properties that must be equal for layers quantized by one call."""
         return layer.ste, layer.zero_in_range, layer.weight.device
 
     def forward(self) -> list[Tensor]:
-        """One tensor per layer, of its weight's shape."""
+        """Return the quantized weight of each layer."""
         if self._kept is not None:
             return self._kept
         weights = [layer.weight for layer in self.layers]
@@ -90,7 +89,7 @@ class QuantizedWeights(nn.Module):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Within, quantize once: for several forward passes between which no weight changes."""
+        """Quantize only once within, for forward passes between which no weight changes."""
         self._kept = self()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Networks as callers give them: without what is around them, checked."""
+"""Unwrapping and checking of the caller's networks."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from torch.optim.swa_utils import AveragedModel
 
 from gdfq.errors import InputError
 
-_AROUND = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 def plain_network(network: Any, name: str) -> nn.Module:
-    """``network`` without what data parallelism, averaging and ``torch.compile`` put around it.
+    """Remove wrappers of data parallelism, averaging and ``torch.compile`` from ``network``.
 
     Args:
         network: the caller's; not copied.
         name: of the argument, in messages.
 
     Raises:
-        InputError: it is no ``nn.Module``; what is around it has hooks or a forward of its own; it
-            is a script, or has one with parameters or buffers; a parameter or buffer has no shape
-            yet.
+        InputError: ``network`` is not an ``nn.Module``; a wrapper has hooks or a custom forward;
+            a part is a TorchScript module; or a parameter or buffer is not initialized.
     """
     while True:
         if not isinstance(network, nn.Module):
             raise InputError(f"{name}: must be an nn.Module, got {type(network).__name__}")
-        around = next((kind for kind in _AROUND if isinstance(network, kind)), None)
-        if around is None and "_orig_mod" not in network._modules:  # of torch.compile
+        wrapper = next((kind for kind in _WRAPPERS if isinstance(network, kind)), None)
+        if wrapper is None and "_orig_mod" not in network._modules:  # of torch.compile
             break
-        if _adds(network, around):
+        if _is_customized(network, wrapper):
             raise InputError(
                 f"{name}: the {type(network).__name__} around the network has forward hooks or a "
                 "forward of its own, which the student would not have; give the network in it, or "
                 "register the hooks there"
             )
-        network = network._modules["_orig_mod" if around is None else "module"]
+        network = network._modules["_orig_mod" if wrapper is None else "module"]
     for path, module in network.named_modules():
         script = isinstance(module, torch.jit.ScriptModule)
         if script and (not path or [*module.parameters(), *module.buffers()]):
@@ -55,9 +54,9 @@ def plain_network(network: Any, name: str) -> nn.Module:
 
 
 def require_values(network: nn.Module, name: str) -> None:
-    """Raise an InputError if a parameter or buffer of ``network``, the argument ``name``, has none.
+    """Raise InputError if a parameter or buffer of the argument ``name`` is on the meta device.
 
-    A network on the meta device can be converted, but not run or trained.
+    Such a network can be converted, but not run or trained.
     """
     for path, value in [*network.named_parameters(), *network.named_buffers()]:
         if value.is_meta:
@@ -66,22 +65,22 @@ def require_values(network: nn.Module, name: str) -> None:
             )
 
 
-def _adds(network: nn.Module, around: type[nn.Module] | None) -> bool:
-    """Whether ``network``, an ``around`` or compiled, computes more than the network in it."""
+def _is_customized(network: nn.Module, wrapper: type[nn.Module] | None) -> bool:
+    """Whether ``network``, a ``wrapper`` or compiled, computes more than the wrapped network."""
     if network._forward_hooks or network._forward_pre_hooks:
         return True
-    if around is None:  # a compiled network has its forward in the instance
+    if wrapper is None:  # torch.compile sets forward in the instance
         return False
     kind = type(network)
     return (
         "forward" in network.__dict__
-        or kind.forward is not around.forward
-        or kind.__call__ is not around.__call__
+        or kind.forward is not wrapper.forward
+        or kind.__call__ is not wrapper.__call__
     )
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message; where that is empty, its class and what raised it."""
+    """Return the first line of an error's message; without one, its class and origin."""
     lines = str(error).strip().splitlines()
     if lines:
         return lines[0]
@@ -94,13 +93,13 @@ def one_line(error: BaseException) -> str:
 
 @torch.no_grad()
 def call_and_keep_images(network: nn.Module, images: Tensor) -> Any:
-    """What ``network`` answers to ``images``, which it works on a copy of if it changes them.
+    """Return ``network(images)`` without changing ``images``.
 
-    From then on too: whoever calls ``network`` keeps their images.
+    If ``network`` changes its input in place, a hook makes it work on copies from then on.
     """
     before = images.clone()
     answer = network(images)
-    if not images.is_meta and not torch.equal(images, before):  # which has no values
+    if not images.is_meta and not torch.equal(images, before):
         network.register_forward_pre_hook(_copy_images)
         images.copy_(before)
     return answer
@@ -111,7 +110,7 @@ def _copy_images(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def require_logits(answer: Any, name: str) -> Tensor:
-    """``answer``, which a network called ``name`` gave to images, if it is a tensor of logits.
+    """Return ``answer``, the output of the network ``name``, if it is a tensor of logits.
 
     Raises:
         InputError: it is something else.
@@ -130,5 +129,5 @@ def require_logits(answer: Any, name: str) -> Tensor:
 
 
 def kind_of(value: Any) -> str:
-    """What ``value`` is, for messages."""
+    """Describe the type of ``value`` for messages."""
     return "None" if value is None else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Training-mode batch norm whose batch is that of all ranks, on any backend of PyTorch's."""
+"""Batch norm with statistics over all ranks in training mode, on any backend of PyTorch."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def global_bn_leaky_relu(
     world: World,
     negative_slope: float = 1.0,
 ) -> Tensor:
-    """:func:`gdfq.functional.bn_leaky_relu` over the ``x`` of all ranks, which have one shape.
+    """Apply :func:`gdfq.functional.bn_leaky_relu` with statistics over all ranks.
+
+    Forward and backward pass use one collective of 2 * C float64 each. Gradients averaged over the
+    ranks equal those that one process would compute.
 
     Args:
-        norm: whose running statistics, if it keeps any, are updated.
-        x: ``(N, C, ...)`` float, this rank's part.
-        weight, bias: ``(C,)``, or ``(N, C)`` for a scale and shift of each sample; None for 1
-            and 0.
+        norm: whose running statistics, if any, are updated.
+        x: ``(N, C, ...)`` float, this rank's shard; equal shapes on all ranks.
+        weight, bias: ``(C,)``, or ``(N, C)`` for a scale and shift per sample; None is 1 and 0.
         world: the ranks.
-        negative_slope: of the leaky ReLU, in [0, 1]; 1 leaves it out.
+        negative_slope: of the leaky ReLU, in [0, 1]; 1 omits it.
 
     Returns:
-        A tensor of ``x``'s shape and dtype. One collective of 2 * C float64 in the forward pass
-        and one in the backward pass, whose gradients are those of the mean of all ranks' losses,
-        times the number of ranks: averaged over them, they are what one process would compute.
+        A tensor of ``x``'s shape and dtype.
     """
     y, mean, var = _GlobalBatchNorm.apply(x, weight, bias, norm.eps, negative_slope, world)
     if norm.track_running_stats:
@@ -47,7 +47,7 @@ def global_bn_leaky_relu(
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
             momentum: Any = norm.momentum
-            if momentum is None:  # the mean of all batches so far
+            if momentum is None:  # cumulative average
                 momentum = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
             count = world.size * x.numel() // x.shape[1]
             unbiased = var * (count / (count - 1))
@@ -103,8 +103,8 @@ class _GlobalBatchNorm(torch.autograd.Function):
         sums /= x.numel() // x.shape[1]
         ctx.world.mean(sums, PURPOSE)
         shift, slope = (_shaped(part.to(g.dtype), g) for part in sums.chunk(2))
-        inverse = _shaped(torch.rsqrt(var + ctx.eps), g)
-        grad_x = (scaled - shift - normalized * slope) * inverse
+        inv_std = _shaped(torch.rsqrt(var + ctx.eps), g)
+        grad_x = (scaled - shift - normalized * slope) * inv_std
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
 
 
@@ -122,16 +122,16 @@ def _shaped(parameter: Tensor, x: Tensor) -> Tensor:
 
 
 def _like(parameter: Tensor, products: Tensor) -> Tensor:
-    """The gradient of a scale ``(C,)`` or ``(N, C)`` from that of each element."""
+    """Sum elementwise gradients to the shape of a scale ``(C,)`` or ``(N, C)``."""
     return products.sum([d for d in _reduced(products) if d or parameter.dim() == 1])
 
 
 class _Global:
-    """What a batch norm's class becomes: the same, over all ranks within ``World.joined``."""
+    """Mixin for batch norms: statistics over all ranks within ``World.joined``."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
         world = joined_world()
-        # As in PyTorch: without running statistics the batch's are used in evaluation too.
+        # As in PyTorch, evaluation without running statistics uses the batch's.
         if world is None or not (self.training or self.running_mean is None):
             return super().forward(input)  # type: ignore[misc]
         return global_bn_leaky_relu(self, input, self.weight, self.bias, world)
@@ -157,15 +157,15 @@ _CLASSES: dict[type, type] = {
 
 
 def globalize_batch_norms(network: nn.Module, name: str) -> None:
-    """Have ``network``'s batch norms use the batch of all ranks in training mode.
+    """Make batch norms of ``network`` use statistics over all ranks in training mode.
 
-    In place: a module's class changes to a subclass of its own; parameters, names and hooks stay.
-    Outside of :meth:`gdfq.distributed.World.joined` the layers work as before.
+    Changes the modules' class to a subclass; parameters, names and hooks stay. No effect outside
+    :meth:`gdfq.distributed.World.joined`.
 
     Args:
-        network: any; its batch norms are ``nn.BatchNorm1d``, ``2d`` or ``3d``, or of a class
-            that itself heeds the joined world and says so by ``takes_global_batch = True``.
-        name: what error messages call it.
+        network: with batch norms of class ``nn.BatchNorm1d``, ``2d`` or ``3d``, or of a class that
+            supports this itself and sets ``takes_global_batch = True``.
+        name: of the network in messages.
 
     Raises:
         InputError: it has a batch norm of another class.

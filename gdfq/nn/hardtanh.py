@@ -1,4 +1,4 @@
-"""Hardtanh in place without the copy of its input that PyTorch keeps for the backward."""
+"""In-place Hardtanh that does not keep a copy of its input for the backward pass."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 class LeanHardtanh(nn.Hardtanh):
     """``nn.Hardtanh(min_val, max_val, inplace=True)``: same values, gradients and side effect.
 
-    PyTorch's clones its input before changing it, because its backward asks where the input was
-    inside the range. The output tells that too: it is at a bound exactly where the input was at
-    or beyond it.
+    PyTorch clones the input, because the backward pass needs to know where it was inside the range.
+    The output suffices: it is at a bound exactly where the input was at or beyond it.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """``input``, clamped to ``[min_val, max_val]`` in place."""
+        """Clamp ``input`` to ``[min_val, max_val]`` in place."""
         y: Tensor = _Hardtanh.apply(input, self.min_val, self.max_val)
         return y
 

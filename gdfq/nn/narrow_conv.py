@@ -1,4 +1,4 @@
-"""A convolution with so few output channels that its usual algorithm is mostly idle."""
+"""A convolution for very few output channels, where the usual algorithm is inefficient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from torch.autograd.function import once_differentiable
 
 
 def narrow_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.conv2d(x, weight, bias, padding=1)`` for a 3x3 kernel, made for images as outputs.
+    """Compute ``F.conv2d(x, weight, bias, padding=1)`` for a 3x3 kernel, with images as output.
+
+    On the CPU a convolution to O channels takes as long as one to 16. For O <= 3, float32 and
+    channels last, this instead computes all 9 O products of each pixel by one matrix product, then
+    shifts and sums them; the weight's gradient is a matrix product with 9 shifted copies of the
+    output's gradient. The result is equal up to rounding. Other inputs use ``F.conv2d``.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -19,11 +24,7 @@ def narrow_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         bias: ``(O,)`` or None.
 
     Returns:
-        ``(N, O, H, W)``. On the CPU a convolution to O channels takes as long as one to 16. So
-        there, for float32 in channels last and O <= 3, one matrix product makes the 9 O products
-        of each pixel with all taps, which are then shifted and summed; the weight's gradient is a
-        matrix product with 9 shifted copies of the output's. Equal up to rounding. Everywhere
-        else it is ``F.conv2d`` itself.
+        ``(N, O, H, W)``.
     """
     suits = (
         x.device.type == "cpu"
@@ -39,7 +40,7 @@ class _NarrowConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        # F.fold adds what it finds at tap (i, j) at a distance of (i - 1, j - 1).
+        # F.fold adds the value of tap (i, j) at offset (i - 1, j - 1).
         taps = weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)
         y = F.fold(torch.matmul(taps, x.flatten(2)), x.shape[2:], 3, padding=1)
         if bias is not None:
@@ -53,7 +54,7 @@ class _NarrowConv2d(torch.autograd.Function):
         grad = grads[0]
         for_x, for_weight, for_bias = ctx.needs_input_grad
         grad_x = grad_weight = None
-        if for_x:  # towards the many channels, the usual algorithm is the fast one
+        if for_x:  # to many channels, the usual algorithm is fast
             grad_x, _, _ = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
                 (True, False, False),

@@ -1,4 +1,4 @@
-"""The frozen teacher, whose batch-norm layers report the statistics of what passes through."""
+"""The frozen teacher, which records the statistics of its batch norms' inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gdfq.nn.copying import copied
 from gdfq.nn.hardtanh import LeanHardtanh
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 
-# Batch norm as an operator: called with the weight first.
+# Operators of batch norm, which take the weight first.
 _OPERATORS: tuple[Callable[..., Any], ...] = (
     torch.batch_norm,
     torch.ops.aten.batch_norm,
@@ -30,7 +30,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Statistics(NamedTuple):
-    """Batch statistics per layer, in order of execution, beside those the layers store."""
+    """Batch statistics and running statistics of each layer, ``(C,)``, in order of execution."""
 
     means: list[Tensor]
     vars: list[Tensor]
@@ -38,7 +38,7 @@ class Statistics(NamedTuple):
     running_vars: list[Tensor]
 
     def add(self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
-        """Append those of one layer's input, and those it stores."""
+        """Append the statistics of one layer."""
         for values, value in zip(self, (mean, var, running_mean, running_var), strict=True):
             values.append(value)
 
@@ -63,15 +63,14 @@ class Statistics(NamedTuple):
         )
 
 
-# Computes ``F.batch_norm`` of input, running mean, running variance, weight, bias and eps.
+# F.batch_norm(input, running_mean, running_var, weight, bias, eps)
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, float], Tensor]
 
 
 class BatchNormCalls(TorchFunctionMode):
-    """Within, ``compute`` computes each batch norm that normalizes by stored statistics.
+    """Mode in which ``compute`` replaces each batch norm that uses running statistics.
 
-    However it is called: as ``nn.BatchNorm2d``, as a subclass, as ``F.batch_norm``, and from
-    within any module.
+    Covers ``nn.BatchNorm2d``, subclasses, and direct calls of ``F.batch_norm``.
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -104,7 +103,7 @@ class BatchNormCalls(TorchFunctionMode):
         eps: float,
         cudnn_enabled: bool,
     ) -> Tensor:
-        """The arguments are those of ``torch.batch_norm``."""
+        """Replace ``torch.batch_norm``."""
         return self.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
@@ -120,7 +119,7 @@ class BatchNormCalls(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """The arguments are those of ``F.batch_norm``."""
+        """Replace ``F.batch_norm``."""
         if running_mean is None or running_var is None or training:
             return F.batch_norm(
                 input, running_mean, running_var, weight, bias, training, momentum, eps
@@ -129,15 +128,17 @@ class BatchNormCalls(TorchFunctionMode):
 
 
 class _Recording(BatchNormCalls):
-    """Within, batch norms append their input's statistics to a record.
+    """Mode in which batch norms append their statistics to ``record``.
 
-    Gradients stay on where the network switches them off (``torch.no_grad`` in a ``forward``):
-    the statistics and the logits teach the generator through every layer.
+    Gradients stay enabled under ``torch.no_grad`` in a ``forward``, since the generator is trained
+    through all layers.
 
     Args:
-        record: what is appended to.
-        stored: paths of batch norms, by the ``id`` of their running means and variances; ``read``
-            are those that other operations than batch norm get.
+        record: to append to.
+        stored: paths of batch norms, by ``id`` of their running means and variances.
+
+    Attributes:
+        read: paths of batch norms whose running statistics other operations read.
     """
 
     def __init__(self, record: Statistics, stored: Mapping[int, str]) -> None:
@@ -176,20 +177,21 @@ class _Recording(BatchNormCalls):
 
 
 class StatisticsTeacher(nn.Module):
-    """A frozen copy of a network that returns its logits and its batch-norm inputs' statistics.
+    """A frozen copy of a network that returns logits and statistics of its batch norms' inputs.
 
-    Batch norms are its layers and what calls ``F.batch_norm`` or ``torch.batch_norm`` with stored
-    statistics. ``unrecorded`` are the paths of those that the last forward computed in another way.
+    Records all calls of ``F.batch_norm`` and ``torch.batch_norm`` with running statistics.
 
     Args:
-        model: the trained network; it is copied, never modified.
-        shared: the copy's parameters and buffers are the model's own, which may go on being
-            trained; otherwise they are copied and frozen.
+        model: the trained network; not modified.
+        shared: share parameters and buffers with ``model``, which may still be trained; otherwise
+            they are copied and frozen.
+
+    Attributes:
+        unrecorded: paths of batch norms that the last forward computed by other operations.
 
     Raises:
-        InputError: a batch norm keeps no running statistics; when it runs, no batch norm is
-            called, or a subclass of batch norm does not call ``F.batch_norm``, so that nothing
-            can be recorded.
+        InputError: a batch norm keeps no running statistics. In ``forward``: no batch norm is
+            called, or a subclass of batch norm does not call ``F.batch_norm``.
     """
 
     def __init__(self, model: nn.Module, shared: bool = False) -> None:
@@ -201,11 +203,11 @@ class StatisticsTeacher(nn.Module):
             self.model = copied(model, name="teacher").eval().requires_grad_(False)
         self.record = Statistics([], [], [], [])
         self.unrecorded: list[str] = []
-        # Subclasses of batch norm, which may compute by themselves.
+        # Called subclasses of batch norm, which may compute in another way.
         self.called: dict[str, Any] = {}
         for path, module in list(self.model.named_modules(remove_duplicate=False)):
             if type(module) in (nn.ReLU6, nn.Hardtanh) and module.inplace:
-                # PyTorch's would copy every activation; a MobileNetV2 has 35 of them.
+                # PyTorch's copies every activation; a MobileNetV2 has 35 of them.
                 lean = LeanHardtanh(module.min_val, module.max_val, inplace=True)
                 self.model.set_submodule(path, lean)
             if not isinstance(module, _BatchNorm):
@@ -222,7 +224,7 @@ class StatisticsTeacher(nn.Module):
         self.called[path] = module
 
     def _storing(self) -> dict[str, nn.Module]:
-        """The modules that keep running statistics of a batch."""
+        """Return the modules that keep running statistics, by path."""
         return {
             path: module
             for path, module in self.model.named_modules()
@@ -232,7 +234,7 @@ class StatisticsTeacher(nn.Module):
         }
 
     def describe_unrecorded(self) -> list[str]:
-        """A line about the batch norms that could not be recorded, if there are any."""
+        """Return a line about batch norms that could not be recorded, if there are any."""
         if not self.unrecorded:
             return []
         count, listed = len(self.unrecorded), ", ".join(self.unrecorded[:5])
@@ -243,7 +245,7 @@ class StatisticsTeacher(nn.Module):
         ]
 
     def _require_statistics(self) -> None:
-        """Raise an InputError unless a batch norm has been recorded, and each of a subclass."""
+        """Raise InputError unless a batch norm, and each subclass of it, has been recorded."""
         recorded = {id(stored) for stored in self.record.running_means}
         for path, module in self.called.items():
             if id(module.running_mean) not in recorded:
@@ -272,9 +274,9 @@ class StatisticsTeacher(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Statistics]:
-        """Logits ``(N, num_classes)`` of ``images`` and the statistics, layer by layer.
+        """Return logits ``(N, num_classes)`` and the statistics of each batch norm.
 
-        Those of all ranks' images within :meth:`gdfq.distributed.World.joined`.
+        Within :meth:`gdfq.distributed.World.joined`, statistics are over all ranks' images.
         """
         for values in self.record:
             values.clear()
