@@ -192,8 +192,8 @@ class Converter:
         if _draws(node):
             raise InputError(
                 f"model: {self.scope_of(node) or 'its forward'} calls {kind}, which draws random "
-                "numbers in evaluation mode too, so that a student would answer otherwise each "
-                "time; call it in training alone, a dropout with training=self.training"
+                "numbers in evaluation mode too, so that a student would differ from call "
+                "to call; call it in training alone, a dropout with training=self.training"
             )
         act = ACTIVATION_CALLS.get(target)
         if target in CLAMPS:

@@ -86,7 +86,7 @@ def open_cifar(
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        raise InputError(f"data: {path} is no file of {name}: {error}") from error
+        raise InputError(f"data: {path} is not a file of {name}: {error}") from error
 
 
 def _content(root: Path, folder: str, file: str, archive: str) -> tuple[bytes, Path]:

@@ -248,7 +248,7 @@ def _labelled(folder: Folder, near: list[Path], root: Path) -> PictureFiles:
         raise InputError(f"data: {where} has {wanted}; pictures end in {', '.join(ENDINGS)}")
     order, note = class_order(by_class)
     if empty:
-        note += f"{'; ' if note else ''}folders without a picture are no classes: {_some(empty)}"
+        note += f"{'; ' if note else ''}folders without a picture are skipped: {_some(empty)}"
     places = [where for name in order for where in by_class[name]]
     labels = [label for label, name in enumerate(order) for _ in by_class[name]]
     return PictureFiles("imagenet", places, labels, len(order), note)

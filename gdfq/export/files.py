@@ -145,7 +145,7 @@ class Exported:
 
     def __str__(self) -> str:
         answers = [
-            f"{parity.runtime} answers as the student does on {parity.agreement:.2f}% of them"
+            f"{parity.runtime} agrees with the student on {parity.agreement:.2f}%"
             for parity in self.parities
             if not parity.problem
         ]

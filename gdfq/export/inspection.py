@@ -168,7 +168,7 @@ def _inspect_onnx(path: Path) -> Inspection:
     try:
         model = onnx.load(str(path))
     except (DecodeError, OSError) as error:
-        raise InputError(f"file: {path} is no ONNX file: {error}") from error
+        raise InputError(f"file: {path} is not an ONNX file: {error}") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     facts = {
         "ONNX": ", ".join(

@@ -301,10 +301,12 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise InputError(f"path: {path} is no safetensors file, or is damaged: {error}") from error
+        raise InputError(
+            f"path: {path} is not a safetensors file, or is damaged: {error}"
+        ) from error
     if KEY not in metadata:
         raise InputError(
-            f"path: {path} is a safetensors file, but no packed student: gdfq.save writes those"
+            f"path: {path} is a safetensors file, but not a packed student of gdfq.save"
         )
     try:
         return Header.model_validate_json(metadata[KEY]), state

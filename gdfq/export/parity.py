@@ -64,7 +64,7 @@ class Parity:
         if self.problem:
             return self.problem
         if self.agreement < REQUIRED_AGREEMENT:
-            return f"{self.agreement:.2f}% same answers, below {REQUIRED_AGREEMENT}%"
+            return f"{self.agreement:.2f}% equal predictions, below {REQUIRED_AGREEMENT}%"
         if self.noticeable > self.allowed_noticeable:
             return (
                 f"logits differ by more than {self.limit:.2g} on {self.noticeable:.1f}% of the "

@@ -270,7 +270,7 @@ class Factory(Source):
                 raise InputError(f"model: {module} has no {part!r}{_nearest(part, names)}")
             found = getattr(found, part)
         if not callable(found):
-            raise InputError(f"model: {name} is no factory but a {type(found).__name__}")
+            raise InputError(f"model: {name} has type {type(found).__name__}, it is not a factory")
         self.factory = found
 
     @property

@@ -132,7 +132,7 @@ def _read(path: Path) -> Any:
     except SafetensorError as error:
         raise InputError(f"weights: {path} cannot be read: {error}") from error
     except Exception as error:  # a damaged pickle can fail in any way
-        problem = refusal(error) or "cannot be read: it is damaged, or no file of torch.save"
+        problem = refusal(error) or "cannot be read: it is damaged, or not a file of torch.save"
         raise InputError(f"weights: {path} {problem}") from error
 
 
@@ -200,7 +200,7 @@ def load_state(network: nn.Module, path: Path, model: str) -> list[str]:
     content = _read(path)
     if not isinstance(content, dict) or not content:
         raise InputError(
-            f"weights: {path} holds no state dict but a {type(content).__name__}; "
+            f"weights: {path} holds a {type(content).__name__}, not a state dict; "
             "write it with torch.save(model.state_dict(), ...)"
         )
     own = network.state_dict()
@@ -208,7 +208,7 @@ def load_state(network: nn.Module, path: Path, model: str) -> list[str]:
     if not states:
         key, value = next(iter(content.items()))
         raise InputError(
-            f"weights: {path} holds no state dict: {key!r} is a {type(value).__name__}; "
+            f"weights: {path} is not a state dict: {key!r} has type {type(value).__name__}; "
             "write it with torch.save(model.state_dict(), ...)"
         )
     taken, *others = states
@@ -289,7 +289,7 @@ def _unusable(value: Tensor, own: Tensor) -> str | None:
         return f"is {dtype}, where the network has {wanted}"
     if own.is_floating_point() and not value.is_floating_point():
         return (
-            f"is {dtype}, where the network has {wanted}: codes of a quantized network, or no "
-            "weights; a teacher's are floating-point numbers"
+            f"is {dtype}, where the network has {wanted}: codes of a quantized network, or "
+            "not weights; a teacher's are floating-point numbers"
         )
     return None

@@ -235,7 +235,7 @@ def test_a_network_of_timm_by_the_default_recipe(capsys, monkeypatch, tmp_path, 
         _, out, err = gdfq_command(capsys, "export", run, "--images", 4)
         assert "22 x Conv, int8" in out
         assert re.fullmatch(
-            r"(.*: ([\w ]+: [\d.]+% same answers, below 99.9%(; )?)*)?", err.strip()
+            r"(.*: ([\w ]+: [\d.]+% equal predictions, below 99.9%(; )?)*)?", err.strip()
         )
 
 

@@ -454,7 +454,7 @@ IMAGENET_BAD = {
     "broken link": (broken_link, "cannot read .*n01443537/2.JPEG: No such file"),
     "flat folder": (flat_folder, "no labels: ILS.* is not beside them, and there are no class f"),
     "other numbers": (other_numbers, "ground_truth.txt has class 17, and meta.mat does not"),
-    "empty class": (two_classes, r"\(folders without a picture are no classes: n01443537\)"),
+    "empty class": (two_classes, r"\(folders without a picture are skipped: n01443537\)"),
     "nothing": (lambda root: None, "has neither class folders with pictures nor ILSVRC2012_img"),
     "endings": (other_endings, r"nor ILSVRC2012_img_val.tar; pictures end in \.jpeg, \.jpg, "),
     "no devkit": (flat_without_devkit, f"have no labels: {DEVKIT} is not beside them"),

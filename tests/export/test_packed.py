@@ -257,7 +257,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path, packed_file):
     attempt(b"", "damaged")
     attempt(raw[: len(raw) // 2], "damaged")
     attempt(b"PK\x03\x04" + raw, "damaged")
-    attempt(save(state), "no packed student")
+    attempt(save(state), "not a packed student")
     attempt(save(state, {"gdfq": "{"}), "header of .* is damaged")
     attempt(save(state, {"gdfq": json.dumps({**header, "format": 2})}), "format")
     bits = json.loads(json.dumps(header))

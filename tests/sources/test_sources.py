@@ -388,7 +388,7 @@ def scripted(path):
     torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(2, 2))), path)
 
 
-DAMAGED = "cannot be read: it is damaged, or no file of torch.save$"
+DAMAGED = "cannot be read: it is damaged, or not a file of torch.save$"
 BAD = {
     "missing.pt": (lambda p: torch.save(without("fc.bias"), p), "missing key 'fc.bias'$"),
     "several.pt": (
@@ -407,8 +407,8 @@ BAD = {
     "text.pt": (lambda p: p.write_text("hello world"), DAMAGED),
     "short.pt": (lambda p: p.write_text("MMMM"), DAMAGED),
     "folder.pt": (lambda p: p.mkdir(), "there is no file"),
-    "tensor.pt": (lambda p: torch.save(torch.ones(2), p), "holds no state dict but a Tensor"),
-    "numbers.pt": (lambda p: torch.save({"a": 1}, p), "holds no state dict: 'a' is a int"),
+    "tensor.pt": (lambda p: torch.save(torch.ones(2), p), "holds a Tensor, not a state dict"),
+    "numbers.pt": (lambda p: torch.save({"a": 1}, p), "is not a state dict: 'a' has type int"),
     "module.pt": (lambda p: torch.save(tiny_teacher(), p), "refused: .*Sequential.*whole pickled"),
     "arguments.pt": (
         lambda p: torch.save({"state_dict": state(), "args": SimpleNamespace(a=1)}, p),
@@ -537,7 +537,7 @@ WRONG = {
     "its import": ("broken_nets:net", {}, "importing broken_nets failed: No module named"),
     "its code": ("wrong_nets:net", {}, r"failed: ZeroDivisionError: .* \(wrong_nets.py:1\)"),
     "typo": ("their_nets.models:make_ned", {}, "no 'make_ned'; near matches: make_net"),
-    "number": ("their_nets.models:number", {}, "is no factory but a int"),
+    "number": ("their_nets.models:number", {}, "has type int, it is not a factory"),
     "text": ("their_nets.models:text", {}, "returned a str, not an nn.Module"),
     "raises": ("their_nets.models:broken", {}, r"failed: KeyError: 'depth' \(models.py:"),
     "auxiliary": ("their_nets.models:Auxiliary", {}, "returns a tuple in evaluation mode"),
