@@ -1,4 +1,4 @@
-"""Quantized layers, drop-in for PyTorch's, and the teacher's statistics-recording batch norm."""
+"""Quantized drop-in layers for PyTorch, and the teacher that records batch-norm statistics."""
 
 from gdfq.nn.conv import QConv2d
 from gdfq.nn.effective_bits import (

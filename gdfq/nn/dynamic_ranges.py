@@ -1,10 +1,9 @@
-"""Which ranges are taken in the call itself, and what each of them is for.
+"""Dynamic ranges, computed on the fly, and their granularity.
 
-An activation ``(N, C, ...)`` has a range for each sample's each channel, a convolution's weight one
-for each kernel (the weights that join one input channel with one output): minimum and maximum, as
-they are when the quantizer is called. A range over fewer elements than a quantizer has levels would
-keep values rather than quantize them (of a 1x1 kernel, exactly); there each sample, or each output,
-has one range.
+An activation ``(N, C, ...)`` has one range for each sample and channel, a convolution's weight one
+for each kernel (the weights between one input and one output channel): the minimum and maximum in
+that call. With fewer elements than quantization levels, a range would keep values instead of
+quantizing them (exactly so for a 1x1 kernel). There each sample, or each output, has one range.
 
 Source: Hong et al., "GranQ: Granular Zero-Shot Quantization with Channel-Wise Activation Scaling in
 QAT", arXiv 2503.18339, 2025.
@@ -22,7 +21,7 @@ DynamicRanges = Literal["none", "act", "weight", "both"]
 
 
 def check_dynamic_ranges(dynamic_ranges: str) -> None:
-    """Raise an InputError unless ``dynamic_ranges`` is one of the four."""
+    """Raise InputError unless ``dynamic_ranges`` is one of :data:`DynamicRanges`."""
     check_choice("dynamic_ranges", dynamic_ranges, get_args(DynamicRanges))
 
 
@@ -32,10 +31,10 @@ def has_dynamic(dynamic_ranges: str, what: str) -> bool:
 
 
 def range_axes(shape: Sequence[int], bits: int) -> tuple[int, ...] | None:
-    """The leading dimensions of which each entry has a range.
+    """Return the leading dimensions with one range for each index.
 
-    ``(0, 1)`` where what is behind them has at least ``2**bits`` elements, else ``(0,)``; None, one
-    range for all, where there is nothing behind the first.
+    ``(0, 1)`` if the remaining dimensions have at least ``2**bits`` elements, else ``(0,)``. None,
+    a single range, for fewer than two dimensions.
     """
     if len(shape) < 2:
         return None

@@ -1,4 +1,4 @@
-"""An activation with a quantizer behind it."""
+"""An activation followed by a quantizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def activate(x: Tensor, act: Activation) -> Tensor:
-    """ReLU, ReLU6 or nothing."""
+    """Apply ReLU, ReLU6 or nothing."""
     if act == "relu":
         return F.relu(x)
     if act == "relu6":
@@ -34,30 +34,29 @@ def activate(x: Tensor, act: Activation) -> Tensor:
 class QAct(nn.Module):
     """ReLU, ReLU6 or nothing, followed by fake quantization over a tracked range.
 
-    The range behaves like batch norm's statistics. In training mode every batch moves it and is
-    quantized with the moved one; in evaluation mode it stands still::
+    The range behaves like batch-norm statistics. In training mode each batch updates it and is
+    quantized with the updated range; in evaluation mode it is fixed::
 
         average <- momentum * average + (1 - momentum) * batch minimum (maximum)
         lo (hi)  = average / (1 - momentum**t)        after t batches
 
-    The correction for the average's start at 0 is applied to a copy, never to the average, and so
-    is ``zero_in_range``: ``lo = min(lo, 0)``, ``hi = max(hi, 0)``. To
-    train weights with fixed ranges, call ``eval()`` on the :class:`QAct` modules.
+    Bias correction and ``zero_in_range`` (``lo = min(lo, 0)``, ``hi = max(hi, 0)``) do not change
+    the average. To train weights with fixed ranges, call ``eval()`` on the :class:`QAct` modules.
 
     Args:
         act_bits: 2 to 8.
         act: ``"relu"``, ``"relu6"`` or ``"none"``.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
-        momentum: weight of the past in the moving average, in [0, 1).
-        device: where the range is kept.
-        zero_in_range: the range also contains 0; so does one that is loaded.
-        dynamic_range: no range is tracked: each sample's each channel has its own minimum and
-            maximum, taken in the call itself; see :meth:`use_dynamic_range`.
+        momentum: of the moving average, in [0, 1).
+        device: of the range.
+        zero_in_range: widen the range, also a loaded one, to contain 0.
+        dynamic_range: compute a range for each sample and channel on the fly instead of tracking
+            one, see :meth:`use_dynamic_range`.
 
     Shape: any; the output has the input's shape, dtype and memory format.
 
     Raises:
-        InputError: an argument is not one of the above.
+        InputError: an argument is invalid.
         RuntimeError: evaluated before any batch has set the range.
 
     Source: Xu et al., ECCV 2020, section 3.3.
@@ -111,7 +110,7 @@ class QAct(nn.Module):
         zero_in_range: bool = False,
         dynamic_range: bool = False,
     ) -> QAct:
-        """The quantized counterpart of an ``nn.ReLU``, ``nn.ReLU6`` or ``nn.Identity``."""
+        """Return the quantized counterpart of an ``nn.ReLU``, ``nn.ReLU6`` or ``nn.Identity``."""
         acts: dict[type, Activation] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Identity: "none"}
         if type(module) not in acts:
             allowed = ", ".join(f"nn.{kind.__name__}" for kind in acts)
@@ -123,7 +122,7 @@ class QAct(nn.Module):
         return made.train(module.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The activation of ``x``, quantized."""
+        """Activate and quantize ``x``."""
         y = activate(x, self.act)
         if self.dynamic_range:
             axes = range_axes(y.shape, self.act_bits)
@@ -134,11 +133,11 @@ class QAct(nn.Module):
             world = joined_world()
             if world is None:
                 return observe_fake_quantize(y, *moving, *options)
-            # The ends stand for the batch of all ranks: they move the range as it would.
-            observe_fake_quantize(_global_ends(y, world), *moving, *options)
+            # The bounds of all ranks' batch update the range as the whole batch would.
+            observe_fake_quantize(_global_bounds(y, world), *moving, *options)
             return fake_quantize(y, self.lo.clone(), self.hi.clone(), self.act_bits, ste=self.ste)
         if not self._calibrated and not y.numel():
-            return y  # nothing, which no range was ever set by
+            return y  # an empty batch needs no range
         self.require_range()
         ste: LearnedSte = "learned" if self.learned else self.ste
         return fake_quantize(y, self.lo, self.hi, self.act_bits, ste=ste)
@@ -149,26 +148,28 @@ class QAct(nn.Module):
         return isinstance(self.hi, nn.Parameter)
 
     def learn_range(self) -> None:
-        """Make the range's ends parameters, under their names; what is behind ReLU keeps ``lo``.
+        """Turn ``lo`` and ``hi`` into parameters; after ReLU or ReLU6 only ``hi``.
 
-        They take part once they stand still, in evaluation mode; the gradient to the input is
-        that of ``ste="clip"`` then. See :func:`gdfq.functional.fake_quantize`, ``"learned"``.
+        They are trained in evaluation mode, with the gradients of ``ste="learned"``, see
+        :func:`gdfq.functional.fake_quantize`.
+
+        Raises:
+            InputError: the range is dynamic.
         """
         if self.dynamic_range:
-            raise InputError("dynamic_range: one that is taken in the call cannot be learned")
+            raise InputError("dynamic_range: a range computed on the fly cannot be learned")
         for name in ("lo", "hi") if self.act == "none" else ("hi",):
             if name in self._buffers:
-                end: Tensor = getattr(self, name)
+                bound: Tensor = getattr(self, name)
                 del self._buffers[name]
-                self.register_parameter(name, nn.Parameter(end))
+                self.register_parameter(name, nn.Parameter(bound))
 
     def use_dynamic_range(self) -> None:
-        """Take ranges in the call itself from now on, in either mode; none is kept.
+        """Compute ranges on the fly from now on, in either mode, without gradient.
 
-        Of ``(N, C, ...)`` each sample's each channel has one, its minimum and maximum, if a channel
-        has as many elements as there are levels, ``2**act_bits``; else, as of ``(N, C)``, each
-        sample has one. No gradient flows through them.
-        See :mod:`gdfq.nn.dynamic_ranges`.
+        For ``(N, C, ...)``, each sample and channel has its minimum and maximum as range if a
+        channel has at least ``2**act_bits`` elements; otherwise each sample has one. See
+        :mod:`gdfq.nn.dynamic_ranges`.
         """
         self.dynamic_range = True
         for name in [*self._own_tensors()]:
@@ -177,7 +178,7 @@ class QAct(nn.Module):
 
     @property
     def has_range(self) -> bool:
-        """Whether it can be evaluated: a batch has set its range, or each call does."""
+        """Whether it can be evaluated: a batch has set the range, or it is dynamic."""
         return self.dynamic_range or bool(self.num_batches_tracked)
 
     def _own_tensors(self) -> dict[str, Tensor]:
@@ -185,7 +186,7 @@ class QAct(nn.Module):
         return {name: tensor for name, tensor in own.items() if tensor is not None}
 
     def moving_range(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The buffers that an observing operator updates, now that it sees the batch ``x``."""
+        """Return the buffers for an observing operator to update from the batch ``x``."""
         self._calibrated = self._calibrated or x.numel() > 0
         lo, hi = self.lo, self.hi
         if self.learned:
@@ -193,7 +194,7 @@ class QAct(nn.Module):
         return self.average_lo, self.average_hi, lo, hi, self.num_batches_tracked
 
     def require_range(self) -> None:
-        """Raise a RuntimeError if no batch has set the range."""
+        """Raise RuntimeError if no batch has set the range."""
         if not self._calibrated:
             raise RuntimeError(
                 "QAct: no batch has set the range yet; run one in training mode first "
@@ -201,7 +202,7 @@ class QAct(nn.Module):
             )
 
     def reset_range(self) -> None:
-        """Forget the range, as if no batch had been seen."""
+        """Reset the range to its initial state."""
         for tensor in self._own_tensors().values():
             tensor.detach().zero_()
         self._calibrated = False
@@ -219,36 +220,36 @@ class QAct(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if self.zero_in_range and {prefix + "lo", prefix + "hi"} <= state_dict.keys():
             state_dict = {**state_dict}
-            ends = contain_zero(state_dict[prefix + "lo"], state_dict[prefix + "hi"])
-            state_dict[prefix + "lo"], state_dict[prefix + "hi"] = ends
+            lo, hi = contain_zero(state_dict[prefix + "lo"], state_dict[prefix + "hi"])
+            state_dict[prefix + "lo"], state_dict[prefix + "hi"] = lo, hi
         super()._load_from_state_dict(state_dict, prefix, *args)
         tracked = state_dict.get(prefix + "num_batches_tracked")
         if tracked is not None and tracked.device.type != "meta":
             self._calibrated = bool(tracked > 0)
 
     def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
+        """Return the arguments for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
         zero += ", dynamic_range=True" if self.dynamic_range else ""
         return f"act_bits={self.act_bits}, act={self.act!r}, ste={self.ste!r}{zero}"
 
 
 @torch.no_grad()
-def _global_ends(x: Tensor, world: World) -> Tensor:
-    """Minimum and maximum of the ``x`` of all ranks, ``(2,)`` float32; empty if ``x`` is."""
+def _global_bounds(x: Tensor, world: World) -> Tensor:
+    """Return minimum and maximum of ``x`` over all ranks, ``(2,)`` float32; empty if ``x`` is."""
     if not x.numel():
         return x.new_empty(0, dtype=torch.float32)
     lo, hi = torch.aminmax(x)
-    # Maxima over ranks may drop a NaN; an infinite range is as unusable as one of NaN.
-    ends = (
+    # A maximum over ranks may drop a NaN; an infinite range is equally unusable.
+    bounds = (
         torch.stack([-lo, hi]).float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     )
-    world.max(ends, "activation ranges")
-    return torch.stack([-ends[0], ends[1]])
+    world.max(bounds, "activation ranges")
+    return torch.stack([-bounds[0], bounds[1]])
 
 
 def observing_copy(model: Module) -> Module:
-    """A copy of ``model`` that runs whether or not its ranges are set, and moves its own only."""
+    """Return a copy of ``model`` with activations in training mode, which runs without ranges."""
     trial = copy.deepcopy(model)
     for module in trial.modules():
         if isinstance(module, QAct):
