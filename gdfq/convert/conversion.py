@@ -283,7 +283,7 @@ class Converter:
         with self.graph.inserting_before(node):
             call = self.graph.call_module(name, (source,))
         node.replace_input_with(source, call)
-        reason = f"what the {kind} reads, {bits} bits {self.per_act}"
+        reason = f"input of the {kind}, {bits} bits {self.per_act}"
         self.operations.append(Operation(name, "input", "quantized", reason, bits))
 
 

@@ -305,8 +305,8 @@ def class_order(names: Iterable[str]) -> tuple[list[str], str]:
         order = [by_index.get(i) or next(others) for i in range(len(text))]
         left = [name for name in order if name not in indices]
         return order, (
-            "class folders that are named by a number are the class of that number, the others, "
-            f"{_some([f'{name} = {order.index(name)}' for name in left])}, what is left"
+            "class folders that are named by a number have that class, the others fill the gaps: "
+            + _some([f"{name} = {order.index(name)}" for name in left])
         )
     return text, _difference(
         text, sorted(text, key=_natural), "in the order of their names as text"

@@ -515,9 +515,9 @@ ORDERS = {
     "words": (["cat", "dog", "ibis"], "$"),
     "numbers and a word": (
         [*map(str, TWELVE), "other"],
-        "named by a number are the class of that number, the others, other = 12, what is left$",
+        "named by a number have that class, the others fill the gaps: other = 12$",
     ),
-    "a word and numbers": (["other", "1", "2"], "the others, other = 0, what is left$"),
+    "a word and numbers": (["other", "1", "2"], "the others fill the gaps: other = 0$"),
     "words with numbers": (["DC-10", "DC-3", "F-16"], "of their names as text, DC-10 before DC-3$"),
     "cases": (["Zebra", "ape"], "in the order of their names as text, Zebra before ape$"),
 }
