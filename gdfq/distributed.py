@@ -264,7 +264,6 @@ def start() -> World:
 
 
 def _whole_number(name: str, minimum: int, maximum: int | None = None) -> int:
-    """Read an integer from ``minimum`` to ``maximum`` from the environment variable ``name``."""
     value = os.environ[name]
     number = int(value) if value.isascii() and value.isdecimal() else -1
     if number < minimum or (maximum is not None and number > maximum):

@@ -76,7 +76,6 @@ def restore_layers(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _arguments(node: fx.Node, names: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a function call by name."""
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     return {name: given.get(name, defaults.get(name)) for name in names}
 

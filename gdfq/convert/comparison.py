@@ -138,7 +138,7 @@ def _compare(network: nn.Module, twin: nn.Module, images: Tensor) -> Any:
 
 
 class _FindAutocast(TorchFunctionMode):
-    """Within, ``found`` becomes whether a function is called with autocast switched on."""
+    """Mode that sets ``found`` if a function is called under autocast."""
 
     def __init__(self, device: str) -> None:
         super().__init__()

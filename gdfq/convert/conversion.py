@@ -189,7 +189,7 @@ class Converter:
         """Convert and record the function or method that ``node`` calls."""
         target: Any = node.target
         kind = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        if _draws(node):
+        if _is_random(node):
             raise InputError(
                 f"model: {self.scope_of(node) or 'its forward'} calls {kind}, which draws random "
                 "numbers in evaluation mode too, so that a student would differ from call "
@@ -298,8 +298,7 @@ def _bounds(node: fx.Node) -> tuple[Any, Any]:
     return given.get("min"), given.get("max")
 
 
-def _draws(node: fx.Node) -> bool:
-    """Whether the function that ``node`` calls draws random numbers."""
+def _is_random(node: fx.Node) -> bool:
     target: Any = node.target
     if target not in DROPOUTS:
         return target in DRAWS

@@ -231,7 +231,6 @@ class _InPlace(ModuleCalls):
 
 
 def _make_out_of_place(node: fx.Node) -> None:
-    """Call the out-of-place form of the activation function of ``node``."""
     node.target = OUT_OF_PLACE.get(node.target, node.target)
     node.args = tuple(False if value is True else value for value in node.args)
     if "inplace" in node.kwargs:

@@ -276,7 +276,6 @@ def _keep_constants(root: nn.Module, traced: nn.Module, graph: fx.Graph) -> None
 
 @contextmanager
 def _replaced(names: dict[str, Any], name: str, value: Any) -> Iterator[None]:
-    """Set ``names[name]`` to ``value`` within."""
     before = {name: names[name]} if name in names else {}
     names[name] = value
     try:

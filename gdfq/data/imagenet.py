@@ -166,8 +166,6 @@ class _OnDisk:
 
 @dataclass
 class _InTar:
-    """A folder in a tar file."""
-
     name: str
     within: dict[str, _InTar] = field(default_factory=dict)
     pictures: list[Where] = field(default_factory=list)

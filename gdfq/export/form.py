@@ -418,7 +418,6 @@ class _Forming(ModuleCalls):
 
 @torch.no_grad()
 def _dims_of_values(model: QuantizedModel, images: Tensor) -> dict[fx.Node, int]:
-    """Return the number of dimensions of each tensor in the graph."""
     try:
         ShapeProp(model).propagate(images.detach().cpu().float())
     except RuntimeError as error:

@@ -118,7 +118,6 @@ def _effective_bits(rows: list[Row]) -> str:
 
 
 def _packed_size(student: QuantizedModel, rows: list[Row]) -> int:
-    """Return the bytes of the tensors in a packed file of ``student``."""
     weights = {
         f"{name}.weight" for name, m in student.named_modules() if isinstance(m, (QConv2d, QLinear))
     }
@@ -190,7 +189,6 @@ def _inspect_onnx(path: Path) -> Inspection:
 
 
 def _onnx_rows(onnx: Any, model: Any, parts: dict[str, Any]) -> list[Row]:
-    """Return a row for each weight stored as integers and each quantized activation."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, str] = {}
     for node in model.graph.node:

@@ -134,9 +134,9 @@ def export_onnx(
     require("onnx", "onnxscript")
     form = export_form(student, images, mode, weights, input_range)
     model = _to_proto(form, images)
-    _tidy(model)
+    _delete_exporter_notes(model)
     if weights == "int4":
-        _narrow(model)
+        _store_as_int4(model)
     facts = {"mode": mode, "parts": [asdict(part) for part in form.parts]}
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
     try:
@@ -207,8 +207,7 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def _tidy(model: Any) -> None:
-    """Delete the exporter's notes about the source program."""
+def _delete_exporter_notes(model: Any) -> None:
     graph = model.graph
     del graph.value_info[:]
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -216,7 +215,7 @@ def _tidy(model: Any) -> None:
         del part.metadata_props[:]
 
 
-def _narrow(model: Any) -> None:
+def _store_as_int4(model: Any) -> None:
     """Store weights that fit, and their zero points, as int4."""
     from onnx import helper, numpy_helper
 

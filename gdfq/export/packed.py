@@ -347,7 +347,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     else:
         leaves = [] if recipe is None else recipe.quantization.leaf_modules
         student = quantize_model(model, leaf_modules=leaves)
-    _fit(student, header, path)
+    _check_layers(student, header, path)
     calls, kept = weights_of_calls(student), read_weights(student)
     new: dict[Any, nn.Module] = {}
     for name, layer in _layers(student).items():
@@ -388,8 +388,7 @@ def _stored(facts: LayerFacts) -> Stored:
     return Stored(facts.weight_bits, shape, dtype, facts.channels_last, facts.per_kernel)
 
 
-def _fit(student: QuantizedModel, header: Header, path: str | Path) -> None:
-    """Raise InputError unless the file has the layers of ``student``."""
+def _check_layers(student: QuantizedModel, header: Header, path: str | Path) -> None:
     layers = {p: (_kind(m), tuple(m.weight.shape)) for p, m in _layers(student).items()}
     called = weights_of_calls(student)
     layers |= {p: (_kind(q), tuple(weight.shape)) for p, (q, weight) in called.items()}

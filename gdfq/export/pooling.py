@@ -184,7 +184,6 @@ def _max(dims: int, indices: bool) -> Callable[..., Any]:
 def _adaptive(
     x: Tensor, output_size: Sequence[int], along: Callable[[Tensor, int, list[range]], Tensor]
 ) -> Tensor:
-    """Apply ``along`` to every dimension whose size changes."""
     dims = len(output_size)
     for dim, size, count in zip(range(-dims, 0), x.shape[-dims:], output_size, strict=True):
         if count != size:

@@ -99,7 +99,6 @@ def open_images(
 
 
 def _preprocessing(path: Path, recipe: Recipe) -> Preprocessing:
-    """Return the preprocessing in a finished run's recipe."""
     given = recipe.teacher.model_dump(include={f.name for f in fields(Preprocessing)})
     for key, value in given.items():
         if value is None:

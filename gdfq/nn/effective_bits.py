@@ -152,7 +152,6 @@ def _weights_of_calls(model: fx.GraphModule) -> tuple[list[Weight], set[int]]:
 
 
 def _origins(model: fx.GraphModule, node: fx.Node) -> Iterator[Tensor]:
-    """Yield the parameters that ``node`` is computed from."""
     if node.op == "get_attr":
         yield attrgetter(str(node.target))(model)
     elif node.op == "call_module":

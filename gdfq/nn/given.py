@@ -66,7 +66,6 @@ def require_values(network: nn.Module, name: str) -> None:
 
 
 def _is_customized(network: nn.Module, wrapper: type[nn.Module] | None) -> bool:
-    """Whether ``network``, a ``wrapper`` or compiled, computes more than the wrapped network."""
     if network._forward_hooks or network._forward_pre_hooks:
         return True
     if wrapper is None:  # torch.compile sets forward in the instance

@@ -121,7 +121,7 @@ class Timm(Source):
         if self.tag and self.tag not in self._all_tags():
             raise InputError(
                 f"model: timm's {self.architecture} has no weights {self.tag!r}"
-                f"{_nearest(self.tag, self._all_tags())}"
+                f"{_near_matches(self.tag, self._all_tags())}"
             )
 
     def _all_tags(self) -> list[str]:
@@ -267,7 +267,7 @@ class Factory(Source):
         for part in path.split("."):
             if not hasattr(found, part):
                 names = [key for key, value in vars(found).items() if callable(value)]
-                raise InputError(f"model: {module} has no {part!r}{_nearest(part, names)}")
+                raise InputError(f"model: {module} has no {part!r}{_near_matches(part, names)}")
             found = getattr(found, part)
         if not callable(found):
             raise InputError(f"model: {name} has type {type(found).__name__}, it is not a factory")
@@ -401,7 +401,6 @@ def _package(name: str, model: str) -> Any:
 
 
 def _renamed(given: dict[str, Any], **names: str) -> dict[str, Any]:
-    """Return the given values under the library's argument ``names``."""
     return {theirs: given[ours] for ours, theirs in names.items() if ours in given}
 
 
@@ -409,11 +408,10 @@ def _check_name(model: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
         prefix = model.partition(":")[0]
-        raise InputError(f"model: {prefix} has no network {name!r}{_nearest(name, known)}")
+        raise InputError(f"model: {prefix} has no network {name!r}{_near_matches(name, known)}")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """Format names similar to ``name`` as the end of a message."""
+def _near_matches(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     if near:

@@ -175,7 +175,6 @@ def _most_frequent(count: dict[str, int]) -> list[str]:
 
 
 def _listed(content: dict[Any, Any]) -> str:
-    """Format the entries of ``content`` in a line."""
     entries = [
         f"{key!r} ({f'{len(value)} entries' if isinstance(value, dict) else type(value).__name__})"
         for key, value in content.items()
