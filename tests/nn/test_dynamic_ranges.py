@@ -254,7 +254,7 @@ def test_packed_and_loaded(tmp_path, dynamic, bits):
             assert torch.equal(loaded(IMAGES), student(IMAGES))
     notes = {row.name: row.note for row in inspect_file(path).rows}
     assert ("kernel" in notes["3"]) == (dynamic != "act")
-    assert ("call" in notes["2"]) == (dynamic != "weight")
+    assert ("dynamic" in notes["2"]) == (dynamic != "weight")
     told = float(inspect_file(path).facts["a weight with its scales"].split()[0])
     assert told == pytest.approx(effective_weight_bits(student), abs=0.02)
 
