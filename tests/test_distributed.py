@@ -240,7 +240,7 @@ def traffic_of_a_step(world):
 
 
 def traffic_of_dynamic_ranges(world):
-    """What a calibration sends by whose ranges are taken in each call."""
+    """Traffic of a calibration, by which ranges are dynamic."""
     sent = {}
     for dynamic in ("none", "act"):
         trainer = tiny_trainer(dynamic_ranges=dynamic, world=world)

@@ -1,4 +1,4 @@
-"""From a float network to its student."""
+"""``quantize_model``."""
 
 from __future__ import annotations
 
@@ -38,49 +38,47 @@ def quantize_model(
 ) -> QuantizedModel:
     """Convert a trained network into its quantized student.
 
-    Every ``nn.Conv2d`` and ``nn.Linear``, subclasses and ``F.conv2d`` and ``F.linear`` too, gets a
-    fake-quantized weight (first and last layer as well, biases stay float); every activation,
-    module or function, a quantized output, over a signed range where its values have both signs.
-    ReLU and ReLU6 are one operator with their quantizer; any other activation function keeps its
-    place, with a quantizer behind it. A module used at several places gets one range per use.
-    Sums, products (squeeze and excitation) and batch norms without an activation behind them stay
-    in float, as in the paper; the coverage report names each layer that reads such values.
+    Weights of all ``nn.Conv2d``, ``nn.Linear``, their subclasses, ``F.conv2d`` and ``F.linear``
+    are fake-quantized, first and last layers included; biases stay float. All activations, modules
+    or functions, get a quantized output, over a signed range if their values have both signs. ReLU
+    and ReLU6 are fused with the quantizer, which follows other activations as a separate module. A
+    module used at several places gets one range per use. As in the paper, sums, products (squeeze
+    and excitation) and batch norms without an activation stay in float; the coverage report names
+    each layer that reads such values.
 
-    Forward hooks are part of the student's graph. Arguments of the network's ``forward`` that have
-    defaults keep these. Weights that are computed of others before each forward (``weight_norm``,
-    ``spectral_norm``, ``prune``, parametrizations) are parameters of the student, with the value
-    that they have in evaluation mode; tensors that are constants are buffers of it.
+    Forward hooks become part of the student's graph. Arguments of ``forward`` with defaults keep
+    them. Reparametrized weights (``weight_norm``, ``spectral_norm``, ``prune``, parametrizations)
+    become parameters with their value in evaluation mode, constant tensors become buffers.
 
     Args:
-        model: any network that ``torch.fx`` can trace; it is copied, never modified. A function
-            with control flow on tensors, called by a ``forward``, becomes one operation.
+        model: any network that ``torch.fx`` can trace; not modified. A function with control flow
+            on tensors, called by a ``forward``, becomes one operation.
         weight_bits: 2 to 8, per output channel.
         act_bits: 2 to 8, per tensor.
         bits: exceptions by name, ``{"layer1.*": {"weight": 8, "act": 6}, ...}``: glob patterns of
-            paths in the student, each with bits of weights, of activations or of both. Of several
-            patterns that match, the last wins. ``student.coverage`` lists the names; a functional
-            activation has that of its module and its function (``layer1.0.relu_1``); the quantizer
-            ``act.quantizer`` behind the module ``act`` is found by ``act`` too.
+            paths in the student, with bits of weights, activations or both; the last match wins.
+            ``student.coverage`` lists the names. A functional activation is named by its module and
+            function (``layer1.0.relu_1``); ``act.quantizer``, which follows the module ``act``,
+            also matches ``act``.
         leaf_modules: classes or paths of modules not to trace into; they stay in float.
-        quantize_inputs: quantize what a layer reads where that is in float still: the images,
-            linear bottlenecks, sums, scaled channels. The quantizer of the layer ``conv`` is
-            ``conv.input``. For engines that multiply integers everywhere.
-        strict: raise if an operation that should be quantized cannot be.
+        quantize_inputs: also quantize float inputs of layers (images, linear bottlenecks, sums,
+            scaled channels), for pure integer engines. The quantizer of ``conv`` is
+            ``conv.input``.
+        strict: raise an error if an operation that should be quantized is not supported.
         settings: the other fields of :class:`gdfq.nn.Quantization`, by name:
             ``first_last_bits=8``, ``ste="clip"``, ``zero_in_range=True``,
             ``dynamic_ranges="act"``, ...
 
     Returns:
-        The student, in evaluation mode, its activation ranges not yet set. What the model keeps
-        frozen (``requires_grad=False``) stays so, unless that is all of it. ``student.coverage``
-        says of each operation whether it is quantized, and why not.
+        The student in evaluation mode, with activation ranges not yet set. Frozen parameters
+        (``requires_grad=False``) stay frozen, unless all are. ``student.coverage`` says for each
+        operation whether it is quantized, and why not.
 
     Raises:
-        InputError: an argument is out of range, a pattern matches nothing, the network cannot be
-            traced, draws random numbers in evaluation mode, changes a buffer that it computes with
-            or has a part named like an attribute of ``fx.GraphModule``, nothing in it can be
-            quantized, no kernel is large enough for a range of its own where ``dynamic_ranges``
-            asks for them, or ``strict`` and something is uncovered.
+        InputError: an argument is invalid; a pattern matches nothing; the network cannot be
+            traced, draws random numbers in evaluation mode, changes a buffer that it computes with,
+            or has a part named like an attribute of ``fx.GraphModule``; nothing can be quantized;
+            ``dynamic_ranges`` needs larger kernels; or ``strict`` and an operation is uncovered.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
@@ -88,7 +86,7 @@ def quantize_model(
     widths = BitWidths(how.weight_bits, how.act_bits, {} if bits is None else bits)
     root = float_copy(plain_network(model, "model"))
     if not any(parameter.requires_grad for parameter in root.parameters()):
-        # Frozen as a whole, as networks are for inference: the student is made to be trained.
+        # The whole network is frozen for inference, but the student is to be trained.
         for parameter in root.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
     check_leaves(root, leaf_modules)
@@ -130,7 +128,7 @@ def quantize_model(
 
 
 def _require_kernel_ranges(student: nn.Module, dynamic_ranges: str) -> None:
-    """Raise an InputError if it is known that no kernel has a range of its own."""
+    """Raise InputError if no kernel of a layer has its own range."""
     for module in student.modules():
         if isinstance(module, WeightQuantizer) or (
             isinstance(module, QuantizedWeight) and module.per_kernel

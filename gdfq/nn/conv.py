@@ -10,24 +10,23 @@ from gdfq.nn.weight import QuantizedWeight
 class QConv2d(QuantizedWeight, nn.Conv2d):
     """``nn.Conv2d`` whose weight is quantized per output channel at each forward.
 
-    The range of an output channel is its minimum and maximum, taken anew each time; the bias
-    stays float. ``weight`` and ``bias`` are the float parameters, under the same names.
+    The range of an output channel is its minimum and maximum. ``weight`` and ``bias`` are float
+    parameters under the same names; the bias is not quantized.
 
     Args:
         weight_bits: 2 to 8.
-        act_bits: quantize the input too, with a :class:`QAct` named ``input_quantizer``; None
-            leaves it as it comes.
+        act_bits: of the input, quantized by a :class:`QAct` named ``input_quantizer``; None leaves
+            the input in float.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
-        zero_in_range: every range, of weights and of the input, also contains 0.
-        dynamic_ranges: ``"weight"`` gives each kernel a range of its own if it has at least
-            ``2**weight_bits`` elements, ``"act"`` the input ranges that are taken in the call,
-            ``"both"`` both; see :mod:`gdfq.nn.dynamic_ranges`.
+        zero_in_range: widen every range, of weight and input, to contain 0.
+        dynamic_ranges: ``"weight"`` gives each kernel with at least ``2**weight_bits`` elements its
+            own range, ``"act"`` computes the input's ranges on the fly, ``"both"`` does both; see
+            :mod:`gdfq.nn.dynamic_ranges`.
 
     All other arguments, and the shapes, are those of ``nn.Conv2d``.
 
     Raises:
-        InputError: ``weight_bits``, ``act_bits``, ``ste`` or ``dynamic_ranges`` is not one of the
-            above.
+        InputError: ``weight_bits``, ``act_bits``, ``ste`` or ``dynamic_ranges`` is invalid.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
@@ -39,9 +38,9 @@ class QConv2d(QuantizedWeight, nn.Conv2d):
     )  # fmt: skip
 
     def forward(self, input: Tensor, quantized_weight: Tensor | None = None) -> Tensor:
-        """``(N, C_in, H, W)`` or ``(C_in, H, W)``, as ``nn.Conv2d``.
+        """Convolve ``input``, ``(N, C_in, H, W)`` or ``(C_in, H, W)``, as ``nn.Conv2d``.
 
-        ``quantized_weight``: the weight's quantized values, where the caller has them already.
+        ``quantized_weight``: the quantized weight if the caller has computed it already.
         """
         if quantized_weight is None:
             quantized_weight = self._quantized_weight()

@@ -11,12 +11,12 @@ from gdfq.nn.weight import QuantizedWeight
 class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
     """``nn.Linear`` whose weight is quantized per output feature at each forward.
 
-    The range of an output feature is its minimum and maximum, taken anew each time; the bias
-    stays float. ``weight`` and ``bias`` are the float parameters, under the same names.
+    The range of an output feature is its minimum and maximum. ``weight`` and ``bias`` are float
+    parameters under the same names; the bias is not quantized.
 
-    All other arguments, and the shapes, are those of ``nn.Linear``; ``weight_bits``, ``act_bits``,
-    ``ste`` and how ranges are made are those of :class:`QConv2d`, but that weights keep one range
-    per output feature.
+    ``weight_bits``, ``act_bits``, ``ste``, ``zero_in_range`` and ``dynamic_ranges`` are those of
+    :class:`QConv2d`, but weights always have one range per output feature. All other arguments, and
+    the shapes, are those of ``nn.Linear``.
 
     Source: Xu et al., ECCV 2020, section 3.3.
     """
@@ -25,9 +25,9 @@ class QLinear(QuantizedWeight, nn.Linear):  # type: ignore[misc]
     shape_arguments = ("in_features", "out_features")
 
     def forward(self, input: Tensor, quantized_weight: Tensor | None = None) -> Tensor:
-        """``(*, in_features)``, as ``nn.Linear``.
+        """Apply the layer to ``input``, ``(*, in_features)``, as ``nn.Linear``.
 
-        ``quantized_weight``: the weight's quantized values, where the caller has them already.
+        ``quantized_weight``: the quantized weight if the caller has computed it already.
         """
         if quantized_weight is None:
             quantized_weight = self._quantized_weight()

@@ -42,7 +42,7 @@ class Quantization(Settings):
     )
     dynamic_ranges: DynamicRanges = Field(
         "none",
-        description="whose ranges are computed in each call: per sample and channel, per kernel",
+        description="whose ranges are computed on the fly: per sample and channel, per kernel",
     )
     leaf_modules: tuple[str, ...] = Field(
         (), description="paths of modules that are not traced into and stay in float"
@@ -53,7 +53,7 @@ class Quantization(Settings):
         for what in ("act", "weight"):
             if self.learns(what) and self.is_dynamic(what):
                 raise InputError(
-                    f"dynamic_ranges: {self.dynamic_ranges!r} takes in each call what "
+                    f"dynamic_ranges: {self.dynamic_ranges!r} computes on the fly what "
                     f"learned_ranges = {self.learned_ranges!r} trains; a range is one or the other"
                 )
         return self
@@ -63,7 +63,7 @@ class Quantization(Settings):
         return self.learned_ranges in (what, "both")
 
     def is_dynamic(self, what: Literal["act", "weight"]) -> bool:
-        """Whether the ranges of activations (weights) are computed in each call."""
+        """Whether the ranges of activations (weights) are computed on the fly."""
         return self.dynamic_ranges in (what, "both")
 
     @property

@@ -1,4 +1,4 @@
-"""What layers with a fake-quantized weight have in common."""
+"""Base of layers with a fake-quantized weight, and quantization of functions' weights."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ class QuantizedWeight(nn.Module):
         return input if self.input_quantizer is None else self.input_quantizer(input)
 
     def keep_weight_range(self, learned: bool = False) -> None:
-        """Keep the weight's range from now on, instead of taking it anew at each forward.
+        """Store the weight's range instead of computing it at each forward.
 
-        Its ends are ``weight_lo`` and ``weight_hi``, float32 ``(outputs,)``, at first the minima
-        and maxima; buffers, or with ``learned`` parameters, which makes the estimator
+        ``weight_lo`` and ``weight_hi``, float32 ``(outputs,)``, are initialized with minima and
+        maxima. They are buffers or, with ``learned``, parameters trained with the estimator
         ``"learned"``, see :func:`gdfq.functional.fake_quantize`.
 
         Raises:
@@ -116,17 +116,17 @@ class QuantizedWeight(nn.Module):
         """
         if self.dynamic_weight_ranges:
             raise InputError(
-                f"dynamic_ranges: {self.dynamic_ranges!r} takes the weight's range anew at each "
-                "forward; none can be kept or learned"
+                f"dynamic_ranges: {self.dynamic_ranges!r} computes the weight's range at each "
+                "forward; it cannot be stored or learned"
             )
-        for name, end in zip(("weight_lo", "weight_hi"), self.weight_range(), strict=True):
+        for name, bound in zip(("weight_lo", "weight_hi"), self.weight_range(), strict=True):
             if name in self._parameters:
                 continue
             if learned:
                 del self._buffers[name]
-                self.register_parameter(name, nn.Parameter(end.clone()))
+                self.register_parameter(name, nn.Parameter(bound.clone()))
             else:
-                self.register_buffer(name, end.clone())
+                self.register_buffer(name, bound.clone())
 
     @property
     def learned_weight_range(self) -> bool:
@@ -140,37 +140,37 @@ class QuantizedWeight(nn.Module):
 
     @property
     def dynamic_weight_ranges(self) -> bool:
-        """Whether the weight's ranges are computed in each call, per kernel if that is possible."""
+        """Whether the weight's ranges are computed at each forward, per kernel if possible."""
         return has_dynamic(self.dynamic_ranges, "weight")
 
     @property
     def per_kernel(self) -> bool:
-        """Whether each kernel of the weight has a range of its own."""
+        """Whether each kernel of the weight has its own range."""
         return self.dynamic_weight_ranges and has_kernel_ranges(self.weight, self.weight_bits)
 
     def weight_range(self) -> tuple[Tensor, Tensor]:
-        """Both ends of the range that each output's weight is quantized over, ``(outputs,)``.
+        """Return lower and upper bounds of the weight's ranges.
 
-        Those that are kept, else its minimum and maximum. Of each kernel, ``(outputs, inputs)``,
-        where it has a range of its own.
+        Their shape is ``(outputs,)``, or ``(outputs, inputs)`` per kernel. Without stored bounds
+        they are :meth:`weight_minmax`.
         """
         if self.weight_lo is None or self.weight_hi is None:
-            return self.weight_extremes()
+            return self.weight_minmax()
         lo, hi = self.weight_lo.detach(), self.weight_hi.detach()
         return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
 
-    def weight_extremes(self) -> tuple[Tensor, Tensor]:
-        """The minima and maxima of each output's weights, of 0 too where ranges contain it.
+    def weight_minmax(self) -> tuple[Tensor, Tensor]:
+        """Return minima and maxima of the weight per output or per kernel.
 
-        Of each kernel's where it has a range of its own.
+        With ``zero_in_range``, they are widened to contain 0.
         """
-        lo, hi = _extremes(self.weight, self.per_kernel)
+        lo, hi = _minmax(self.weight, self.per_kernel)
         return contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # As activations' ranges, these stay float32: the quantizer computes in float32.
-        ends = {n: getattr(self, n, None) for n in ("weight_lo", "weight_hi")}
-        kept = {n: end.detach() for n, end in ends.items() if end is not None}
+        # Ranges stay float32 under .half() and .bfloat16(): the quantizer computes in float32.
+        bounds = {n: getattr(self, n, None) for n in ("weight_lo", "weight_hi")}
+        kept = {n: bound.detach() for n, bound in bounds.items() if bound is not None}
         super()._apply(fn, recurse)
         for name, before in kept.items():
             after = getattr(self, name)
@@ -188,9 +188,9 @@ class QuantizedWeight(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # A state says by its entries whether ranges are kept; else they are the weights' extremes.
-        ends = {f"{prefix}{name}": name for name in ("weight_lo", "weight_hi")}
-        given = not ends.keys().isdisjoint(state_dict)
+        # A state with bounds makes the layer store them; one without resets them to min and max.
+        bounds = {f"{prefix}{name}": name for name in ("weight_lo", "weight_hi")}
+        given = not bounds.keys().isdisjoint(state_dict)
         kept = self.weight_lo is not None
         own = self._parameters.get("weight") is not None
         if given and not kept and own and not self.dynamic_weight_ranges:
@@ -198,30 +198,30 @@ class QuantizedWeight(nn.Module):
         lists = (missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         if kept and not given and f"{prefix}weight" in state_dict:
-            missing_keys[:] = [key for key in missing_keys if key not in ends]
-            for name, end in zip(ends.values(), self.weight_extremes(), strict=True):
-                getattr(self, name).detach().copy_(end)
+            missing_keys[:] = [key for key in missing_keys if key not in bounds]
+            for name, bound in zip(bounds.values(), self.weight_minmax(), strict=True):
+                getattr(self, name).detach().copy_(bound)
 
     def _quantized_weight(self) -> Tensor:
         if self.weight_lo is not None and self.weight_hi is not None:
             ste: LearnedSte = "learned" if self.learned_weight_range else self.ste
-            ends = (self.weight_lo, self.weight_hi)
-            return fake_quantize(self.weight, *ends, self.weight_bits, 0, ste, self.zero_in_range)
+            lo, hi = self.weight_lo, self.weight_hi
+            return fake_quantize(self.weight, lo, hi, self.weight_bits, 0, ste, self.zero_in_range)
         axis = (0, 1) if self.per_kernel else 0
         options = (self.weight_bits, axis, self.ste, self.zero_in_range)
         return fake_quantize_minmax(self.weight, *options)
 
     def weight_codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes ``(weight's shape)``, inverse scale and zero point ``(outputs,)`` of the weight.
+        """Return int8 codes in the weight's shape, inverse scale and zero point.
 
-        Inverse scale and zero point are ``(outputs, inputs)`` where each kernel has its own.
-        :func:`dequantize` makes the quantized weight of the three; see
+        The last two are ``(outputs,)``, or ``(outputs, inputs)`` per kernel. :func:`dequantize`
+        computes the quantized weight from all three. See
         :func:`gdfq.ops.quantize_codes.quantize_codes`.
         """
         return _codes(self.weight.detach(), *self.weight_range(), self.weight_bits)
 
     def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
+        """Return the arguments for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
         if self.dynamic_ranges != "none":
             zero += f", dynamic_ranges={self.dynamic_ranges!r}"
@@ -230,17 +230,17 @@ class QuantizedWeight(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Quantizes a weight that a function is called with, as the layers do their own.
+    """Quantizes the weight argument of a function (``F.conv2d``, ``F.linear``) like a layer's.
 
     Args:
         weight_bits: 2 to 8.
         ste: straight-through estimator, ``"identity"`` or ``"clip"``.
-        zero_in_range: every range also contains 0.
-        dynamic_ranges: ``"weight"`` or ``"both"`` gives each kernel a range of its own, if it has
-            at least ``2**weight_bits`` elements.
+        zero_in_range: widen every range to contain 0.
+        dynamic_ranges: ``"weight"`` or ``"both"`` gives each kernel with at least
+            ``2**weight_bits`` elements its own range.
 
     Raises:
-        InputError: an argument is not one of the above.
+        InputError: an argument is invalid.
     """
 
     def __init__(
@@ -260,39 +260,39 @@ class WeightQuantizer(nn.Module):
         self.kernel_ranges = has_dynamic(dynamic_ranges, "weight")
 
     def per_kernel_of(self, weight: Tensor) -> bool:
-        """Whether each kernel of ``weight`` has a range of its own."""
+        """Whether each kernel of ``weight`` has its own range."""
         return self.kernel_ranges and has_kernel_ranges(weight, self.weight_bits)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``weight``, outputs along dimension 0, quantized per output or per kernel."""
+        """Quantize ``weight``, with outputs along dimension 0, per output or per kernel."""
         axis = (0, 1) if self.per_kernel_of(weight) else 0
         return fake_quantize_minmax(weight, self.weight_bits, axis, self.ste, self.zero_in_range)
 
     def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what :meth:`QuantizedWeight.weight_codes` does, of ``weight``."""
-        lo, hi = _extremes(weight, self.per_kernel_of(weight))
-        ends = contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
-        return _codes(weight.detach(), *ends, self.weight_bits)
+        """Return codes of ``weight``, as :meth:`QuantizedWeight.weight_codes` does."""
+        lo, hi = _minmax(weight, self.per_kernel_of(weight))
+        bounds = contain_zero(lo, hi) if self.zero_in_range else (lo, hi)
+        return _codes(weight.detach(), *bounds, self.weight_bits)
 
     def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
+        """Return the arguments for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
         zero += ", kernel_ranges=True" if self.kernel_ranges else ""
         return f"weight_bits={self.weight_bits}, ste={self.ste!r}{zero}"
 
 
 def has_kernel_ranges(weight: Tensor, bits: int) -> bool:
-    """Whether kernels of ``weight`` are large enough for a range each."""
+    """Whether kernels of ``weight`` are large enough for their own ranges."""
     return range_axes(weight.shape, bits) == (0, 1)
 
 
 def dequantize(codes: Tensor, inv_scale: Tensor, zero: Tensor) -> Tensor:
-    """``(codes + zero) / inv_scale``, with inverse scale and zero point per output or kernel."""
-    each = (*inv_scale.shape, *[1] * (codes.dim() - inv_scale.dim()))
-    return (codes + zero.view(each)) / inv_scale.view(each)
+    """Return ``(codes + zero) / inv_scale``; the latter two per output or per kernel."""
+    shape = (*inv_scale.shape, *[1] * (codes.dim() - inv_scale.dim()))
+    return (codes + zero.view(shape)) / inv_scale.view(shape)
 
 
-def _extremes(weight: Tensor, per_kernel: bool) -> tuple[Tensor, Tensor]:
+def _minmax(weight: Tensor, per_kernel: bool) -> tuple[Tensor, Tensor]:
     rows = weight.detach().float().flatten(2 if per_kernel else 1)
     return rows.amin(-1), rows.amax(-1)
 
@@ -300,6 +300,6 @@ def _extremes(weight: Tensor, per_kernel: bool) -> tuple[Tensor, Tensor]:
 def _codes(weight: Tensor, lo: Tensor, hi: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     if lo.dim() == 1:
         return quantize_codes(weight, lo, hi, bits, axis=0)
-    kernels, ends = weight.flatten(0, 1), (lo.flatten(), hi.flatten())
-    codes, inv_scale, zero = quantize_codes(kernels, *ends, bits, axis=0)
+    kernels = weight.flatten(0, 1)
+    codes, inv_scale, zero = quantize_codes(kernels, lo.flatten(), hi.flatten(), bits, axis=0)
     return codes.view(weight.shape), inv_scale.view(lo.shape), zero.view(lo.shape)

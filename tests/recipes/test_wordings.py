@@ -55,7 +55,7 @@ MISTAKES = [
     ),
     (
         {"learned_ranges": "both", "dynamic_ranges": "act"},
-        "dynamic_ranges: 'act' takes in each call what learned_ranges = 'both' trains; a range is "
+        "dynamic_ranges: 'act' computes on the fly what learned_ranges = 'both' trains; a range is "
         "one or the other",
     ),
     ({"latent_dim": 0}, "latent_dim: must be an int >= 1, got 0"),

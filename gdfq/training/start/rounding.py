@@ -45,7 +45,7 @@ def flipped(layer: QuantizedWeight) -> Tensor:
     exact = inv_scale * values - zero
     error = codes - exact
     half = 2 ** (layer.weight_bits - 1)
-    lo, hi = (end.double().view(-1, 1, 1) for end in layer.weight_extremes())
+    lo, hi = (end.double().view(-1, 1, 1) for end in layer.weight_minmax())
     movable = (error.abs() <= 0.5) & (values != lo) & (values != hi)
     move = torch.zeros_like(error)  # of the code, -1, 0 or 1
 

@@ -24,7 +24,7 @@ def set_weight_ranges(student: nn.Module, how: str) -> None:
     """
     for layer in student.modules():
         if isinstance(layer, QuantizedWeight) and layer.weight_lo is not None:
-            lo, hi = layer.weight_extremes() if how == "minmax" else least_squares(layer)
+            lo, hi = layer.weight_minmax() if how == "minmax" else least_squares(layer)
             assert layer.weight_hi is not None
             layer.weight_lo.copy_(lo)
             layer.weight_hi.copy_(hi)
@@ -36,7 +36,7 @@ def least_squares(layer: QuantizedWeight) -> tuple[Tensor, Tensor]:
     Both ends move in together from the minimum and maximum, then the upper and the lower one in
     turns, each by the best of :data:`CANDIDATES` shares of the width.
     """
-    least, greatest = layer.weight_extremes()
+    least, greatest = layer.weight_minmax()
     rows = layer.weight.detach().float().flatten(1)
     width = greatest - least
     below, above = torch.zeros_like(width), torch.zeros_like(width)  # shares of the width
