@@ -418,7 +418,7 @@ BAD = {
     "codes.pt": (
         lambda p: torch.save({k: v.to(torch.int8) for k, v in state().items()}, p),
         "does not fit gdfq:resnet20: 'conv1.weight' is int8, where the network has float32: codes "
-        "of a quantized network, or no weights; .* floating-point numbers, and",
+        "of a quantized network, or not weights; .* floating-point numbers, and",
     ),
     "codes and scales.pt": (
         lambda p: torch.save(
