@@ -59,11 +59,7 @@ def not_built() -> str | None:
 
 
 def resolve_device(name: str) -> str:
-    """Return "cpu" or "cuda"; "auto" prefers a GPU.
-
-    Raises:
-        InputError: ``name`` is unknown, or "cuda" without a GPU.
-    """
+    """Return "cpu" or "cuda", where "auto" prefers a GPU; raise InputError otherwise."""
     gpu = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
         raise InputError(f"device: must be auto, cpu, or cuda where there is a GPU, got {name!r}")

@@ -88,11 +88,7 @@ def make(name: str, workload: Workload, settings: Settings, world: World | None 
 
 
 def check_rivals(names: Sequence[str], device: str) -> list[Any]:
-    """Return the rivals ``names`` without repeats.
-
-    Raises:
-        InputError: one is unknown, or needs a CUDA device.
-    """
+    """Return ``names`` without repeats; raise InputError if one is unknown or needs CUDA."""
     for name in names:
         if name not in get_args(Rival):
             raise InputError(f"against: must be one of {', '.join(get_args(Rival))}, got {name!r}")

@@ -38,8 +38,7 @@ class Measurement:
         seconds: of each step.
         images_per_second: at the median step time.
         phases: median seconds by phase; only for our trainer in one process on the CPU.
-        convolutions: their fraction of the step time; only for our trainer in one process on the
-            CPU.
+        convolutions: their fraction of the step time; only where ``phases`` is measured.
         peak_bytes: peak memory; None if it was not measured.
         traffic: collective traffic of each process in a step, by purpose.
         calibration_traffic: the same for a calibration batch.

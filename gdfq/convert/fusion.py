@@ -268,7 +268,6 @@ class _Trial(fx.Interpreter):
         return result
 
     def run_on(self, images: Tensor) -> None:
-        """Run on a copy of ``images``."""
         # Inference mode does not count changes.
         with torch.inference_mode(False), torch.no_grad():
             self.run(images.clone())

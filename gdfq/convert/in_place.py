@@ -210,7 +210,6 @@ class _InPlace(ModuleCalls):
         _make_out_of_place(node)
 
     def _splits(self, node: fx.Node) -> bool:
-        """Whether ``node`` selects a part of a split."""
         return (
             node.target is operator.getitem
             and isinstance(node.args[1], int)

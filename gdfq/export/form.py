@@ -382,7 +382,6 @@ class _Forming(ModuleCalls):
             self.quantize(node)
 
     def is_quantized_behind(self, node: fx.Node) -> bool:
-        """Whether all users of ``node`` are quantizers."""
         return all(self.calls(user, (QAct, Quantize)) for user in node.users)
 
     def integer_input(self, node: fx.Node) -> tuple[Grid | None, str]:

@@ -154,10 +154,7 @@ def allocate_packed(
     device: Any = None,
     keep_weight: bool = False,
 ) -> PackedWeight:
-    """Create the packed counterpart of ``layer`` with uninitialized codes.
-
-    ``keep_weight`` also keeps the float weight.
-    """
+    """Create the packed counterpart of ``layer`` with uninitialized codes."""
     if isinstance(layer, WeightQuantizer):
         return PackedCall(layer, stored, device)
     kind = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear

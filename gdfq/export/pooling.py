@@ -193,10 +193,7 @@ def _adaptive(
 
 
 def _kernel(x: Tensor, output_size: Sequence[int]) -> list[int] | None:
-    """Return the kernel of an equivalent plain pooling; empty if sizes do not divide.
-
-    None if a size is dynamic.
-    """
+    """Return the kernel of an equivalent plain pooling, if any; None if sizes are dynamic."""
     sizes = x.shape[-len(output_size) :]
     if not all(isinstance(size, int) for size in sizes):
         return None
