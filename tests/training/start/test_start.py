@@ -143,9 +143,10 @@ def test_ranges_before_and_after_a_correction_are_each_of_all_batches_once(corre
             if isinstance(m, QAct)
         )
 
-    monkeypatch.setattr("gdfq.training.trainer.observe_ranges", observed)
     random = trainer.random.get_state()
-    trainer.calibrate(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("gdfq.training.trainer.observe_ranges", observed)
+        trainer.calibrate(3)
     assert [count for count, _ in first + second] == [3] * 4
     # The first round's are those of a start that corrects nothing, the second's new ones.
     plain = tiny_trainer()
