@@ -1,8 +1,9 @@
-"""fake_quantize, forward and backward, beside the same arithmetic in plain PyTorch.
+"""Time fake_quantize, forward and backward, beside the same arithmetic in plain PyTorch.
 
     python examples/microbenchmark.py --shape 64 64 56 56 --bits 4
 
-Both run in turns in one process, so that a machine that slows down slows both; times are medians.
+Both run interleaved in one process, so that a slow phase of the machine affects both. Times are
+medians.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import gdfq
 
 
 def plain(x: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor, bits: int) -> torch.Tensor:
-    """As most code has it: operations one after the other, gradients passed by detach."""
+    """Quantize with separate operations, and pass the gradient by detach, as most code does."""
     half = 2 ** (bits - 1)
     scale = (2**bits - 1) * (1 / (hi - lo).clamp(min=1e-8))
     zero = torch.round(scale * lo) + half
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
-    gdfq.memory.keep_freed_memory()  # for both: new pages would be most of what is timed
+    gdfq.memory.keep_freed_memory()  # for both: fresh pages would dominate the times
     x = torch.randn(args.shape, device=args.device, requires_grad=True)
     lo, hi = x.detach().min(), x.detach().max()
     dy = torch.randn_like(x)

@@ -1,9 +1,9 @@
-"""A network of one's own, quantized without data: trained here, but any trained one will do.
+"""Quantize a network of your own without data. This one is trained here; any trained one will do.
 
     python examples/own_model.py --out student.onnx
 
-Training and measuring take the Fashion-MNIST images that are in the package; `gdfq.quantize` sees
-the network alone. From there on it is one call and one for each file.
+Training and measuring use the package's Fashion-MNIST images; `gdfq.quantize` sees only the
+network. Quantizing is one call, and so is writing each file.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weight-bits", type=int, default=3)
     parser.add_argument("--act-bits", type=int, default=3)
-    parser.add_argument("--images", type=int, default=8000, help="to train on, at most 8,000")
-    parser.add_argument("--epochs", type=int, default=10, help="of 20 steps, half for warming up")
+    parser.add_argument("--images", type=int, default=8000, help="training images, at most 8,000")
+    parser.add_argument("--epochs", type=int, default=10, help="of 20 steps, half of them warm-up")
     parser.add_argument("--out", help="file to export to: .onnx, .pt2 or .safetensors")
     parser.add_argument("--report", help="HTML file to write")
     args = parser.parse_args()
     if args.out:
-        options_for(Path(args.out))  # or an error before anything is trained
+        options_for(Path(args.out))  # raises before training if the name is invalid
 
     pictures = open_fashion_mnist()
     images = (torch.tensor(pictures.images).permute(0, 3, 1, 2).float() / 255 - 0.286) / 0.353

@@ -1,10 +1,9 @@
-"""Quantization-aware training in a training loop of one's own, with gdfq's layers dropped in.
+"""Train quantization-aware in your own training loop, with gdfq's drop-in layers.
 
     python examples/qat_drop_in.py --weight-bits 3 --act-bits 3
 
 The same network is trained twice, with PyTorch's layers and with quantized ones, on 8,000 of the
-Fashion-MNIST images that are in the package, and measured on the other 2,000. Nothing else in
-the loop changes: quantized layers are modules with parameters like any.
+package's Fashion-MNIST images, and measured on the other 2,000. The loop does not change.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def train(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs
             loss.backward()
             optimizer.step()
             schedule.step()
-    network.eval()  # from here on the activations' ranges stand still
+    network.eval()  # fixes the activation ranges
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--images", type=int, default=8000, help="to train on, at most 8,000")
+    parser.add_argument("--images", type=int, default=8000, help="training images, at most 8,000")
     args = parser.parse_args()
 
     pictures = open_fashion_mnist()

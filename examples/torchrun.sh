@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# `gdfq quantize` on many processes, which train as one; goes on where an earlier run was interrupted.
+# Runs `gdfq quantize` on several processes, which train as one, and resumes an interrupted run.
 #
 #   examples/torchrun.sh 2 runs/two --recipe fashion-mnist-resnet20
 #   NODES=4 HOST=first-machine:29500 examples/torchrun.sh 8 runs/all --recipe my.toml --batch-size 512
 #
-# The first argument is the number of processes on this machine, one for each GPU or a few cores; the
-# second the run's folder, which all machines must see; the rest goes to `gdfq quantize`. The number
-# of all processes must divide --batch-size. On several machines, start it on each of them.
+# Arguments: the number of processes on this machine, one per GPU or per few cores; the run's
+# folder, which all machines must see; options of `gdfq quantize`. The total number of
+# processes must divide --batch-size. On several machines, start the script on each of them.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -29,7 +29,7 @@ else
   launch+=(--standalone)
 fi
 
-# On CPUs each process gets its share of the cores; on GPUs a few are enough.
+# On CPUs each process gets an equal share of the cores; on GPUs a few are enough.
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 exec "${PYTHON:-python}" -m torch.distributed.run "${launch[@]}" -m gdfq quantize "${arguments[@]}"

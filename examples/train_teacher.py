@@ -2,13 +2,13 @@
 
     python examples/train_teacher.py --data FOLDER --out teacher.safetensors --bf16
 
-``--dataset fashion-mnist``: ``FOLDER`` has the four ``*-ubyte.gz`` files. Debian's
-``dataset-fashion-mnist`` puts them into ``/usr/share/datasets/fashion-mnist``, torchvision into
-``FashionMNIST/raw`` under its root. ``--dataset cifar10``: ``FOLDER`` is what
-``gdfq data cifar10 --out FOLDER`` writes, or torchvision's root.
+``--dataset fashion-mnist``: ``FOLDER`` contains the four ``*-ubyte.gz`` files. Debian's
+``dataset-fashion-mnist`` installs them in ``/usr/share/datasets/fashion-mnist``, torchvision in
+``FashionMNIST/raw`` under its root. ``--dataset cifar10``: ``FOLDER`` is the output of
+``gdfq data cifar10 --out FOLDER``, or torchvision's root.
 
-Each epoch ends with the weights written, and with ``--checkpoint`` all that is needed to continue:
-the same command resumes there. The last epoch's weights count: test images never choose.
+Each epoch saves the weights and, with ``--checkpoint``, the state from which the same command
+resumes. The last epoch's weights are the result; test images are used for reporting only.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Dataset:
     shift: int
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Images ``(N, C, H, W)`` of unsigned bytes as the network takes them."""
+        """Normalize images ``(N, C, H, W)`` of unsigned bytes for the network."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
     def augment(self, images: torch.Tensor) -> torch.Tensor:
-        """Shift each image at random, filling up with black, and flip it at random."""
+        """Shift each image at random, padding with black, and flip it horizontally at random."""
         batch, channels, height, width = images.shape
         shift = self.shift
         black = self.normalize(torch.zeros(1, channels, 1, 1, dtype=torch.uint8))
