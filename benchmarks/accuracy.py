@@ -1,14 +1,14 @@
-"""What parts and starts do for accuracy: ``python -m benchmarks.accuracy FILE --folder FOLDER``.
+"""Measure parts and starts: ``python -m benchmarks.accuracy FILE --folder FOLDER``.
 
-``FILE`` is one that ``gdfq sweep`` takes. The generator never sees the student, so its images are
+``FILE`` is a sweep for ``gdfq sweep``. The generator never sees the student, so its images are
 recorded once for all runs that train the same generator, and each student is trained on them as
-its run would train it: the same student bit for bit (``tests/project/test_benchmarks.py``). With
-``bns_of = "both"`` it does see it, and the run is done as a whole. ``FOLDER`` keeps what is
-finished. ``results/accuracy-FILE.json`` and the table of that name in ``docs/accuracy.md``, whose
-markers must be there, are written anew with all that ``FOLDER`` has of ``FILE``; ``parts.toml``
+in its own run: the same student bit for bit (``tests/project/test_benchmarks.py``). With
+``bns_of = "both"`` the generator sees the student, and the whole run is repeated. ``FOLDER`` keeps
+finished results. The command writes ``results/accuracy-FILE.json`` and the table of that name in
+``docs/accuracy.md``, whose markers must exist, from all results in ``FOLDER``; ``parts.toml``
 also writes the short table of README, ``docs/index.md`` and ``docs/limits.md``, ``length.toml`` the
 plot. ``--real-images DIR`` fine-tunes the same students on Fashion-MNIST's training images instead,
-which is no data-free result, and writes ``accuracy-FILE-real``.
+which is not data-free, and writes ``accuracy-FILE-real``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from gdfq.training import GDFQTrainer, TrainerCallback
 
 HELD_OUT = 16  # batches of generated images that no student is trained on
 PASS = 200  # of them in a forward pass
-# What a generator learns depends on all of a recipe but these.
+# A generator's training depends on every field of a recipe except these.
 STUDENTS = {
     "quantization": None,
     "start": None,
@@ -55,16 +55,16 @@ STUDENTS = {
 
 @dataclass
 class Recording:
-    """What a generator made: all that a student's training takes from it."""
+    """A generator's images, and the states that a student's training needs."""
 
-    warmed_up: dict[str, Any]  # generator and random state when the warm-up has ended
+    warmed_up: dict[str, Any]  # generator and random state at the end of the warm-up
     ended: dict[str, Any]
     steps: list[tuple[Tensor, Tensor, Tensor]]  # images, labels, teacher's logits
     held_out: Tensor  # images that no student is trained on
 
 
 class Recorder(GDFQTrainer):
-    """Trains the generator alone, and keeps what a student would have been given."""
+    """Train the generator alone, and keep the batches that a student would get."""
 
     def record(self) -> Recording:
         """Run the whole schedule."""
@@ -74,7 +74,7 @@ class Recorder(GDFQTrainer):
         return Recording(self._warmed_up, ended, self.steps, held_out(self))
 
     def calibrate(self, batches: int) -> None:
-        """Draw what calibration draws."""
+        """Draw the random numbers of a calibration."""
         self._warmed_up = copy.deepcopy(self._state())
         for _ in range(batches):
             self.images.sample()
@@ -90,7 +90,7 @@ class Recorder(GDFQTrainer):
 
 
 class Player(GDFQTrainer):
-    """Trains a student on what was recorded."""
+    """Train a student on a recording."""
 
     def play(self, recording: Recording, callback: TrainerCallback) -> nn.Module:
         """From the calibration to the end."""
@@ -112,25 +112,25 @@ class Player(GDFQTrainer):
 
 
 class Watched(TrainerCallback):
-    """Calls ``calibrated`` when a student begins to be fine-tuned."""
+    """Call ``calibrated`` before a student's fine-tuning."""
 
     def __init__(self, calibrated: Callable[[], None]) -> None:
         self.calibrated = calibrated
 
     def on_calibrated(self, trainer: GDFQTrainer) -> None:
-        """Once."""
+        """Call it once."""
         self.calibrated()
 
 
 @torch.no_grad()
 def held_out(trainer: GDFQTrainer) -> Tensor:
-    """New images of the trainer's generator."""
+    """Generate new images ``(N, C, H, W)``."""
     return torch.cat([trainer.images.make(*trainer.images.sample()) for _ in range(HELD_OUT)])
 
 
 @torch.no_grad()
 def take_real_images(recording: Recording, teacher: nn.Module, data: Path, seed: int) -> None:
-    """Put training images and their labels in place of the generator's, as many a step."""
+    """Replace the generated images by as many training images with their labels."""
     images, labels = load_split(FASHION_MNIST, data, "train")
     random = torch.Generator().manual_seed(seed)
     for step, (generated, *_) in enumerate(recording.steps):
@@ -145,7 +145,7 @@ def can_be_recorded(recipe: Recipe) -> bool:
 
 
 def generator_key(recipe: Recipe) -> str:
-    """The same for recipes whose generators learn the same."""
+    """Return a key that is equal for recipes with identical generators."""
     tables = recipe.model_dump(mode="json", exclude={"name", "description"})
     for section, keys in STUDENTS.items():
         tables[section] = {
@@ -155,7 +155,7 @@ def generator_key(recipe: Recipe) -> str:
 
 
 def _start_key(recipe: Recipe) -> str:
-    """The same for recipes whose students begin to be fine-tuned alike."""
+    """Return a key that is equal for recipes with identical students before fine-tuning."""
     tables = recipe.model_dump(mode="json", include={"quantization", "start", "bits"})
     return _digest([generator_key(recipe), tables])
 
@@ -181,7 +181,7 @@ def _trainer(
 
 
 def record(recipe: Recipe, folder: Path) -> None:
-    """Record what the recipe's generator makes, unless that is there."""
+    """Record the images of the recipe's generator, unless the recording exists."""
     path = folder / "generators" / f"{generator_key(recipe)}.pt"
     if path.exists() or not can_be_recorded(recipe):
         return
@@ -194,7 +194,7 @@ def record(recipe: Recipe, folder: Path) -> None:
 
 
 def train(recipe: Recipe, folder: Path, where: Path, real_images: Path | None) -> None:
-    """Train and measure the recipe's student, unless that was done."""
+    """Train and measure the recipe's student, unless the result exists."""
     if where.exists():
         return
     torch.set_num_threads(1)
@@ -237,15 +237,15 @@ def _train(folder: Path, students: Path, real_images: Path | None, run: PlannedR
 
 
 def main() -> None:
-    """Train what is missing, and write the tables."""
+    """Train the missing students and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].replace("``", "'"))
-    parser.add_argument("file", type=Path, help="a sweep, as gdfq sweep takes it")
-    parser.add_argument("--folder", type=Path, required=True, help="keeps what is finished")
+    parser.add_argument("file", type=Path, help="a sweep for gdfq sweep")
+    parser.add_argument("--folder", type=Path, required=True, help="keeps finished results")
     parser.add_argument("--workers", type=int, default=2, help="students at a time")
     parser.add_argument("--seed", type=int, action="append", help="only these")
     parser.add_argument("--bits", action="append", help="only these, as W4A4")
     parser.add_argument("--variant", action="append", help="only these, as paper or w4a4-paper")
-    parser.add_argument("--real-images", type=Path, help="train on those of this folder")
+    parser.add_argument("--real-images", type=Path, help="fine-tune on this folder's images")
     options = parser.parse_args()
     plan = read_plan(options.file)
     name, students = options.file.stem, options.folder

@@ -1,4 +1,4 @@
-"""The tables and the plot of ``benchmarks/accuracy.py``."""
+"""Write the tables and the plot of ``benchmarks/accuracy.py``."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gdfq.sweeps.summary import paired, spread
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
-COMPARED = ("paper", "default")  # in the short table
-STEPS_PER_MINUTE = 360  # of the embedded network's recipe, about, on two cores
+COMPARED = ("paper", "default")  # variants in the short table
+STEPS_PER_MINUTE = 360  # the embedded network's recipe on two cores, approximately
 
 
 @dataclass
 class Outcome:
-    """A student: top-1 in percent on the test images, and nearness to its teacher on others.
+    """A student's top-1 in percent on the test images, and its distance from the teacher.
 
-    ``divergence``: mean ``KL(teacher || student)`` in nat on generated images of no training step;
-    ``agreement``: percent of these with the same first class.
+    ``divergence``: mean ``KL(teacher || student)`` in nat on generated images that no step used;
+    ``agreement``: top-1 agreement on these, in percent.
     """
 
     before: float
@@ -36,12 +36,12 @@ class Outcome:
 
 
 def path_of(run: PlannedRun, folder: Path) -> Path:
-    """A run's outcome."""
+    """Return the path of a run's outcome."""
     return folder / "students" / f"{run.name}.json"
 
 
 def write(plan: Plan, name: str, folder: Path, teacher: float) -> None:
-    """Write what is finished of the sweep ``name``; ``teacher`` is the float network's top-1."""
+    """Write the finished results of a sweep; ``teacher`` is the float network's top-1."""
     found = results(plan, folder)
     record = {
         "environment": environment(),
@@ -59,7 +59,7 @@ def write(plan: Plan, name: str, folder: Path, teacher: float) -> None:
 
 
 def results(plan: Plan, folder: Path) -> dict[str, Outcome]:
-    """What is finished of a plan, by the runs' names."""
+    """Return a plan's finished outcomes by run name."""
     return {
         run.name: Outcome(**json.loads(path_of(run, folder).read_text()))
         for run in plan.runs
@@ -68,7 +68,7 @@ def results(plan: Plan, folder: Path) -> dict[str, Outcome]:
 
 
 def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
-    """A table for each of the widths: means and standard deviations over the seeds there are."""
+    """Return a table for each width: means and standard deviations over the finished seeds."""
     lines = []
     for bits, variants in plan.groups.items():
         if not any(_by_seed(plan, variant, found) for variant in variants):
@@ -76,7 +76,7 @@ def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
         lines += [
             f"**{bits}**",
             "",
-            "| | seeds | before | after | after, less the reference's | KL on generated images |",
+            "| | seeds | before | after | gain over the reference | KL on generated images |",
             "|---|---|---|---|---|---|",
         ]
         for variant in variants:
@@ -102,7 +102,7 @@ def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
 
 
 def short(plan: Plan, found: dict[str, Outcome], teacher: float) -> str:
-    """One table of the paper's recipe and the default."""
+    """Return the table of the paper's recipe and the default."""
     lines = [
         "| bits | teacher, float32 | paper's recipe, before fine-tuning | after | default recipe, "
         "before | after | lost |",
@@ -143,8 +143,8 @@ def _text(found: Spread | None, form: str) -> str:
 
 
 def draw_lengths(plan: Plan, found: dict[str, Outcome], teacher: float, out: Path) -> None:
-    """Top-1 over the time of training, a line for each of the widths."""
-    from matplotlib.figure import Figure  # of the extra `bench`, which tests do without
+    """Plot top-1 over training time, a line for each width."""
+    from matplotlib.figure import Figure  # from the extra `bench`, which tests do not need
 
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()

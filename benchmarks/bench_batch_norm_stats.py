@@ -9,7 +9,7 @@ compiled = torch.compile(batch_norm_stats_reference, dynamic=False)
 
 
 def eager(x, running_mean, running_var, weight, bias, eps):
-    """What one writes with stock PyTorch: a hook's statistics, and the layer."""
+    """Compute a hook's statistics and the layer, in stock PyTorch."""
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     return y, mean, var

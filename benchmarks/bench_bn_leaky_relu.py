@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from gdfq.functional import bn_leaky_relu
 
-# Of the generators for small and for large images.
+# From the generators for small and for large images.
 SIZES = {
     "imagenet-b16-128x112x112": (16, 128, 112, 112),
     "small-b200-64x32x32": (200, 64, 32, 32),
@@ -16,7 +16,7 @@ SIZES = {
 
 
 def eager(x, running_mean, running_var, weight, bias, eps):
-    """What one writes with stock PyTorch: the layer and the activation."""
+    """Compute the layer and the activation, in stock PyTorch."""
     if weight.dim() == 1:
         v = F.batch_norm(x, running_mean, running_var, weight, bias, training=True, eps=eps)
     else:

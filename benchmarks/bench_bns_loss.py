@@ -1,4 +1,4 @@
-"""bns_loss over all layers of a network: a few thousand numbers, so calls are what it costs."""
+"""bns_loss over all layers of a network: a few thousand numbers, so calls dominate the cost."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gdfq.ops.bns_loss import bns_loss_reference
 
 
 def eager(means, vars, running_means, running_vars):
-    """What one writes with stock PyTorch: two mse_loss a layer."""
+    """Compute two mse_loss per layer, in stock PyTorch."""
     losses = [
         torch.nn.functional.mse_loss(m, rm) + torch.nn.functional.mse_loss(v, rv)
         for m, v, rm, rv in zip(means, vars, running_means, running_vars, strict=True)

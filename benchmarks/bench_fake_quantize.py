@@ -60,7 +60,7 @@ def test_fake_quantize_half(interleave, size, dtype):
 
 
 def clip(x, lo, hi, bits):
-    """The clip estimator in plain PyTorch; the learned one where lo and hi require gradients."""
+    """Compute ``clip`` in plain PyTorch, or ``learned`` if lo and hi require gradients."""
     levels = 2**bits - 1
     step = (hi - lo) / levels
     return Round.apply(torch.clamp((x - lo) / step, 0, levels)) * step + lo

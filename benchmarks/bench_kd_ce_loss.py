@@ -8,7 +8,7 @@ from gdfq.losses import kd_ce_loss
 
 
 def eager(student, teacher, labels, temperature=20.0, alpha=1.0):
-    """What one writes with stock PyTorch."""
+    """Compute the loss in stock PyTorch."""
     divergence = F.kl_div(
         F.log_softmax(student / temperature, dim=1),
         F.log_softmax(teacher / temperature, dim=1),

@@ -1,4 +1,4 @@
-"""The ``interleave`` fixture: ours and its rivals timed in turns, so that noise hits all alike."""
+"""The ``interleave`` fixture: times ours and its rivals interleaved, so that noise affects all."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from gdfq.memory import keep_freed_memory
 
 Candidate = Callable[[], object]
 DEVICE = os.environ.get("GDFQ_TEST_DEVICE", "cpu")
-# Rounds of a benchmark: as many as fit into SECONDS, between these two.
+# Rounds of a benchmark: as many as fit into SECONDS, within these bounds.
 FEWEST, MOST = 5, 25
 SECONDS = 2.0
-# Seconds after which no further benchmark is begun.
+# Seconds after which no benchmark starts.
 LIMIT = float(os.environ.get("GDFQ_BENCH_SECONDS", "inf"))
 STARTED = time.monotonic()
-keep_freed_memory()  # so that everyone's results lie in memory that has been used before
+keep_freed_memory()  # so that all candidates write to memory that has been used before
 
 
 @pytest.fixture(autouse=True)
 def device():
-    """Tensors that a benchmark makes are on the device that GDFQ_TEST_DEVICE names."""
+    """Create a benchmark's tensors on the device that GDFQ_TEST_DEVICE names."""
     with torch.device(DEVICE) as chosen:
         yield chosen
 
 
 @pytest.fixture(autouse=True)
 def compiler():
-    """Each benchmark compiles anew; a rival that fell back to eager would not be one."""
+    """Compile anew for each benchmark, and fail if a rival falls back to eager."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         yield
 
 
 def timed(candidate: Candidate) -> Candidate:
-    """``candidate`` as one timing calls it: on a GPU, 20 launches, and one wait for them all."""
+    """Return the timed function: ``candidate``, or on a GPU 20 launches and one synchronization."""
     if DEVICE == "cpu":
         return candidate
 
@@ -54,7 +54,7 @@ def timed(candidate: Candidate) -> Candidate:
 
 
 def copy_of(traffic: int) -> Candidate:
-    """A copy into memory that exists already, which reads and writes ``traffic`` bytes in all."""
+    """Return a copy into existing memory that reads and writes ``traffic`` bytes in total."""
     source = torch.ones(max(1, traffic // 8), dtype=torch.float32)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
@@ -64,7 +64,7 @@ def copy_of(traffic: int) -> Candidate:
 def interleave(benchmark):
     """Time ``ours`` with pytest-benchmark and, before each of its rounds, every rival once.
 
-    ``traffic`` is the least number of bytes that the operation must move: the rival "copy" moves
+    ``traffic`` is the minimum of bytes that the operation must move; the rival "copy" moves
     as many. The medians' ratios to ours go into ``extra_info``.
     """
 
@@ -98,14 +98,14 @@ def interleave(benchmark):
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``shape``: the activations, or ``weight``: the weights, of the networks measured."""
+    """Parametrize ``shape`` over the networks' activations, ``weight`` over their weights."""
     for argument, cases in (("shape", sizes.ACTIVATIONS), ("weight", sizes.WEIGHTS)):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, cases.values(), ids=cases.keys())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """The first size of every operator, then the second: what a limit cuts off is sizes."""
+    """Run every operator's first size, then the second: a time limit cuts off sizes only."""
     seen: collections.Counter = collections.Counter()
     turn = {}
     for item in items:
@@ -115,6 +115,6 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin no benchmark after the time that GDFQ_BENCH_SECONDS allows."""
+    """Start no benchmark after GDFQ_BENCH_SECONDS."""
     if time.monotonic() - STARTED > LIMIT:
         pytest.skip("no time left")

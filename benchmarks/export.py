@@ -1,10 +1,10 @@
-"""Exported files beside their students and a float model: ``python -m benchmarks.export``.
+"""Compare exported files with their students and a float model: ``python -m benchmarks.export``.
 
-For the embedded network at each of ``BITS``: a short run of the recipe (``--runs`` takes finished
-ones), exported in both modes; answers on all test images in ONNX Runtime and OpenVINO, which nodes
-ran in integers, and latency beside the same runtime's float model, in turns in one process.
-Writes ``results/export-cpu.json`` and ``.md``, and the tables in ``docs/export.md``. Students can
-be measured again one at a time.
+For the embedded network at each of ``BITS``: a short run of the recipe (``--runs`` uses finished
+ones), exported in both modes; predictions on all test images in ONNX Runtime and OpenVINO, the
+nodes that ran in integers, and latency beside the same runtime's float model, interleaved in one
+process. Writes ``results/export-cpu.json`` and ``.md``, and the tables in ``docs/export.md``.
+Students can be measured again one at a time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from gdfq.export.parity import compare
 from gdfq.runs.run import Run
 
 BITS = {"W4A4": (4, 4), "W3A3": (3, 3), "W2A4": (2, 4)}
-# A short run: what is compared is a student with its file, not the method's accuracy.
+# A short run: the comparison is of a student with its file, not of the method's accuracy.
 SHORT = ["--epochs", "13", "--warmup-epochs", "6"]
 
 
@@ -105,7 +105,7 @@ def rows(kept: dict[str, Any]) -> list[Row]:
 
 
 def markdown_table(kept: dict[str, Any]) -> str:
-    """A row per student, file and runtime."""
+    """Return a table with a row per student, file and runtime."""
     top1 = {
         f"top-1 {name}": lambda p, name=name: f"{p[f'{name}_top1']:.2f}%"
         for name in ("student", "file")
@@ -118,10 +118,10 @@ def introduction(kept: dict[str, Any]) -> str:
     images = {p["images"] for r in kept["students"].values() for p in r["exact"].values()}
     return (
         f"The embedded ResNet-20 on {where('cpu', kept['machine'])}, {versions}. Students of short "
-        f"runs (`benchmarks/export.py`); answers on {min(images):,} test images. Milliseconds are "
-        "the fastest of many, the files of a student taken in turns on a machine that others used "
-        "too; in brackets, the time of the same "
-        "runtime's float model of the teacher divided by it: above 1 is faster than float."
+        f"runs (`benchmarks/export.py`), compared on {min(images):,} test images. Milliseconds are "
+        "the fastest of many, a student's files interleaved, on a shared machine; in brackets, the "
+        "time of the same runtime's float model of the teacher divided by it: above 1 is faster "
+        "than float."
     )
 
 
@@ -135,7 +135,7 @@ def markdown(kept: dict[str, Any]) -> str:
                 for size in BATCHES
             )
             lines.append(f"* measured with {bits} ({result['date']}), {runtime}: {times}")
-    lines += ["", "What ran in integers, by the runtime's own profile:", ""]
+    lines += ["", "Operators that ran in integers, by the runtime's profile:", ""]
     for bits, result in kept["students"].items():
         for runtime in RUNTIMES:
             for name, executed in result[runtime]["executed"].items():
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--student", action="append", choices=list(BITS),
                         help="only these; default: all")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=40, help="runs of each file")
-    parser.add_argument("--table", action="store_true", help="measure nothing, write again")
+    parser.add_argument("--table", action="store_true", help="write the tables without measuring")
     arguments = parser.parse_args()
     path = RESULTS / "export-cpu.json"
     kept = json.loads(path.read_text()) if path.exists() else {"students": {}}

@@ -1,9 +1,9 @@
-"""Exported files of larger networks: ``python -m benchmarks.export_networks --folder FOLDER``.
+"""Compare exported larger networks: ``python -m benchmarks.export_networks --folder FOLDER``.
 
-As ``benchmarks/export.py`` for the embedded network: EfficientNet-Lite0 with its ImageNet weights,
-on crops of photographs (``real_teacher.py``), and a ResNet-18 that ``resnet18.py`` trains on
+Like ``benchmarks/export.py``, for EfficientNet-Lite0 with its ImageNet weights,
+on crops of photographs (``real_teacher.py``), and for a ResNet-18 that ``resnet18.py`` trains on
 Fashion-MNIST; students of a few steps each. ``FOLDER`` keeps trained weights and students, so that
-``--latencies`` can time the files again, alone. Writes ``results/export-networks-cpu.json`` and
+``--latencies`` can repeat the timing alone. Writes ``results/export-networks-cpu.json`` and
 ``.md``, and a table in ``docs/export.md``.
 """
 
@@ -55,7 +55,7 @@ IMAGE_SIZE = 128  # of the photographs
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, how its students are made, and on what they are compared."""
+    """A trained network, its students' training, and the images for the comparison."""
 
     bits: tuple[tuple[int, int], ...]
     teacher: Callable[[Path], nn.Module]
@@ -65,7 +65,7 @@ class Network:
     range: tuple[float, float]
 
     def images(self, count: int) -> Images:
-        """The first ``count``, at most."""
+        """Return the first ``count`` images, at most."""
         return Images(self.batches(count), "", self.shape, self.range)
 
 
@@ -142,7 +142,7 @@ STUDENTS = {
 
 
 def make_student(name: str, folder: Path) -> tuple[nn.Module, QuantizedModel]:
-    """Teacher and student, trained unless ``folder`` has it."""
+    """Return teacher and student, trained unless ``folder`` has them."""
     network, weight_bits, act_bits = STUDENTS[name]
     teacher = network.teacher(folder)
     path = folder / f"{name.replace(' ', '-')}.safetensors"
@@ -157,7 +157,7 @@ def make_student(name: str, folder: Path) -> tuple[nn.Module, QuantizedModel]:
 def write_files(
     name: str, teacher: nn.Module, student: QuantizedModel, folder: Path
 ) -> tuple[dict[str, Path], dict[str, list[str]]]:
-    """The float model and the exported files; and for each, the layers written otherwise."""
+    """Write the float model and the exported files; return them and their replaced layers."""
     network = STUDENTS[name][0]
     images = network.images(1)
     files = {"float": folder / "float.onnx"}
@@ -183,7 +183,7 @@ def answers(
         print(name, kind, result[kind], flush=True)
     hits = total = same = 0
     differences = []
-    # What rounding does to the student itself: in the other memory format.
+    # The effect of rounding on the student itself: run it in the other memory format.
     for images, _ in network.images(count).batches:
         with torch.inference_mode():
             expected = student(images)
@@ -219,7 +219,7 @@ def measure_latencies(name: str, files: dict[str, Path], rounds: int) -> dict[st
 
 
 def rows(kept: dict[str, Any]) -> list[Row]:
-    """Of each student its own in the other memory format, then those of its files."""
+    """Return each student's row in the other memory format, then those of its files."""
     found = []
     for name in STUDENTS:
         result = kept["students"].get(name, {})
@@ -235,7 +235,7 @@ def rows(kept: dict[str, Any]) -> list[Row]:
 
 
 def markdown_table(kept: dict[str, Any]) -> str:
-    """A row per student, file and runtime."""
+    """Return a table with a row per student, file and runtime."""
     return table(rows(kept), {**SAME_ANSWER, "beyond 1e-3": lambda p: f"{p['noticeable']:.1f}%"})
 
 
@@ -247,41 +247,37 @@ def introduction(kept: dict[str, Any]) -> str:
         counts.append(f"{name} on {images:,}")
     loads = [r["latencies"]["load"] for r in kept["students"].values() if "latencies" in r]
     busy = max(loads, default=0.0) > 0.75 * (os.cpu_count() or 1)
-    others = (
-        f", on a machine that was busy with other things (load up to {max(loads):.0f})"
-        if busy
-        else ""
-    )
+    others = f", on a machine with other load (load average up to {max(loads):.0f})" if busy else ""
     return (
         "EfficientNet-Lite0 with its ImageNet weights, 128x128, and a ResNet-18 trained on "
         f"Fashion-MNIST, 64x64, on {where('cpu', kept['machine'])}, {versions}. Students of a few "
-        "dozen steps (`benchmarks/export_networks.py`): what is compared is a file with its "
-        f"student. Images: {', '.join(counts)}. Milliseconds are the fastest of many, the files "
-        f"of a student taken in turns{others}; in brackets, the time of the same runtime's float "
+        "dozen steps (`benchmarks/export_networks.py`): the comparison is of a file with its "
+        f"student. Images: {', '.join(counts)}. Milliseconds are the fastest of many, a student's "
+        f"files interleaved{others}; in brackets, the time of the same runtime's float "
         "model of the teacher divided by it: above 1 is faster than float. The first row of each "
-        "student is the student itself in PyTorch's other memory format, which adds in another "
+        "student is the student itself in PyTorch's other memory format, which sums in another "
         "order."
     )
 
 
 def markdown(kept: dict[str, Any]) -> str:
     lines = ["# Larger networks, exported", "", introduction(kept), "", markdown_table(kept), ""]
-    lines += ["Students with labels, and how often a student answers as its teacher:", ""]
+    lines += ["Top-1 agreement of each student with its teacher, and top-1 where labels exist:", ""]
     for name, result in kept["students"].items():
         first = next(iter(result["answers"]["exact"].values()))
-        line = f"* {name}: {result['answers']['same as teacher']:.1f}% as the teacher"
+        line = f"* {name}: {result['answers']['same as teacher']:.1f}% agreement"
         if first["student_top1"] is not None:
             line += f"; top-1 {first['student_top1']:.2f}%"
             for kind in FILES:
                 tops = {r: p["file_top1"] for r, p in result["answers"][kind].items()}
                 line += f", {kind} " + ", ".join(f"{t:.2f}% ({r})" for r, t in tops.items())
         lines.append(line)
-    lines += ["", "What ran in integers, by the runtime's own profile:", ""]
+    lines += ["", "Operators that ran in integers, by the runtime's profile:", ""]
     for name, result in kept["students"].items():
         for runtime, files in result["executed"].items():
             for kind, executed in files.items():
                 lines.append(f"* {name}, {runtime}, {kind}: {integers(executed)}")
-    lines += ["", "Layers that were not written in the plain form:", ""]
+    lines += ["", "Layers with a replacement form:", ""]
     for name, result in kept["students"].items():
         for kind, notes in result["instead"].items():
             for note in notes:
@@ -299,15 +295,15 @@ def write(kept: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="for weights and students")
+    parser.add_argument("--folder", type=Path, required=True, help="keeps weights and students")
     parser.add_argument("--student", action="append", choices=list(STUDENTS),
                         help="only these; default: all")  # fmt: skip
-    parser.add_argument("--images", type=int, default=10_000, help="at most, to compare on")
+    parser.add_argument("--images", type=int, default=10_000, help="images to compare on, at most")
     parser.add_argument("--rounds", type=int, default=40, help="runs of each file")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--latencies", action="store_true", help="these alone; keep the answers")
-    only.add_argument("--answers", action="store_true", help="these alone; keep the latencies")
-    only.add_argument("--table", action="store_true", help="measure nothing, write again")
+    only.add_argument("--latencies", action="store_true", help="measure latencies only")
+    only.add_argument("--answers", action="store_true", help="compare predictions only")
+    only.add_argument("--table", action="store_true", help="write the tables without measuring")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     kept = json.loads(RESULT.read_text()) if RESULT.exists() else {"students": {}}

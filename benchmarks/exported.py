@@ -1,4 +1,4 @@
-"""What both measurements of exported files share: files, latencies, and the tables of them."""
+"""Shared code of both measurements of exported files: files, latencies and tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES: dict[str, dict[str, Any]] = {
     "integer": {"mode": "integer"},
 }
 RUNTIMES = list(runtimes.NAMES.values())
-# Each kind of file is made for one runtime, in which it should be faster than the float model.
+# Each kind of file targets one runtime, in which it should be so many times faster than float.
 AIMS = {"exact": ("OpenVINO", 2.0), "integer": ("ONNX Runtime", 1.5)}
 INTEGER_TYPES = ("uint8", "int8", "u8", "i8")
 COMPUTING = ("Conv", "QLinearConv", "Convolution", "Gemm", "FullyConnected", "Add", "QLinearAdd",
@@ -34,7 +34,7 @@ COMPUTING = ("Conv", "QLinearConv", "Convolution", "Gemm", "FullyConnected", "Ad
 
 
 def versions() -> dict[str, str]:
-    """Of the runtimes."""
+    """Return the runtimes' versions."""
     import onnxruntime
     import openvino
 
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def export_float(network: nn.Module, images: Images, path: Path) -> None:
-    """Write the float model that the files are compared with."""
+    """Write the float model for the comparison."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -55,7 +55,7 @@ def export_float(network: nn.Module, images: Images, path: Path) -> None:
 
 
 def latencies(models: dict[str, Callable[[Any], Any]], images: Any, rounds: int) -> dict[str, Any]:
-    """Median and fastest milliseconds of each model, taken in turns."""
+    """Return median and fastest milliseconds of each model, interleaved."""
     taken: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(rounds + 3):
         for name, model in models.items():
@@ -74,7 +74,7 @@ def latencies(models: dict[str, Callable[[Any], Any]], images: Any, rounds: int)
 
 @dataclass(frozen=True)
 class Row:
-    """A file in a runtime: how it answers, and the latencies of all files by batch, if known."""
+    """A file in a runtime: its comparison, and the latencies of all files by batch, if known."""
 
     student: str
     file: str
@@ -83,14 +83,14 @@ class Row:
     latencies: dict[str, Any] | None = None
 
     def speedup(self, size: int) -> float | None:
-        """The float model's fastest time divided by the file's."""
+        """Return the float model's fastest time divided by the file's."""
         taken = (self.latencies or {}).get(f"batch {size}")
         if taken is None or self.file not in taken:
             return None
         return taken["float"]["fastest_ms"] / taken[self.file]["fastest_ms"]
 
     def time(self, size: int) -> str:
-        """Milliseconds, with the speed-up in brackets."""
+        """Return milliseconds, with the speed-up in brackets."""
         speedup = self.speedup(size)
         if speedup is None:
             return "-" if self.file in FILES else ""
@@ -99,7 +99,7 @@ class Row:
 
 
 def table(rows: Iterable[Row], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
-    """In Markdown: a line per row, with ``columns`` of its answers in front of the times."""
+    """Return a Markdown table: a line per row, with ``columns`` of its comparison, then times."""
     head = ["student", "file", "runtime", *columns, *(f"batch {size}, ms" for size in BATCHES)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
@@ -111,13 +111,13 @@ def table(rows: Iterable[Row], columns: dict[str, Callable[[dict[str, Any]], str
 
 
 SAME_ANSWER: dict[str, Callable[[dict[str, Any]], str]] = {
-    "same answer": lambda p: f"{p['agreement']:.2f}%",
+    "top-1 agreement": lambda p: f"{p['agreement']:.2f}%",
     "median difference": lambda p: f"{p['median_difference']:.1e}",
 }
 
 
 def aims(rows: list[Row]) -> str:
-    """In Markdown: how much faster than the float model each file is where it should be."""
+    """Return a Markdown table of each file's speed-up over float in its target runtime."""
     head = ["file", "runtime", "aim", *(f"batch {size}" for size in BATCHES)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for file, (runtime, aim) in AIMS.items():
@@ -128,13 +128,13 @@ def aims(rows: list[Row]) -> str:
             known = {student: ratio for student, ratio in found.items() if ratio is not None}
             slower = ", ".join(student for student, ratio in known.items() if ratio < aim)
             span = f"{min(known.values()):.2f} to {max(known.values()):.2f}" if known else "-"
-            cells.append(span + (f"; not met by {slower}" if slower else ""))
+            cells.append(span + (f"; missed by {slower}" if slower else ""))
         lines.append(f"| {file} | {runtime} | {aim:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def integers(executed: dict[str, int]) -> str:
-    """How many of the computing nodes ran in integers."""
+    """Count the computing nodes that ran in integers."""
     computing = {k.split(", ")[0] for k in executed} & set(COMPUTING)
     parts = []
     for kind in sorted(computing):
@@ -147,7 +147,7 @@ def integers(executed: dict[str, int]) -> str:
 
 
 def sizes(students: dict[str, Any]) -> str:
-    """In Markdown: the bytes of each student's files."""
+    """Return a Markdown table of the bytes of each student's files."""
     names = list(next(iter(students.values()))["bytes"])
     lines = ["| student | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for student, result in students.items():

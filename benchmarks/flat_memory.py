@@ -1,6 +1,6 @@
-"""Memory over many steps of a small run: ``python -m benchmarks.flat_memory``.
+"""Measure memory over many steps of a small run: ``python -m benchmarks.flat_memory``.
 
-The embedded network with a small generator and batch, as ``gdfq quantize`` runs it: freed memory
+The embedded network with a small generator and batch, run as by ``gdfq quantize``: freed memory
 kept, metrics, a checkpoint every few seconds. Prints the process's resident memory.
 """
 
@@ -23,7 +23,7 @@ EVERY = 200
 
 
 def resident() -> float:
-    """Megabytes of this process that are in memory."""
+    """Return this process's resident memory in megabytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
@@ -31,10 +31,10 @@ def resident() -> float:
 
 
 class Memory(PlainProgress):
-    """Prints resident memory now and then."""
+    """Print resident memory at intervals."""
 
     def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """Take the time, and print the memory every few steps."""
+        """Record the time, and print the memory every few steps."""
         super().on_step(trainer, losses)
         if trainer.steps_done % EVERY == 0:
             print(f"step {trainer.steps_done}: {resident():.1f} MB", flush=True)

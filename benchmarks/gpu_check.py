@@ -1,15 +1,15 @@
-"""Everything that only a GPU can show, in under 25 minutes: ``make gpu-check``.
+"""Run every check that needs a GPU, in under 25 minutes: ``make gpu-check``.
 
-Builds the CUDA kernels for the GPU that is there, runs the operators' tests on it with the native
-kernels and with Triton's, those of more than 2^31 elements, a short part of them under
+Builds the CUDA kernels for this machine's GPU; runs the operators' tests with the native
+kernels and with Triton's, tests of more than 2^31 elements, a short selection under
 compute-sanitizer, and the operators' benchmarks; then the training step's tests, and the step's
-time beside other formulations in every precision; needs no network. Writes ``gpu-<device>.md``,
-``.json`` and, where matplotlib is installed, ``.png`` into ``benchmarks/results/``. What failed or
-had no time left is in the table as such; the exit code is 1 if anything failed.
+time beside other formulations in every precision. Needs no network. Writes ``gpu-<device>.md``,
+``.json`` and, if matplotlib is installed, ``.png`` into ``benchmarks/results/``. The table marks
+steps that failed or had no time left; the exit code is 1 if any failed.
 
-``--only`` runs some of the parts, each of which takes less than ten minutes with the build, and
-leaves what the others found before. ``--rehearse`` runs all of it on the CPU, with the CPU's
-kernels in the GPU's place, and writes nothing into the results.
+``--only`` runs selected parts, each of which takes less than ten minutes with the build, and
+keeps the others' earlier results. ``--rehearse`` runs everything on the CPU, with the CPU's
+kernels instead of the GPU's, and writes nothing into the results.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-# Seconds for each part; the build's limit is beside them. Their sum stays below 25 minutes.
+# Seconds for the build and for each part. Their sum stays below 25 minutes.
 BUILD = 200
 PARTS = {"operators": 320, "step": 100, "fp32": 260, "tf32": 260, "bf16": 260}
 STEP_TESTS = ("tests/training/test_step_on_gpu.py",)
-# Every operator forward and backward, off alignment, and vectors where they fit.
+# Every operator forward and backward, unaligned, and vectorized where sizes allow.
 SHORT = "float32 and (test_alignment and offset or equals_the_reference and 4x16x7x7)"
 
 
@@ -51,7 +51,7 @@ class Step:
 
 
 class Check:
-    """Runs steps one after another, each part of them within its budget."""
+    """Run steps one after another, each part within its budget."""
 
     def __init__(self, rehearse: bool, selection: str | None, out: Path) -> None:
         self.rehearse = rehearse
@@ -61,11 +61,11 @@ class Check:
         self.steps: list[Step] = []
 
     def begin(self, budget: float) -> None:
-        """Begin a part."""
+        """Start a part."""
         self.end = time.monotonic() + budget
 
     def left(self, limit: float) -> float:
-        """The seconds that a step may take."""
+        """Return the seconds left for a step."""
         return min(limit, self.end - time.monotonic())
 
     def run(self, name: str, command: list[str], limit: float, **environment: str) -> Step:
@@ -98,7 +98,7 @@ class Check:
         return step
 
     def skip(self, name: str, reason: str) -> None:
-        """Record a step that cannot be run here."""
+        """Record a step that cannot run here."""
         self.steps.append(Step(name, f"not run: {reason}"))
         print(f"{name}: not run: {reason}", flush=True)
 
@@ -123,7 +123,7 @@ class Check:
             environment = {
                 "GDFQ_TEST_DEVICE": device,
                 "GDFQ_BACKEND": backend,
-                # Before the step's end, so that what did run is counted.
+                # Ends before the step does, so that finished tests are counted.
                 "GDFQ_TEST_SECONDS": str(0.8 * self.left(limit)),
             }
             step = self.run(name, command, limit, **environment)
@@ -133,7 +133,7 @@ class Check:
                 step.outcome += f", {late} not run: no time left" if late else ""
 
 
-# Test files of every operator.
+# Test files shared by all operators.
 SHARED_FILES = ("contract", "no_waiting", "large")
 
 
@@ -148,9 +148,9 @@ def tested_with() -> dict[str, str]:
 
 
 def count(report: Path) -> dict[str, list[int]]:
-    """Passed, failed and skipped tests by operator, from pytest's XML report.
+    """Return passed, failed and skipped tests by operator, from pytest's XML report.
 
-    The operator is named by the test's file or, in a file of all operators', by the test.
+    The test's file names the operator or, in a file shared by all operators, the test does.
     """
     files = {path.stem.removeprefix("test_") for path in ROOT.glob("tests/ops/test_*.py")}
     sharing = tested_with()
@@ -175,7 +175,7 @@ def find_tool(name: str) -> bool:
 
 
 def native_architecture() -> str:
-    """The GPU's compute capability in CMake's notation."""
+    """Return the GPU's compute capability in CMake's notation."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
@@ -183,7 +183,7 @@ def native_architecture() -> str:
 
 
 def device_name(rehearse: bool) -> str:
-    """The GPU's name; refuses to go on without one, or without the modules that are needed."""
+    """Return the GPU's name; exit without a GPU or without the required modules."""
     needed = ("torch", "setuptools", "pytest", "pytest_benchmark", "hypothesis")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     missing += [tool for tool in ("cmake", "ninja") if not find_tool(tool)]
@@ -199,7 +199,7 @@ def device_name(rehearse: bool) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on, without importing gdfq, which may not build."""
+    """Return the versions behind a result, without importing gdfq, which may not build."""
     import torch
 
     answer = {"python": sys.version.split()[0], "torch": torch.__version__}
@@ -210,7 +210,7 @@ def versions() -> dict[str, str]:
 
 
 def markdown(device: str, steps: list[Step], benchmarks: str) -> str:
-    """The table of a check."""
+    """Return a check's table."""
     when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     lines = [f"# {device}", "", f"{when}; {json.dumps(versions())}", ""]
     lines += ["| step | outcome | seconds |", "|---|---|---|"]
@@ -236,7 +236,7 @@ BENCH = "gdfq bench"
 
 
 def check_operators(check: Check, table: Path) -> None:
-    """The operators' tests and benchmarks; the latter's table goes to ``table``."""
+    """Run the operators' tests and benchmarks; the benchmarks' table goes to ``table``."""
     native, triton = ("cpu", "reference") if check.rehearse else ("cuda", "triton")
     check.tests(f"operators, {native}", native, 120)
     check.tests(f"operators, {triton}", triton, 180)
@@ -263,7 +263,7 @@ def check_operators(check: Check, table: Path) -> None:
 
 
 def check_speed(check: Check, precision: str) -> None:
-    """ResNet-20's step at batch 200 beside the rivals, those that take long to compile last."""
+    """Time ResNet-20's step at batch 200 beside the rivals; slow compilations come last."""
     if check.rehearse and precision == "tf32":
         check.skip(f"{BENCH}, tf32", "rehearsal")
         return
@@ -283,7 +283,7 @@ def check_speed(check: Check, precision: str) -> None:
 
 
 def earlier(figures: Path) -> dict:
-    """What a check of other parts found before on this device."""
+    """Return this device's earlier results of other parts."""
     return json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {"steps": []}
 
 
@@ -291,8 +291,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rehearse", action="store_true", help="run everything on the CPU")
     parser.add_argument("-k", dest="selection", help="operators' tests and benchmarks that match")
-    parser.add_argument("--only", action="append", choices=PARTS, help="run this part alone")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the table")
+    parser.add_argument("--only", action="append", choices=PARTS, help="run only this part")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the table")
     parser.add_argument("--skip-build", action="store_true", help="use the kernels as they are")
     arguments = parser.parse_args()
     device = device_name(arguments.rehearse)
@@ -312,7 +312,7 @@ def main() -> None:
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         check.begin(BUILD)
         check.run("build", build, BUILD, **cuda)
-    # A selection is of the operators' tests and benchmarks.
+    # A selection applies to the operators' tests and benchmarks.
     for part in arguments.only or (["operators"] if arguments.selection else PARTS):
         check.begin(PARTS[part])
         if part == "operators":

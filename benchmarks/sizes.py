@@ -1,4 +1,4 @@
-"""Tensor sizes from the networks people quantize.
+"""Tensor sizes of common networks.
 
 ResNet-20 on 32x32 images at batch 200, ResNet-18 and MobileNetV2 on 224x224 images at batch 16.
 """
@@ -25,7 +25,7 @@ WEIGHTS = {
 
 
 def resnet(widths: Shape, blocks: int, stem: Shape, classes: int) -> list[Shape]:
-    """The weights of a residual network of basic blocks."""
+    """Return the weight shapes of a residual network of basic blocks."""
     shapes, channels = [stem], widths[0]
     for width in widths:
         for block in range(blocks):
@@ -37,7 +37,7 @@ def resnet(widths: Shape, blocks: int, stem: Shape, classes: int) -> list[Shape]
 
 
 def mobilenetv2() -> list[Shape]:
-    """The weights of MobileNetV2 for 1,000 classes."""
+    """Return the weight shapes of MobileNetV2 for 1,000 classes."""
     shapes, channels = [(32, 3, 3, 3)], 32
     stages = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
     for expansion, width, blocks in stages:

@@ -1,4 +1,4 @@
-"""Straight-through estimators as one writes them in plain PyTorch: the eager rivals."""
+"""Straight-through estimators in plain PyTorch: the eager rivals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gdfq.ops.fake_quantize import fake_quantize_reference
 
 
 class Identity(torch.autograd.Function):
-    """The gradient passes the quantizer unchanged."""
+    """Quantize, and pass the gradient unchanged."""
 
     @staticmethod
     def forward(ctx, x, lo, hi, bits):  # noqa: D102
@@ -20,7 +20,7 @@ class Identity(torch.autograd.Function):
 
 
 class Round(torch.autograd.Function):
-    """The gradient passes rounding unchanged."""
+    """Round, and pass the gradient unchanged."""
 
     @staticmethod
     def forward(ctx, x):  # noqa: D102

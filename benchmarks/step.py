@@ -1,7 +1,7 @@
 """Time a whole training step and write the table and plots: ``python -m benchmarks.step``.
 
-What was measured is kept in ``results/step-<device>.json``, part by part, so that parts can be
-measured again one at a time; the table and the plots are made from all of it.
+``results/step-<device>.json`` keeps the measurements of each part, so that parts can be
+measured again one at a time; the table and the plots are made from all of them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ NAMES = {
     "vgg16_bn": "VGG16-BN, 32x32, b200",
     "resnet50": "ResNet-50, 224x224, b16",
 }
-# Name of a part: network, settings, rivals, whether memory is measured.
+# Part: network, settings, rivals, whether to measure memory.
 PARTS: dict[str, tuple[str, dict[str, Any], list[str], bool]] = {
     "resnet20": ("resnet20", {}, ["plain", "frozen", "compile"], True),
-    "resnet20, others keep pages too": (
+    "resnet20, freed memory kept by all": (
         "resnet20", {"pages_kept": True}, ["plain", "frozen", "compile"], False,
     ),
     "resnet20, warm-up": ("resnet20", {"warm_up": True}, ["plain", "frozen"], False),
@@ -45,7 +45,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], list[str], bool]] = {
     "vgg16_bn": ("vgg16_bn", {}, ["plain"], True),
     "resnet50": ("resnet50", {}, ["plain"], True),
 }  # fmt: skip
-# What grows, and with what ResNet-20 is otherwise measured.
+# The values of each growing quantity; ResNet-20's settings otherwise.
 GROWTH: dict[str, tuple[list[int], str]] = {
     "batch size": ([16, 32, 64, 128, 200, 400], "batch_size"),
     "image size": ([32, 64, 96, 128, 224], "image_size"),
@@ -58,7 +58,7 @@ GROWTH_BASE: dict[str, Any] = {"batch_size": 64, "image_size": 32}
 def measure_part(
     name: str, steps: int, device: str, against: list[str] | None = None
 ) -> dict[str, Any]:
-    """A part's figures, beside its own rivals or those given."""
+    """Measure a part beside its own rivals or those given."""
     network, options, rivals, memory = PARTS[name]
     chosen = check_rivals(rivals if against is None else against, device)
     settings = Settings(steps=steps, device=device, **options)
@@ -75,7 +75,7 @@ def measure_part(
 
 
 def measure_growth(steps: int, device: str) -> dict[str, Any]:
-    """Seconds of our step; an image size of S has (S / 32)^2 times the pixels of the base."""
+    """Measure seconds of our step; image size S has (S / 32)^2 times the pixels of the base."""
     growth: dict[str, Any] = {"date": date.today().isoformat(), "machine": environment()}
     base = replace(WORKLOADS["resnet20"], **GROWTH_BASE)
     fixed = {"memory_format": "channels_last"}
@@ -102,18 +102,18 @@ def measure_growth(steps: int, device: str) -> dict[str, Any]:
 
 
 def describe(device: str, machine: dict[str, Any]) -> str:
-    """A machine, and the versions on it."""
+    """Name a machine and its versions."""
     return f"{where(device, machine)}, torch {machine['torch']}, gdfq {machine['gdfq']}"
 
 
 def machines(kept: dict[str, Any], device: str) -> list[str]:
-    """Where what was kept was measured, each once."""
+    """List the machines of all measurements, each once."""
     measured = [*kept["parts"].values(), *filter(None, [kept.get("growth")])]
     return list(dict.fromkeys(describe(device, part["machine"]) for part in measured))
 
 
 def table(kept: dict[str, Any], device: str) -> str:
-    """The rivals' times beside ours, part by part; "-" where one wasn't measured."""
+    """Return the table of the rivals' times beside ours; "-" means not measured."""
     labels = [
         label for rival, (label, _) in RIVALS.items() if device == "cuda" or rival not in NEED_CUDA
     ]
@@ -151,16 +151,16 @@ def markdown(kept: dict[str, Any], device: str) -> str:
     text = [
         f"# A training step on {'; '.join(machines(kept, device))}",
         "",
-        "Columns 3 to 5: the rival's median time divided by ours, steps taken in turns in one "
-        "process; 2.00 means ours is twice as fast, `-` that it wasn't measured. The rivals run "
-        "with the C allocator as PyTorch finds it, except where the row says that they keep pages "
-        "too; ours as `gdfq quantize` runs. Plain is `gdfq/bench/plain.py`: the method in stock "
+        "Columns 3 to 5: the rival's median time divided by ours, steps interleaved in one "
+        "process; 2.00 means ours is twice as fast, `-` that it was not measured. The rivals run "
+        "with the C allocator's defaults, except where the row says that freed memory is kept by "
+        "all; ours runs as in `gdfq quantize`. Plain is `gdfq/bench/plain.py`: the method in stock "
         "PyTorch modules, float32, its teacher's parameters requiring gradients unless frozen. "
         "Peak memory: ours, and plain's in brackets, each in a process of its own.",
         "",
         table(kept, device),
         "",
-        "Where our step's time goes:",
+        "Our step's time by part:",
         "",
     ]
     for name, part in kept["parts"].items():
@@ -174,7 +174,7 @@ def markdown(kept: dict[str, Any], device: str) -> str:
             f"{part['memory_format']}, {part['execution']}; {part['fusion']}"
         )
     if kept.get("growth"):
-        text += ["", f"How it grows ({kept['growth']['date']}), with the exponent of a power law "
+        text += ["", f"Growth ({kept['growth']['date']}), with the exponent of a power law "
                  "through the last two points (1 is linear):", ""]  # fmt: skip
         for what in GROWTH:
             points = {int(k): v for k, v in kept["growth"][what].items()}
@@ -184,7 +184,7 @@ def markdown(kept: dict[str, Any], device: str) -> str:
 
 
 def exponent(points: dict[int, float]) -> float:
-    """Of the power law through the last two of ``points``."""
+    """Return the exponent of the power law through the last two of ``points``."""
     (x0, y0), (x1, y1) = list(points.items())[-2:]
     return math.log(y1 / y0) / math.log(x1 / x0)
 
@@ -245,10 +245,10 @@ def plots(kept: dict[str, Any], stem: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", action="append", choices=[*PARTS, "growth", "none"],
-                        help="only these; default: all")  # fmt: skip
+                        help="parts to measure; default: all")  # fmt: skip
     parser.add_argument("--against", action="append", choices=RIVALS,
-                        help="beside these rivals; default: each part's own")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=7, help="steps to take the median of")
+                        help="rivals; default: each part's own")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=7, help="steps for the median")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     stem = RESULTS / f"step-{arguments.device}"

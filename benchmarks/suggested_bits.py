@@ -1,7 +1,7 @@
-"""Suggested bits beside equal ones, before any fine-tuning, on test images of Fashion-MNIST.
+"""Compare suggested bits with equal bits, before fine-tuning, on Fashion-MNIST's test images.
 
-``python -m benchmarks.suggested_bits`` writes ``benchmarks/results/suggested-bits.md``. Weights of
-the embedded ResNet-20 are quantized, activations are not.
+``python -m benchmarks.suggested_bits`` writes ``benchmarks/results/suggested-bits.md``. The weights
+of the embedded ResNet-20 are quantized, the activations are not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Silent:
 
 @torch.no_grad()
 def quantized(teacher: nn.Module, bits: dict[str, int]) -> nn.Module:
-    """A copy with these layers' weights quantized."""
+    """Return a copy with these layers' weights quantized."""
     network = copy.deepcopy(teacher)
     for name, width in bits.items():
         weight = network.get_parameter(f"{name}.weight")
@@ -43,7 +43,7 @@ def quantized(teacher: nn.Module, bits: dict[str, int]) -> nn.Module:
 
 
 def row(teacher: nn.Module, bits: dict[str, int], batches: list[tuple[Tensor, Tensor]]) -> str:
-    """Cells of the table: divergence from the teacher, top-1."""
+    """Return two cells of the table: divergence from the teacher, and top-1."""
     nats = divergence(teacher, [images for images, _ in batches], bits)
     return f"{1000 * nats:.1f} | {top1(quantized(teacher, bits), batches):.2f}%"
 
@@ -66,18 +66,18 @@ def main() -> None:
     lines = [
         "# Suggested bits beside equal ones, before fine-tuning",
         "",
-        f"Written by `python -m benchmarks.suggested_bits --batches {options.batches}`. Weights of "
-        "the embedded ResNet-20 alone are quantized;",
-        f"{pictures:,} test images of Fashion-MNIST, on which the teacher has "
+        f"Written by `python -m benchmarks.suggested_bits --batches {options.batches}`. The "
+        "embedded ResNet-20 with quantized weights and float activations,",
+        f"on {pictures:,} test images of Fashion-MNIST; the teacher has "
         f"{top1(teacher, batches):.2f}%. Sensitivities from 256 images",
-        f"of a generator of {options.steps} steps, seed {options.seed}. KL: divergence from the "
-        "teacher, in 1/1000 nat.",
+        f"of a generator trained for {options.steps} steps, seed {options.seed}. KL: divergence "
+        "from the teacher, in 1/1000 nat.",
         "",
         "| bits on average | equal, KL | equal, top-1 | suggested, KL | suggested, top-1 |",
         "|---|---|---|---|---|",
     ]
     for width in (2, 3, 4):
-        # At 2 bits there is no choice: half a bit more shows what a little is worth.
+        # At 2 bits there is nothing to choose, so suggest half a bit more.
         budget = 2.5 if width == 2 else float(width)
         equal = row(teacher, {layer.name: width for layer in layers}, batches)
         suggested = row(teacher, allocate(layers, budget), batches)

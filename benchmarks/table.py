@@ -23,8 +23,8 @@ RIVALS = ("eager", "torch.compile", "aten", "copy")
 
 HEADING = """\
 A number is the rival's median time divided by ours, interleaved in one run, with memory reused:
-2.00 means ours takes half the time. `copy` is `Tensor.copy_` of as many bytes as the operation
-must read and write at least, so its column is our share of a copy's bandwidth."""
+2.00 means ours takes half the time. `copy` is `Tensor.copy_` of the minimum of bytes that the
+operation must read and write, so its column is our share of a copy's bandwidth."""
 
 
 @dataclass
@@ -34,17 +34,17 @@ class Row:
     operation: str
     size: str
     seconds: float
-    traffic: int | None  # the least bytes that it reads and writes
+    traffic: int | None  # the minimum of bytes that it reads and writes
     ratios: dict[str, float]
 
     @property
     def name(self) -> str:
-        """As the tables have it."""
+        """Return the name in the tables."""
         return f"{self.operation}[{self.size}]"
 
 
 def run(selection: str | None, device: str, seconds: float | None) -> tuple[list[Row], int]:
-    """The rows of all benchmarks, or of those that match, and how many there was no time for."""
+    """Return the rows of all matching benchmarks, and the number that the time limit cut off."""
     with tempfile.TemporaryDirectory() as folder:
         report, outcomes = Path(folder) / "report.json", Path(folder) / "outcomes.xml"
         command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-q",
@@ -72,18 +72,18 @@ def run(selection: str | None, device: str, seconds: float | None) -> tuple[list
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:
-    """Of no values, None."""
+    """Return the geometric mean, or None without values."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def means(rows: list[Row]) -> dict[str, float | None]:
-    """Each rival's geometric mean over the rows that it is in."""
+    """Return each rival's geometric mean over its rows."""
     return {r: geometric_mean(row.ratios[r] for row in rows if r in row.ratios) for r in RIVALS}
 
 
 def by_operation(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each operation."""
+    """Group rows by operation."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.operation, []).append(row)
@@ -91,28 +91,28 @@ def by_operation(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def slower_than_compiled(rows: list[Row]) -> list[Row]:
-    """Where torch.compile wins."""
+    """Return the rows in which torch.compile is faster."""
     return [row for row in rows if row.ratios.get("torch.compile", math.inf) < 1]
 
 
 def where(device: str, machine: dict) -> str:
-    """The name of ``machine``, an environment."""
+    """Name the processor or GPU of ``machine``, an environment."""
     return f"{machine['cpu']}, {machine['threads']} threads" if device == "cpu" else machine["gpu"]
 
 
 def line(name: str, ratios: Mapping[str, float | None]) -> str:
-    """One line of a Markdown table."""
+    """Return one line of a Markdown table."""
     cells = [f"{ratios[r]:.2f}" if ratios.get(r) is not None else "" for r in RIVALS]
     return "| " + " | ".join([name, *cells]) + " |"
 
 
 def markdown(rows: list[Row], device: str, plot: str | None, late: int = 0) -> str:
-    """The tables."""
+    """Return the tables."""
     machine = environment()
     head = ["| " + " | ".join(RIVALS) + " |", "|---" * (len(RIVALS) + 1) + "|"]
     lines = [f"# Operators on {where(device, machine)}", ""]
     lines += [f"torch {machine['torch']}, gdfq {machine['gdfq']}. {HEADING}", ""]
-    lines += [f"There was no time for {late} more benchmarks.", ""] if late else []
+    lines += [f"The time limit cut off {late} more benchmarks.", ""] if late else []
     lines += [f"![Every operation beside its rivals]({plot})", ""] if plot else []
     lines += ["## Geometric means over sizes", "", "| operation " + head[0], head[1]]
     lines += [line(name, means(group)) for name, group in by_operation(rows).items()]
@@ -127,14 +127,14 @@ def markdown(rows: list[Row], device: str, plot: str | None, late: int = 0) -> s
 
 
 def summary(rows: list[Row]) -> str:
-    """The means alone, as docs/speed.md has them."""
+    """Return the means alone, for docs/speed.md."""
     head = ["| operation | " + " | ".join(RIVALS) + " |", "|---" * (len(RIVALS) + 1) + "|"]
     lines = [line(f"`{name}`", means(group)) for name, group in by_operation(rows).items()]
     return "\n".join([*head, *lines, line(f"**all {len(rows)} rows**", means(rows))])
 
 
 def record(rows: list[Row], device: str) -> dict:
-    """The tables' figures."""
+    """Return the tables' figures."""
     machine = environment()
     return {
         "device": where(device, machine),
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-k", dest="selection", help="only benchmarks whose name matches")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seconds", type=float, help="begin no benchmark after so many seconds")
+    parser.add_argument("--seconds", type=float, help="start no benchmark after this time")
     parser.add_argument("--out", type=Path, help="default: results/operators-<device>.md")
     arguments = parser.parse_args()
     rows, late = run(arguments.selection, arguments.device, arguments.seconds)

@@ -1,9 +1,9 @@
-"""The table of what was verified where: ``python -m benchmarks.verified``.
+"""Write the table of what was verified where: ``python -m benchmarks.verified``.
 
 Runs the operators' tests on every backend that this machine can run, counts them by operator, and
-reads what ``make gpu-check`` left in ``benchmarks/results/``. A cell is the number of tests that
-passed; where a kernel was not run, it says so. ``--operator`` runs the tests of one operator alone,
-and its cells then have their own day.
+reads the results of ``make gpu-check`` in ``benchmarks/results/``. A cell is the number of tests
+that passed, or "not run". ``--operator`` runs the tests of one operator alone, whose cells then
+have their own date.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ GPU_SUITES = {"CUDA on a GPU": "operators, cuda", "Triton on a GPU": "operators,
 
 
 def operators() -> list[str]:
-    """Every operator, without the backwards, which count with their forwards."""
+    """Return every operator except backward ones, which count with their forward."""
     return [name for name in _backend.operators() if not name.endswith("_backward")]
 
 
 def has_kernel(operator: str, column: str) -> bool:
-    """Whether the column's backend has a kernel of its own for ``operator``."""
+    """Whether the column's backend has its own kernel for ``operator``."""
     if column.startswith("CUDA"):
         return any(f'"{operator}"' in source.read_text() for source in ROOT.glob("csrc/cuda/*.cpp"))
     return not column.startswith("Triton") or operator in _backend.triton_modules()
 
 
 def run_suite(column: str, operator: str | None = None) -> dict[str, list[int]]:
-    """Passed, failed and skipped tests by operator, or those of one."""
+    """Return passed, failed and skipped tests by operator, or of one operator."""
     arguments, environment = SUITES[column]
     chosen = [] if operator is None else ["-k", operator]
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def run_suite(column: str, operator: str | None = None) -> dict[str, list[int]]:
 
 
 def keep(record: dict, column: str, results: dict[str, list[int]], operator: str | None) -> None:
-    """Put a suite's results, or one operator's of it, into ``record``."""
+    """Put a suite's results, or one operator's, into ``record``."""
     today = datetime.date.today().isoformat()
     if operator is None:
         record[column] = {"date": today, "operators": results}
@@ -92,7 +92,7 @@ def keep(record: dict, column: str, results: dict[str, list[int]], operator: str
 
 
 def count_named(report: Path) -> dict[str, list[int]]:
-    """Tests of a suite that names the operator in its parameters, or holds for all of them."""
+    """Count tests that name an operator in their parameters, or that hold for all operators."""
     totals: dict[str, list[int]] = {name: [0, 0, 0] for name in operators()}
     for case in ET.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -105,7 +105,7 @@ def count_named(report: Path) -> dict[str, list[int]]:
 
 
 def cell(operator: str, column: str, record: dict) -> str:
-    """One cell of the table."""
+    """Return one cell of the table."""
     suite = record.get(column)
     results = (suite or {}).get("operators", {})
     counts = results.get(operator) or results.get(tested_with().get(operator, ""))
@@ -119,7 +119,7 @@ def cell(operator: str, column: str, record: dict) -> str:
 
 
 def gpu_records() -> dict[str, dict]:
-    """The newest GPU check's suites, as columns."""
+    """Return the newest GPU check's suites as columns."""
     checks = sorted(
         (json.loads(path.read_text()) for path in RESULTS.glob("gpu-*.json")),
         key=lambda check: check["date"],
@@ -135,7 +135,7 @@ def gpu_records() -> dict[str, dict]:
 
 
 def table(record: dict) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     record = {**record, **gpu_records()}
     columns = [*SUITES, *GPU_SUITES]
     lines = ["| operator | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -149,9 +149,11 @@ def table(record: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=SUITES, help="run one suite, keep the others' results")
-    parser.add_argument("--operator", choices=operators(), help="run this one's tests alone")
-    parser.add_argument("--table", action="store_true", help="run nothing, write the table again")
+    parser.add_argument("--only", choices=SUITES, help="run only this suite")
+    parser.add_argument("--operator", choices=operators(), help="run only this operator's tests")
+    parser.add_argument(
+        "--table", action="store_true", help="write the table without running tests"
+    )
     arguments = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     chosen = [c for c in SUITES if arguments.only in (None, c)] if not arguments.table else []
