@@ -19,8 +19,8 @@ def eager(x, mean, var, weight, bias, eps, lo, hi, bits, act="relu", residual=No
 def arguments(shape):
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     c = shape[1]
-    ends = torch.tensor(0.0), torch.tensor(3.0)
-    return x, torch.zeros(c), torch.ones(c), torch.ones(c), torch.zeros(c), 1e-5, *ends, 4
+    bounds = torch.tensor(0.0), torch.tensor(3.0)
+    return x, torch.zeros(c), torch.ones(c), torch.ones(c), torch.zeros(c), 1e-5, *bounds, 4
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])

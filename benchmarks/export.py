@@ -2,8 +2,8 @@
 
 For the embedded network at each of ``BITS``: a short run of the recipe (``--runs`` uses finished
 ones), exported in both modes; predictions on all test images in ONNX Runtime and OpenVINO, the
-nodes that ran in integers, and latency beside the same runtime's float model, interleaved in one
-process. Writes ``results/export-cpu.json`` and ``.md``, and the tables in ``docs/export.md``.
+nodes that ran in integers, and latencies, interleaved with those of the same runtime's float
+model. Writes ``results/export-cpu.json`` and ``.md``, and the tables in ``docs/export.md``.
 Students can be measured again one at a time.
 """
 
@@ -91,7 +91,7 @@ def measure(folder_of_run: Path, folder: Path, rounds: int) -> dict[str, Any]:
     return result
 
 
-# ---- what is shown ----
+# ---- tables ----
 
 
 def rows(kept: dict[str, Any]) -> list[Row]:

@@ -215,7 +215,7 @@ def measure_latencies(name: str, files: dict[str, Path], rounds: int) -> dict[st
     return result
 
 
-# ---- what is shown ----
+# ---- tables ----
 
 
 def rows(kept: dict[str, Any]) -> list[Row]:

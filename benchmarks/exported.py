@@ -69,7 +69,7 @@ def latencies(models: dict[str, Callable[[Any], Any]], images: Any, rounds: int)
     }
 
 
-# ---- what is shown ----
+# ---- tables ----
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Builds the CUDA kernels for this machine's GPU; runs the operators' tests with the native
 kernels and with Triton's, tests of more than 2^31 elements, a short selection under
 compute-sanitizer, and the operators' benchmarks; then the training step's tests, and the step's
-time beside other formulations in every precision. Needs no network. Writes ``gpu-<device>.md``,
+time and other formulations' in every precision. Needs no network. Writes ``gpu-<device>.md``,
 ``.json`` and, if matplotlib is installed, ``.png`` into ``benchmarks/results/``. The table marks
 steps that failed or had no time left; the exit code is 1 if any failed.
 
@@ -263,7 +263,7 @@ def check_operators(check: Check, table: Path) -> None:
 
 
 def check_speed(check: Check, precision: str) -> None:
-    """Time ResNet-20's step at batch 200 beside the rivals; slow compilations come last."""
+    """Time ResNet-20's step at batch 200 and the rivals'; slow compilations come last."""
     if check.rehearse and precision == "tf32":
         check.skip(f"{BENCH}, tf32", "rehearsal")
         return

@@ -253,7 +253,7 @@ def _markdown(settings: Settings, rows: dict[str, tuple[Agreement, Agreement]]) 
     lines = [
         "# EfficientNet-Lite0 with its ImageNet weights",
         "",
-        "Written by `python -m benchmarks.real_teacher`. Student beside teacher on 140 images: ten",
+        "Written by `python -m benchmarks.real_teacher`. Student and teacher on 140 images: ten",
         f"crops of each of {len(PHOTOGRAPHS)} photographs in scikit-image's wheel. Before → after",
         f"{settings.steps} steps of {settings.batch_size} generated images of "
         f"{settings.image_size}x{settings.image_size}; {settings.warmup_steps} warm-up steps "

@@ -57,5 +57,5 @@ NETWORKS = {
     "mobilenetv2": mobilenetv2(),
 }
 
-# The channels of each network's batch norms: one behind every convolution.
+# The channels of each network's batch norms: one after every convolution.
 NORMS = {name: [s[0] for s in shapes if len(s) == 4] for name, shapes in NETWORKS.items()}

@@ -58,7 +58,7 @@ GROWTH_BASE: dict[str, Any] = {"batch_size": 64, "image_size": 32}
 def measure_part(
     name: str, steps: int, device: str, against: list[str] | None = None
 ) -> dict[str, Any]:
-    """Measure a part beside its own rivals or those given."""
+    """Measure a part and its own rivals, or those given."""
     network, options, rivals, memory = PARTS[name]
     chosen = check_rivals(rivals if against is None else against, device)
     settings = Settings(steps=steps, device=device, **options)
@@ -98,7 +98,7 @@ def measure_growth(steps: int, device: str) -> dict[str, Any]:
     return growth
 
 
-# ---- what is shown ----
+# ---- tables ----
 
 
 def describe(device: str, machine: dict[str, Any]) -> str:

@@ -64,7 +64,7 @@ def main() -> None:
     silent: Any = _Silent()
     layers = suggest_bits(recipe, 3.0, silent, steps=options.steps).layers
     lines = [
-        "# Suggested bits beside equal ones, before fine-tuning",
+        "# Suggested bits and equal bits, before fine-tuning",
         "",
         f"Written by `python -m benchmarks.suggested_bits --batches {options.batches}`. The "
         "embedded ResNet-20 with quantized weights and float activations,",

@@ -1,8 +1,8 @@
-"""What the site shows beside the pages in this folder: mkdocs calls the functions ``on_...``.
+"""Generate the site's contents beyond this folder's pages: mkdocs calls the functions ``on_...``.
 
-Commands and recipe fields are read off the program, so that their pages cannot go stale; the
-changelog, its neighbours and the tables of `benchmarks/results` are shown where they lie;
-docstrings, which are Google's sections with reStructuredText within, become Markdown.
+Pages of commands and recipe fields come from the program and cannot go stale; the
+changelog, its neighbours and the tables of `benchmarks/results` are shown in place;
+docstrings, Google-style sections with reStructuredText, become Markdown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORKER = "https://unpkg.com/iframe-worker/shim"
 
 
 def commands() -> str:
-    """All commands with their arguments and options, as Markdown."""
+    """Return all commands with their arguments and options, as Markdown."""
     callbacks = {c.callback for c in app.registered_commands}
     parts = []
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ def _command(name: str, command: Any, annotations: dict[str, Any]) -> str:
             lines.append(_options_table([*arguments, *options], annotations))
         elif name != "quantize":
             lines.append(
-                "Fields of a recipe as options too, as of [gdfq quantize](#gdfq-quantize)."
+                "The fields of a recipe are options too; see [gdfq quantize](#gdfq-quantize)."
             )
             break
         else:
@@ -80,7 +80,7 @@ def _options_table(options: list[Any], annotations: dict[str, Any]) -> str:
             shown = f"`{option.opts[0]} {_kind(annotations.get(option.name))}`"
         help_text = _cell(option.help or "")
         if option.required:
-            help_text += " (has to be given)" if option.opts[0].startswith("-") else ""
+            help_text += " (required)" if option.opts[0].startswith("-") else ""
         elif option.default not in (None, False, (), []) and option.show_default:
             default = option.default
             help_text += f" (default: {'yes' if default is True else f'`{default}`'})"
@@ -89,7 +89,7 @@ def _options_table(options: list[Any], annotations: dict[str, Any]) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """What stands for a value of this type on the command line."""
+    """Return the placeholder for a value of this type on the command line."""
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
     if get_origin(annotation) is list or type(None) in get_args(annotation):
@@ -106,7 +106,7 @@ def _slug(*words: str) -> str:
 
 
 def _cell(text: str) -> str:
-    # Patterns in a help text are code here, or their asterisks would be emphasis; so are options.
+    # Patterns become code, or their asterisks would be emphasis; options become code too.
     text = re.sub(r"'(\S*[*=]\S*)'", r"`\1`", text)
     text = re.sub(r"(?<![\w`-])(--[a-z-]+)", r"`\1`", text)
     return text.replace("|", "\\|")
@@ -116,7 +116,7 @@ def _cell(text: str) -> str:
 
 
 def recipe_fields() -> str:
-    """Every field of a recipe by section, as Markdown."""
+    """Return every field of a recipe by section, as Markdown."""
     sections: dict[str, list[str]] = {}
     for section, key, definition in fields():
         default = "" if definition.is_required() else _toml(definition.default)
@@ -143,7 +143,7 @@ def recipe_fields() -> str:
 
 
 def recipes() -> str:
-    """The recipes in the package, as a table."""
+    """Return the package's recipes as a table."""
     rows = ["| recipe | |", "|---|---|"]
     for name in recipe_names():
         rows.append(f"| `{name}` | {_cell(load_recipe(name).description)} |")
@@ -170,13 +170,13 @@ def members(module: str) -> str:
 
 
 def part_of_readme(name: str) -> str:
-    """What a command wrote into the README, between its markers."""
+    """Return the generated part of the README between the markers ``name``."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return text.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0]
 
 
 def examples() -> str:
-    """The example programs, as they are."""
+    """Return the example programs' sources."""
     parts = []
     for path in sorted((ROOT / "examples").iterdir()):
         language = {".py": "python", ".sh": "sh"}.get(path.suffix)
@@ -187,7 +187,7 @@ def examples() -> str:
 
 
 def citation() -> str:
-    """CITATION.cff, as it is."""
+    """Return CITATION.cff."""
     return f"````yaml\n{(ROOT / 'CITATION.cff').read_text(encoding='utf-8').rstrip()}\n````"
 
 
@@ -203,14 +203,14 @@ INSERTED: dict[str, Callable[[], str]] = {
 }
 
 
-# Pages that lie in the repository's own folder, by their place in the site.
+# Pages at the repository's root, by their place in the site.
 AT_THE_TOP = {
     f"{name.lower()}.md": f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 }
 
 
 def _shown_from_elsewhere() -> Iterator[tuple[str, Path]]:
-    """Files outside this folder that the site has, by their place in the site."""
+    """Yield the site's files from outside this folder, by their place in the site."""
     for uri, name in AT_THE_TOP.items():
         yield uri, ROOT / name
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.[mp][dn]*")):
@@ -218,14 +218,14 @@ def _shown_from_elsewhere() -> Iterator[tuple[str, Path]]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages and pictures that lie elsewhere."""
+    """Add pages and pictures from outside this folder."""
     for uri, path in _shown_from_elsewhere():
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in what is generated, and turn links within the repository to the site's."""
+    """Insert generated text, and rewrite links within the repository to links within the site."""
     for name, make in INSERTED.items():
         if f"<!-- insert: {name} -->" in markdown:
             markdown = markdown.replace(f"<!-- insert: {name} -->", make())
@@ -235,12 +235,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Take the script that search needs on a disk from here, not from the network."""
+    """Load the search worker from the site, not from the network."""
     return output.replace(WORKER, "../" * page.url.count("/") + "iframe-worker.js")
 
 
 def on_post_template(output_content: str, **_: Any) -> str:
-    """The same, for the page that says that there is none."""
+    """Do the same for the 404 page."""
     return output_content.replace(WORKER, "iframe-worker.js")
 
 
@@ -253,22 +253,22 @@ RETURNS = re.compile(r"^( *Returns:\n\s+)(?=\S)", re.M)
 
 
 class PlainDocstrings(griffe.Extension):
-    """Roles become references, ``::`` and paragraphs with a title what Markdown has for them."""
+    """Turn roles into references, and ``::`` and titled paragraphs into Markdown."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Called for everything that has a docstring."""
+        """Rewrite an object's docstring."""
         if obj.docstring is not None:
             obj.docstring.value = plain(obj.docstring.value, obj)
             returns = getattr(obj, "returns", None)
             if returns is not None:
-                # Griffe would take the text up to the first colon for the type.
+                # Griffe would parse the text up to the first colon as the type.
                 obj.docstring.value = RETURNS.sub(
                     lambda match: f"{match[1]}{returns}: ", obj.docstring.value
                 )
 
 
 def plain(text: str, obj: griffe.Object) -> str:
-    """A docstring's text as Markdown; sections are left to griffe."""
+    """Return a docstring's text as Markdown; griffe parses the sections."""
 
     def reference(match: re.Match[str]) -> str:
         short, name = match.groups()

@@ -1,4 +1,4 @@
-"""Time fake_quantize, forward and backward, beside the same arithmetic in plain PyTorch.
+"""Time fake_quantize, forward and backward, and the same arithmetic in plain PyTorch.
 
     python examples/microbenchmark.py --shape 64 64 56 56 --bits 4
 

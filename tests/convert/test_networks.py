@@ -37,7 +37,7 @@ generated images. The columns count operations of the traced network:
   pooling, sums, products);
 * *uncovered*: in float, though a quantized network should quantize them.
 
-A layer reads float values if no activation precedes it: the first layer, and those behind a linear
+A layer reads float values if no activation precedes it: the first layer, and those after a linear
 bottleneck, a sum, or squeeze and excitation. `quantize_inputs=True` quantizes these too.
 
 `python -m pytest tests/convert/test_networks.py --write-table` writes this page. Times are from one
