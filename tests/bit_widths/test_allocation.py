@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gdfq import InputError
@@ -40,7 +40,17 @@ def problems(draw):
     return layers, draw(st.floats(2, 8))
 
 
-@settings(deadline=None, max_examples=300)
+# The whole steps of the relaxation are not the best choice here, and several others are better.
+GREEDY_IS_NOT_BEST = [
+    Layer("layer0", 5, {2: 6.0, 4: 5.0, 8: 1.0}),
+    Layer("layer1", 6, {2: 10.0, 4: 5.0, 8: 5.0}),
+    Layer("layer2", 5, {2: 19.0, 4: 8.0, 8: 3.0}),
+]
+
+
+@settings(max_examples=4 * settings.default.max_examples)
+@example((GREEDY_IS_NOT_BEST, 4.0))
+@example(([GREEDY_IS_NOT_BEST[0], Layer("layer1", 1, {2: 12.0, 4: 8.0, 8: 6.0})], 4.0))
 @given(problems())
 def test_the_least_of_all_choices(problem):
     layers, budget = problem

@@ -86,13 +86,34 @@ def test_a_run_leaves_everything_in_its_folder(capsys, tmp_path):
 
 
 def test_same_seed_same_student(capsys, tmp_path):
-    students = []
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        code, *_ = gdfq_command(capsys, *SHORT, "--seed", seed, "--out", tmp_path / name)
+    students, checkpoints = [], []
+    for name, *options in (
+        *(("a", "--seed", 3), ("c", "--seed", 4)),
+        ("b", "--seed", 3, "--checkpoint-every", 0),
+    ):
+        folder = tmp_path / name
+        code, *_ = gdfq_command(capsys, *SHORT, *options, "--out", folder)
         assert code == 0
-        students.append((tmp_path / name / "student.safetensors").read_bytes())
-    assert students[0] == students[1]
-    assert students[0] != students[2]
+        students.append((folder / "student.safetensors").read_bytes())
+        checkpoints.append({p.stem for p in folder.glob("checkpoint-*")})
+    assert students[0] == students[2]
+    assert students[0] != students[1]
+    # After every step, of which the last two stay, beside one at the end.
+    assert checkpoints == [{"checkpoint-6"}, {"checkpoint-6"}, {"checkpoint-5", "checkpoint-6"}]
+
+
+def test_the_folder_of_a_run_is_called_by_its_recipe_bits_and_seed(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, *options in (
+        ("w3a5-seed7", "--weight-bits", 3, "--act-bits", 5, "--seed", 7),
+        ("w4a4-mixed-seed0", "--first-last-bits", 8),
+    ):
+        folder = Path("runs") / f"{RECIPE}-{name}"
+        folder.mkdir(parents=True)
+        (folder / "mine.txt").touch()
+        code, _, err = gdfq_command(capsys, *SHORT, *options)
+        assert code == 2
+        assert f"{folder} " in err
 
 
 @pytest.fixture
@@ -130,14 +151,14 @@ def test_nothing_that_trains_imports_the_data(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
 
 
-@pytest.mark.thorough
-def test_evaluate_measures_the_teacher_and_the_student(capsys, tmp_path):
+def test_evaluate_measures_the_teacher_and_the_student(capsys, tmp_path, small_test_set):
     gdfq_command(capsys, *SHORT, "--data", "fashion-mnist", "--out", tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     code, out, _ = gdfq_command(capsys, "evaluate", tmp_path / "run")
     assert code == 0
     assert f"{result['teacher']:.2f}%" in out
     assert f"{result['after']:.2f}%" in out
+    assert result["after"] < result["teacher"]
     assert result["teacher"] >= 93.0
 
 

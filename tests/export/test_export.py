@@ -888,7 +888,7 @@ def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
         return export_onnx(other, path, images, **options)
 
     monkeypatch.setattr(files, "export_onnx", export_other)
-    arguments = ("--images", 500, "--out", tmp_path / "x.onnx")
+    arguments = ("--images", 100, "--out", tmp_path / "x.onnx")
     code, out, err = gdfq_command(capsys, "export", run_folder, *arguments)
     assert "100.00%" not in out.split("same answer")[1].split("median")[0]
     assert code == 1

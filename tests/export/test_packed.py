@@ -94,6 +94,17 @@ def test_weights_of_functions_come_back(tmp_path, channels_last):
         gdfq.save(student, tmp_path / "s")
 
 
+def test_a_weight_that_two_calls_quantize_to_other_bits_comes_back(tmp_path):
+    images = torch.randn(8, 2, 8, 8)
+    student = student_of(Calls().eval(), images)
+    student.get_submodule("conv2d_weight_2").weight_bits = 6
+    gdfq.save(student, tmp_path / "s")
+    loaded = gdfq.load(tmp_path / "s", Calls())
+    assert torch.equal(loaded(images), student(images))
+    calls = [loaded.get_submodule(f"conv2d_weight_{n}") for n in (1, 2)]
+    assert [call.weight_bits for call in calls] == [4, 6]
+
+
 @pytest.mark.parametrize("decompose", [False, True])
 def test_weights_of_functions_in_a_program(tmp_path, decompose):
     images = torch.randn(8, 2, 8, 8)
