@@ -38,7 +38,7 @@ test-all: $(VENV)/.built $(VENV)/.test-tools ## Run all tests
 	@$(PYTEST)
 
 test-thorough: $(VENV)/.built $(VENV)/.test-tools ## Run what test-all has beyond test
-	@$(PYTEST) -m thorough
+	@$(PYTEST) -m 'thorough or hypothesis'  # with all examples
 
 # The environment variables of a build hold here too; docs/install.md lists them.
 wheel: export GDFQ_CUDA_ARCHITECTURES ?= all

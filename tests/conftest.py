@@ -2,6 +2,7 @@ import shutil
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # A process that was started to ignore it, by nohup or in the background, passes that on to those
 # that tests start and interrupt; a handler is not passed on.
@@ -14,6 +15,23 @@ def pytest_addoption(parser):
         action="store_true",
         help="tests/convert/test_networks.py: write docs/networks.md from what was found",
     )
+
+
+def pytest_configure(config):
+    """How many examples hypothesis draws: fewer where only `make test`'s tests run.
+
+    Fewest where one in many of the parameters is run, for a slow backend.
+    """
+    for name, count in (("fewest", 8), ("few", 20), ("all", 80)):
+        settings.register_profile(
+            name,
+            max_examples=count,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+    fast = config.option.markexpr == "not thorough"
+    every = config.getoption("--every", 1)
+    settings.load_profile("fewest" if every > 1 else "few" if fast else "all")
 
 
 @pytest.fixture(scope="session")

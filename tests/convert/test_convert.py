@@ -140,10 +140,13 @@ def test_copies_and_pickles():
         assert other.fc.weight is not student.fc.weight
 
 
-def test_compiles_without_graph_break():
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.thorough)]
+)
+def test_compiles_without_graph_break(backend):
     x = torch.randn(2, 3, 8, 8)
     student = calibrated(gdfq.quantize_model(Everything(), 8, 8), x)
-    compiled = torch.compile(student, fullgraph=True)
+    compiled = torch.compile(student, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x), student(x), rtol=0.1, atol=0.1)
     compiled(x).sum().backward()
     assert student.fc.weight.grad.abs().sum() > 0

@@ -135,11 +135,14 @@ def test_half_precision_keeps_ranges_in_float32():
     assert model[1].num_batches_tracked.dtype == torch.int64
 
 
-def test_compiles_without_graph_break():
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.thorough)]
+)
+def test_compiles_without_graph_break(backend):
     model, x = layers(), torch.randn(2, 3, 8, 8)
     model(x)
     model.eval()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     torch.testing.assert_close(outputs(compiled, x), outputs(model, x), rtol=1e-4, atol=1e-4)
 
 

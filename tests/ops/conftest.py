@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 # Seconds after which no further test is begun.
 LIMIT = float(os.environ.get("GDFQ_TEST_SECONDS", "inf"))
@@ -30,11 +29,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Where one in many of the parameters is run, hypothesis draws few examples, but it draws some.
-    slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-    settings.register_profile("all", max_examples=80, **slow)
-    settings.register_profile("few", max_examples=8, **slow)
-    settings.load_profile("all" if config.getoption("--every", 1) == 1 else "few")
     config.addinivalue_line("markers", "large: more than 2^31 elements, run where --large is given")
     config.addinivalue_line(
         "markers", "values_checked: errors that need a look at values, which a GPU doesn't take"

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
@@ -255,7 +255,6 @@ def test_bad_arguments(arguments, message):
         observe_bn_act_fake_quantize(*arguments)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
     bits=st.integers(2, 8),

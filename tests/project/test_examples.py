@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gdfq
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -61,6 +63,7 @@ SHORT = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_torchrun(tmp_path):
     script = EXAMPLES / "torchrun.sh"
     run(script, 2, "run", *SHORT, cwd=tmp_path)

@@ -20,14 +20,19 @@ def python_blocks(heading):
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
+def half_a_resnet18(weights=None):
+    """ResNet-18 with one block a stage."""
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+
+
 def test_resnet18_from_nothing_to_a_student(monkeypatch, tmp_path, capsys):
     code, parts, *_ = python_blocks("Your own network")
     assert len([line for line in code.splitlines() if line.strip()]) < 10
 
-    # As it is, but for weights that need a network, and for a size and a length that take days.
+    # As it is, but for weights that need a network, and for half of the blocks, and a size and a
+    # length, that take long.
     assert 'resnet18(weights="DEFAULT")' in code
-    resnet18 = torchvision.models.resnet18
-    monkeypatch.setattr(torchvision.models, "resnet18", lambda weights: resnet18(weights=None))
+    monkeypatch.setattr(torchvision.models, "resnet18", half_a_resnet18)
     short = {"epochs": 2, "warmup_epochs": 1, "steps_per_epoch": 1, "calibration_batches": 1}
     quantize, trainer = gdfq.quantize, gdfq.GDFQTrainer
     monkeypatch.setattr(
@@ -51,7 +56,7 @@ def test_resnet18_from_nothing_to_a_student(monkeypatch, tmp_path, capsys):
     assert "student after fine-tuning" in out
     assert "layer1.0.relu_1" in out
     for student in (names["result"].student, names["student"], gdfq.load("student.safetensors",
-                    resnet18(weights=None))):  # fmt: skip
+                    half_a_resnet18())):  # fmt: skip
         assert all(m.num_batches_tracked == 1 for m in student.modules() if isinstance(m, QAct))
         assert student(torch.randn(2, 3, 32, 32)).isfinite().all()
     assert {p.name for p in tmp_path.iterdir()} == {

@@ -198,7 +198,9 @@ def test_what_the_user_gave_is_refused_in_one_line_for_all(launch, folder):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("told", ["Ctrl-C", "SIGTERM to one rank"])
+@pytest.mark.parametrize(
+    "told", [pytest.param("Ctrl-C", marks=pytest.mark.thorough), "SIGTERM to one rank"]
+)
 def test_all_stop_after_the_same_step(launch, folder, told):
     out = folder / told
     process = launch(2, *new_run(out, 1000))
