@@ -81,6 +81,7 @@ $(VENV)/.torch:
 	  || { echo "gdfq: $(PYTHON) is older than Python 3.10; use make PYTHON=python3.x"; exit 1; }
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
 	  || { echo "gdfq: no C++ compiler found: install g++"; exit 1; }
+	@test -w . || { echo "gdfq: this folder cannot be written to: run make in a copy of it"; exit 1; }
 	@echo "gdfq: installing torch into $(VENV); one to two minutes, and the download ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(call install,'torch>=2.11' 'setuptools>=77' 'cmake>=3.22' ninja 'pybind11>=2.13',torch)

@@ -61,26 +61,25 @@ def missing_tools() -> str | None:
 @functools.cache
 def build() -> None:
     """Compile the three libraries; an unchanged tree compiles nothing."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with FileLock(BUILD / ".lock"):  # another worker of pytest-xdist waits for the first
-        _compile()
+    compile_tree(HERE, BUILD)
 
 
-def _compile() -> None:
-    for command in (
-        [
-            tool("cmake"),
-            f"-S{HERE}",
-            f"-B{BUILD}",
-            "-GNinja",
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            f"-DTORCH_ROOT={Path(torch.__file__).parent}",
-        ],
-        [tool("cmake"), "--build", str(BUILD)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"building the stand-in failed:\n{done.stdout}\n{done.stderr}")
+def compile_tree(source: Path, build: Path) -> None:
+    """Build a CMake project that takes TORCH_ROOT; another process waits for the first."""
+    build.mkdir(parents=True, exist_ok=True)
+    configure = [
+        tool("cmake"),
+        f"-S{source}",
+        f"-B{build}",
+        "-GNinja",
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+        f"-DTORCH_ROOT={Path(torch.__file__).parent}",
+    ]
+    with FileLock(build / ".lock"):
+        for command in (configure, [tool("cmake"), "--build", str(build)]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"building {source} failed:\n{done.stdout}\n{done.stderr}")
 
 
 def environment(name: str) -> dict[str, str]:

@@ -9,16 +9,14 @@
 // Blocks run one after another here, so a race between them is seen in one direction: by the
 // block that runs later.
 
-#include <dlfcn.h>
-
 #include <algorithm>
-#include <cstdio>
 #include <map>
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
 #include "runtime.h"
+#include "source_line.h"
 
 namespace standin::races {
 namespace {
@@ -95,30 +93,11 @@ bool ordered(const Access& before, const Access& now) {
   return before.thread / 32 == now.thread / 32 && before.warp_time < clock.seen[before.thread % 32];
 }
 
-// The source line of an instruction, by addr2line where it is installed.
-std::string line_of(const void* place) {
-  Dl_info info;
-  if (!dladdr(place, &info)) return "?";
-  const auto offset = reinterpret_cast<uintptr_t>(place) -
-                      reinterpret_cast<uintptr_t>(info.dli_fbase) - 1;
-  char command[1024], answer[1024] = "";
-  std::snprintf(command, sizeof(command), "addr2line -e '%s' 0x%lx 2>/dev/null", info.dli_fname,
-                static_cast<unsigned long>(offset));
-  if (FILE* pipe = popen(command, "r")) {
-    if (!std::fgets(answer, sizeof(answer), pipe)) answer[0] = 0;
-    pclose(pipe);
-  }
-  std::string text = answer;
-  text = text.substr(0, text.find_first_of("\n "));
-  const size_t slash = text.rfind('/');
-  return slash == std::string::npos ? text : text.substr(slash + 1);
-}
-
 void check(const Access& before, const char* what, const Access& now, const char* what_now) {
   if (ordered(before, now)) return;
   active = false;
-  fail("race: " + std::string(what_now) + " at " + line_of(now.place) + " by " + name(here()) +
-       ", " + what + " at " + line_of(before.place) + " by " + name({before.block, before.thread}));
+  fail("race: " + std::string(what_now) + " at " + source_line(now.place) + " by " + name(here()) +
+       ", " + what + " at " + source_line(before.place) + " by " + name({before.block, before.thread}));
 }
 
 void access(const void* pointer, size_t size, bool store, const void* place) {
