@@ -104,7 +104,7 @@ def _weight_row(
 
 
 def _act_row(name: str, act: str, bits: int, lo: Tensor, hi: Tensor) -> Row:
-    return Row(name, act, bits, None, float(lo), float(hi), 0)
+    return Row(name, act, bits, None, float(lo.detach()), float(hi.detach()), 0)
 
 
 def _dynamic_row(name: str, act: str, bits: int) -> Row:

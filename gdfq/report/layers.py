@@ -117,7 +117,7 @@ def _give_act(row: LayerRow, name: str, module: QAct) -> None:
     row.act = name
     row.act_bits = module.act_bits
     if module.has_range and not module.dynamic_range:
-        row.act_low, row.act_high = float(module.lo), float(module.hi)
+        row.act_low, row.act_high = float(module.lo.detach()), float(module.hi.detach())
 
 
 def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
