@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from gdfq.training.memory_format import MemoryFormat
+from pydantic import Field, model_validator
+
+from gdfq.errors import InputError
+from gdfq.settings import NotNegative, Positive, Settings
 from gdfq.training.precision import Precision
 from gdfq.training.schedules import Schedule
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-@dataclass(frozen=True)
-class Training:
-    """The settings of the schedule and the losses."""
 
-    batch_size: int
-    epochs: int = 400
-    steps_per_epoch: int = 200
-    warmup_epochs: int = 4
-    calibration_batches: int = 16
-    student_lr: float = 1e-4
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    generator_lr: float = 1e-3
-    bns_weight: float = 0.1
-    temperature: float = 20.0
-    alpha: float = 1.0
-    schedule: Schedule = "step"
-    milestones: Sequence[int] = (100, 200, 300)
-    precision: Precision = "fp32"
-    memory_format: MemoryFormat | Literal["auto"] = "auto"
-    seed: int = 0
+class Training(Settings):
+    """The schedule and the losses; the keyword arguments of gdfq.GDFQTrainer."""
+
+    batch_size: int = Field(200, ge=2, description="images per step")
+    epochs: int = Field(400, ge=0, description="epochs, warm-up included")
+    steps_per_epoch: int = Field(200, ge=1, description="steps per epoch")
+    warmup_epochs: int = Field(4, ge=0, description="first epochs, of the generator alone")
+    calibration_batches: int = Field(
+        16, ge=1, description="batches that set the activation ranges before fine-tuning"
+    )
+    student_lr: Positive = Field(1e-4, description="learning rate of the student")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of the student's optimizer")
+    weight_decay: NotNegative = Field(1e-4, description="weight decay of the student")
+    generator_lr: Positive = Field(1e-3, description="learning rate of the generator")
+    bns_weight: NotNegative = Field(0.1, description="weight of the batch-norm statistics loss")
+    temperature: Positive = Field(20.0, description="temperature of the distillation loss")
+    alpha: NotNegative = Field(1.0, description="weight of the distillation loss")
+    schedule: Schedule = Field("step", description="schedule of both learning rates")
+    milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (100, 200, 300), description="epochs at which schedule 'step' divides by 10"
+    )
+    precision: Precision = Field(
+        "fp32", description="of convolutions and matrix products; all else is float32"
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "auto", description="of tensors; 'auto' times both at the start"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="decides everything that is random")
+
+    @model_validator(mode="after")
+    def _check_warm_up(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise InputError(
+                f"warmup_epochs: must be <= epochs = {self.epochs}, got {self.warmup_epochs}"
+            )
+        return self
 
     @property
     def steps(self) -> int:

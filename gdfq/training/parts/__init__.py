@@ -1,21 +1,31 @@
-"""Additions to the paper's loop: one module each, all off by default."""
+"""Additions to the paper's loop: one module each, all off by default.
+
+A part is one module: its settings, formula, source, cost, and its :class:`~.part.Part`. It is named
+in :data:`PARTS` and its settings in :class:`Parts`.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pydantic import model_validator
 from torch import nn
 
-from gdfq.training.parts.average import Average
-from gdfq.training.parts.clipping import Clipping
-from gdfq.training.parts.code_changes import CodeChanges
-from gdfq.training.parts.hard_samples import HardSamples
-from gdfq.training.parts.learned_ranges import LearnedRanges
-from gdfq.training.parts.low_pass import LowPass
-from gdfq.training.parts.mixed_labels import MixedLabels
-from gdfq.training.parts.objective import Objective
+from gdfq.errors import InputError
+from gdfq.training.parts.average import Average, AverageSettings
+from gdfq.training.parts.clipping import Clipping, ClippingSettings
+from gdfq.training.parts.code_changes import CodeChanges, CodeChangeSettings
+from gdfq.training.parts.hard_samples import HardSamples, HardSampleSettings
+from gdfq.training.parts.learned_ranges import LearnedRanges, LearnedRangeSettings
+from gdfq.training.parts.low_pass import LowPass, LowPassSettings
+from gdfq.training.parts.mixed_labels import MixedLabels, MixedLabelSettings
+from gdfq.training.parts.objective import Objective, ObjectiveSettings
 from gdfq.training.parts.part import Part
-from gdfq.training.parts.replay import Replay
-from gdfq.training.parts.settings import Parts
-from gdfq.training.parts.statistics import StatisticsLoss
+from gdfq.training.parts.replay import Replay, ReplaySettings
+from gdfq.training.parts.statistics import StatisticsLoss, StatisticsSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # In the order in which their hooks are called.
 PARTS: tuple[type[Part], ...] = (
@@ -30,6 +40,35 @@ PARTS: tuple[type[Part], ...] = (
     LearnedRanges,
     Average,
 )
+
+
+# Fields are in the order of the bases from last to first.
+class Parts(
+    LearnedRangeSettings,
+    ReplaySettings,
+    AverageSettings,
+    StatisticsSettings,
+    LowPassSettings,
+    MixedLabelSettings,
+    ClippingSettings,
+    CodeChangeSettings,
+    HardSampleSettings,
+    ObjectiveSettings,
+):
+    """Additions to the loop, all off by default; off, a step is the paper's, bit for bit.
+
+    Each is a module of :mod:`gdfq.training.parts`, with its formula, source and cost.
+    """
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.max_grad_norm is not None and self.code_change_share is not None:
+            raise InputError("max_grad_norm: code_change_share decides how long gradients are")
+        return self
+
+    def describe(self, nothing: str = "none, the paper's loop") -> str:
+        """Return the fields that are not at their defaults, in a line."""
+        return super().describe(nothing)
 
 
 def make_parts(settings: Parts, student: nn.Module | None = None) -> list[Part]:

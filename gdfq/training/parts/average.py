@@ -19,9 +19,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
+from gdfq.settings import Settings
 from gdfq.training.parts.part import Loop, Part
 
 
@@ -36,14 +38,23 @@ def averaged_state(trainer: Mapping[str, Any]) -> dict[str, Tensor]:
     return {**trainer["student"], **(average["values"] if averaged else {})}
 
 
+class AverageSettings(Settings):
+    """Settings of the student's average."""
+
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay of the average of the student's parameters; 0 is none"
+    )
+
+
 class Average(Part):
     """The average of the student's parameters, which are read, never changed."""
 
-    fields = ("ema_decay",)
+    settings_class = AverageSettings
+    settings: AverageSettings
 
     def setup(self, loop: Loop) -> None:
         """Make room for the average of the student's parameters."""
-        self.decay: float = self.settings.ema_decay
+        self.decay = self.settings.ema_decay
         self.student = loop.student
         self.values = {name: p.detach().clone() for name, p in loop.student.named_parameters()}
         first = next(iter(self.values.values()))

@@ -25,23 +25,35 @@ weights and gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops.count_changed_codes import count_changed_codes
+from gdfq.settings import Settings
 from gdfq.training.parts.part import Loop, Part
 
 DOUBLINGS = 20
 BISECTIONS = 5
 
 
+class CodeChangeSettings(Settings):
+    """Settings of gradients by changed codes."""
+
+    code_change_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each weight's codes that its scaled gradient changes in a step"
+    )
+
+
 class CodeChanges(Part):
     """The quantized weights whose gradients are scaled."""
 
-    fields = ("code_change_share",)
+    settings_class = CodeChangeSettings
+    settings: CodeChangeSettings
 
     def setup(self, loop: Loop) -> None:
         """Find the weights; raise InputError if no layer has a quantized one."""
@@ -53,7 +65,8 @@ class CodeChanges(Part):
             )
         self.layers = list({id(layer.weight): layer for layer in layers}.values())
         self.bits = [layer.weight_bits for layer in self.layers]
-        share: float = self.settings.code_change_share
+        share = self.settings.code_change_share
+        assert share is not None
         wanted = [share * layer.weight.numel() for layer in self.layers]
         self.wanted = torch.tensor(wanted, dtype=torch.float64, device=self.layers[0].weight.device)
 

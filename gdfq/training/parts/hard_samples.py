@@ -25,18 +25,34 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from gdfq.settings import NotNegative, Settings
 from gdfq.training.labels import as_probabilities
 from gdfq.training.parts.part import Batch, CrossEntropy, Part
 
 SMALLEST = 1e-6  # of 1 - p, where its powers below 1 have no finite slope
 
 
+class HardSampleSettings(Settings):
+    """Settings of hard samples."""
+
+    hard_sample_gamma: NotNegative = Field(
+        0.0, description="exponent of (1 - p) that weights the generator's cross-entropy"
+    )
+    hard_sample_step: NotNegative = Field(
+        0.0,
+        description="how far the student's images are moved towards what it gets wrong; twice the "
+        "student's cost",
+    )
+
+
 class HardSamples(Part):
     """Weights in the generator's cross-entropy, and a step on the student's images."""
 
-    fields = ("hard_sample_gamma", "hard_sample_step")
+    settings_class = HardSampleSettings
+    settings: HardSampleSettings
 
     def cross_entropy(self, loss: CrossEntropy) -> CrossEntropy:
         """Return the weighted cross-entropy."""

@@ -14,18 +14,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gdfq.nn import QAct
 from gdfq.nn.weight import QuantizedWeight
+from gdfq.settings import Positive, Settings
 from gdfq.training.parts.part import Loop, Part
 from gdfq.training.schedules import LearningRate
+
+
+class LearnedRangeSettings(Settings):
+    """Settings of learned ranges."""
+
+    range_lr: Positive = Field(1e-2, description="learning rate of ranges that are learned")
 
 
 class LearnedRanges(Part):
     """The ranges of the student that are parameters."""
 
-    fields = ("range_lr",)
+    settings_class = LearnedRangeSettings
+    settings: LearnedRangeSettings
 
     @classmethod
     def is_on(cls, settings: Any, student: nn.Module | None) -> bool:

@@ -19,17 +19,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from gdfq.settings import Positive, Settings
 from gdfq.training.parts.part import Part
+
+
+class LowPassSettings(Settings):
+    """Settings of the low-pass filter."""
+
+    low_pass: Positive | None = Field(
+        None,
+        description="width of the Gaussian that damps the images' frequencies, in periods per "
+        "image",
+    )
 
 
 class LowPass(Part):
     """The filter on all generated images, made for the size of the first."""
 
-    fields = ("low_pass",)
+    settings_class = LowPassSettings
+    settings: LowPassSettings
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: LowPassSettings) -> None:
         super().__init__(settings)
         self.filter: LowPassFilter | None = None
 
@@ -37,6 +50,7 @@ class LowPass(Part):
         """Return ``images``, filtered."""
         size = images.shape[-2], images.shape[-1]
         if self.filter is None or self.filter.size != size:
+            assert self.settings.low_pass is not None
             self.filter = LowPassFilter(size, self.settings.low_pass, images.device)
         return self.filter(images)
 

@@ -12,21 +12,44 @@ for CIFAR-100, 100 to 500 for ImageNet. Costs tensors of logits' size.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
 from gdfq.nn.given import one_line
+from gdfq.settings import Settings
 from gdfq.training.checks import example_batch
 from gdfq.training.labels import as_probabilities
 from gdfq.training.parts.part import Loop, Part
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class MixedLabelSettings(Settings):
+    """Settings of mixed labels."""
+
+    mix_probability: float = Field(
+        0.0, ge=0, le=1, description="share of images whose label is a mix of classes"
+    )
+    mix_classes: int = Field(2, ge=2, description="classes in a mix")
+
+    @model_validator(mode="after")
+    def _check_mixes(self) -> Self:
+        if self.mix_classes != 2 and not self.mix_probability:
+            raise InputError("mix_classes: has no effect without mix_probability")
+        return self
 
 
 class MixedLabels(Part):
     """Labels of which a share is mixed."""
 
-    fields = ("mix_probability", "mix_classes")
+    settings_class = MixedLabelSettings
+    settings: MixedLabelSettings
 
     def check(self, loop: Loop) -> None:
         """Raise InputError for too few classes, or a generator that takes no mixed labels."""

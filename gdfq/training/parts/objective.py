@@ -17,19 +17,64 @@ et al. (AIT), CVPR 2022; the gate, SynQ, ICLR 2025. All cost the same: tensors o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated, Literal
+
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from gdfq.errors import InputError
 from gdfq.ops.kd_ce_loss import kd_ce_loss
+from gdfq.settings import NotNegative, Settings
 from gdfq.training.labels import as_probabilities
 from gdfq.training.parts.part import Loop, Part, StudentLoss
-from gdfq.training.parts.settings import Parts
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class ObjectiveSettings(Settings):
+    """Settings of the student's loss."""
+
+    objective: Literal["kd_ce", "logit_mse", "kl_only"] = Field(
+        "kd_ce", description="the student's loss; 'kd_ce' is the paper's"
+    )
+    ce_weight: NotNegative = Field(
+        1.0, description="weight of the student's cross-entropy, in 'kd_ce' and 'logit_mse'"
+    )
+    ce_gate: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="cross-entropy only where the teacher's probability of the label is at least "
+        "1 - ce_gate",
+    )
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Self:
+        if self.objective == "kl_only" and self.ce_weight != 1:
+            raise InputError("ce_weight: objective = 'kl_only' has no cross-entropy to weight")
+        without = self._without_cross_entropy()
+        if self.ce_gate is not None and without:
+            raise InputError(f"ce_gate: with {without} there is no cross-entropy to gate")
+        return self
+
+    def check_alpha(self, alpha: float) -> None:
+        """Raise InputError if, with the divergence's weight ``alpha``, no loss is left."""
+        without = self._without_cross_entropy()
+        if self.objective != "logit_mse" and alpha == 0 and without:
+            raise InputError(f"alpha: must be > 0 with {without}: the student's loss is 0 with 0")
+
+    def _without_cross_entropy(self) -> str | None:
+        """Return what leaves the student's loss without a cross-entropy; None where it has one."""
+        if self.objective == "kl_only":
+            return "objective = 'kl_only'"
+        return None if self.ce_weight else "ce_weight = 0"
 
 
 class Objective(Part):
     """The student's loss where it is not the paper's."""
 
-    fields = ("objective", "ce_weight", "ce_gate")
+    settings_class = ObjectiveSettings
+    settings: ObjectiveSettings
 
     def check(self, loop: Loop) -> None:
         """Raise InputError if no loss is left."""
@@ -51,7 +96,7 @@ class Objective(Part):
 
 
 def student_loss(
-    parts: Parts,
+    settings: ObjectiveSettings,
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
@@ -61,15 +106,15 @@ def student_loss(
     """The loss of ``(B, K)`` logits; 0-d, differentiable to the student's.
 
     Args:
-        parts: whose objective it is.
+        settings: the objective.
         student_logits, teacher_logits: ``(B, K)``.
         labels: ``(B,)`` classes, or ``(B, K)`` probabilities.
         temperature, alpha: see :func:`gdfq.losses.kd_ce_loss`; ``"logit_mse"`` has neither.
     """
-    weight = 0.0 if parts.objective == "kl_only" else parts.ce_weight
-    if weight != 1 or parts.ce_gate is not None:
-        labels = _weighted(labels, teacher_logits, weight, parts.ce_gate)
-    if parts.objective != "logit_mse":
+    weight = 0.0 if settings.objective == "kl_only" else settings.ce_weight
+    if weight != 1 or settings.ce_gate is not None:
+        labels = _weighted(labels, teacher_logits, weight, settings.ce_gate)
+    if settings.objective != "logit_mse":
         return kd_ce_loss(student_logits, teacher_logits, labels, temperature, alpha)
     student, teacher = student_logits.float(), teacher_logits.float()
     loss = F.mse_loss(student, teacher)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gdfq.distributed import World
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.statistics import Statistics
+from gdfq.settings import Settings
 from gdfq.training.schedules import LearningRate
 from gdfq.training.settings import Training
 
@@ -57,17 +58,20 @@ class Part:
 
     Args:
         settings: :class:`gdfq.training.Parts`, of which a part reads its own fields.
+
+    Attributes:
+        settings_class: declares these fields.
     """
 
-    fields: ClassVar[tuple[str, ...]] = ()
+    settings_class: ClassVar[type[Settings]]
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
     @classmethod
-    def is_on(cls, settings: Any, student: nn.Module | None) -> bool:
+    def is_on(cls, settings: Settings, student: nn.Module | None) -> bool:
         """Whether the loop has this part: one of its settings is not at its default."""
-        return not settings.changed().keys().isdisjoint(cls.fields)
+        return not settings.changed().keys().isdisjoint(cls.settings_class.model_fields)
 
     @property
     def name(self) -> str:

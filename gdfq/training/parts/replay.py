@@ -13,25 +13,48 @@ memory of ``n + 1`` batches, and one copy of a batch into it and one out of it a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gdfq.errors import InputError
+from gdfq.settings import Settings
 from gdfq.training.parts.part import Batch, Loop, Part
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 NAMES = ("images", "labels", "teacher_logits")
+
+
+class ReplaySettings(Settings):
+    """Settings of older images."""
+
+    replay_batches: int = Field(
+        0, ge=0, description="batches of older images that are kept for the student"
+    )
+    replay_share: float = Field(
+        0.5, gt=0, lt=1, description="share of the student's images taken from these"
+    )
+
+    @model_validator(mode="after")
+    def _check_replay(self) -> Self:
+        if self.replay_share != 0.5 and not self.replay_batches:
+            raise InputError("replay_share: has no effect without replay_batches")
+        return self
 
 
 class Replay(Part):
     """The kept batches."""
 
-    fields = ("replay_batches", "replay_share")
+    settings_class = ReplaySettings
+    settings: ReplaySettings
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: ReplaySettings) -> None:
         super().__init__(settings)
-        self.batches: int = settings.replay_batches
+        self.batches = settings.replay_batches
         self.kept: dict[str, Tensor] = {}  # rows of all batches, one batch after the other
 
     def check(self, loop: Loop) -> None:

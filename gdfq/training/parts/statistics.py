@@ -17,23 +17,41 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.statistics import Statistics
 from gdfq.ops.bns_loss import bns_loss
+from gdfq.settings import Settings
 from gdfq.training.parts.part import BNSLoss, Loop, Part
 
 EPSILON = 1e-8
 
 
+class StatisticsSettings(Settings):
+    """Settings of the batch-norm statistics loss."""
+
+    bns_spread: Literal["variance", "std"] = Field(
+        "variance", description="what the batch-norm statistics loss compares beside means"
+    )
+    bns_layers: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="glob patterns of the batch norms it compares"
+    )
+    bns_of: Literal["teacher", "both"] = Field(
+        "teacher", description="'both' compares the student's statistics too; one more pass"
+    )
+
+
 class StatisticsLoss(Part):
     """The mismatch of statistics that the settings ask for."""
 
-    fields = ("bns_spread", "bns_layers", "bns_of")
+    settings_class = StatisticsSettings
+    settings: StatisticsSettings
 
     @torch.no_grad()
     def setup(self, loop: Loop) -> None:
@@ -41,7 +59,7 @@ class StatisticsLoss(Part):
         self.teacher = loop.teacher
         self.student = loop.student
         self.recorder: StatisticsTeacher | None = None  # of the student, from its first use
-        self.patterns = tuple(self.settings.bns_layers)
+        self.patterns = self.settings.bns_layers
         self.all_layers = self.patterns == ("*",)
         if not self.all_layers:
             _, statistics = loop.teacher(loop.images)
