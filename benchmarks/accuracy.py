@@ -176,7 +176,7 @@ def _trainer(
     return kind(
         loaded.network, student, build_generator(recipe, loaded.preprocessing),
         loaded.preprocessing.num_classes, **recipe.training.model_dump(),
-        parts=recipe.parts.build(), **options,
+        parts=recipe.parts, **options,
     )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def train(recipe: Recipe, folder: Path, where: Path, real_images: Path | None) -
         take_real_images(recording, loaded.network, real_images, recipe.training.seed)
     student = build_student(recipe, loaded.network)
     kind = Player if recording else GDFQTrainer
-    trainer = _trainer(kind, recipe, loaded, student, start=recipe.start.build())
+    trainer = _trainer(kind, recipe, loaded, student, start=recipe.start)
     batches = list(open_batches(recipe, loaded.preprocessing, workers=0))
     watched = Watched(partial(_measure_once, before, student, batches))
     failure = None

@@ -23,7 +23,7 @@ from gdfq.cli import app
 from gdfq.convert.bits import LayerBits
 from gdfq.recipes import load_recipe, recipe_names
 from gdfq.recipes.schema import Recipe, fields
-from gdfq.settings import allowed
+from gdfq.settings import Settings, allowed
 
 ROOT = Path(__file__).parents[1]
 WORKER = "https://unpkg.com/iframe-worker/shim"
@@ -258,6 +258,10 @@ class PlainDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite an object's docstring."""
         if obj.docstring is not None:
+            if obj.is_class:
+                found = getattr(importlib.import_module(obj.module.path), obj.name, None)
+                if isinstance(found, type) and issubclass(found, Settings):
+                    obj.docstring.value = found.__doc__ or ""  # with a row for each field
             obj.docstring.value = plain(obj.docstring.value, obj)
             returns = getattr(obj, "returns", None)
             if returns is not None:

@@ -16,9 +16,10 @@ raises an ``InputError`` whose message starts with a field's name, or is about a
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
@@ -53,6 +54,15 @@ class Settings(BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """List the fields in the docstring."""
+        fields = cls.model_fields.items()
+        rows = [f"{name}: {field.description}" for name, field in fields if field.description]
+        text = inspect.cleandoc(cls.__doc__ or "")
+        if rows:
+            cls.__doc__ = "\n    ".join([f"{text}\n\nArgs:", *rows]) + "\n"
+
+    @classmethod
     def read(cls, tables: Mapping[str, Any], source: str) -> Self:
         """Return the settings in ``tables``, as a TOML file has them.
 
@@ -74,9 +84,30 @@ class Settings(BaseModel):
         fields = type(self).model_fields
         return {name: value for name, value in self if value != fields[name].default}
 
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        return self.changed().items()
+
     def describe(self, nothing: str) -> str:
         """Return :meth:`changed` as ``name=value, ...``, or ``nothing`` where there are none."""
         return ", ".join(f"{name}={value!r}" for name, value in self.changed().items()) or nothing
+
+
+def with_fields(function: Callable[..., Any], settings: type[Settings]) -> inspect.Signature:
+    """Return the signature of ``function``, whose ``**keywords`` are fields of ``settings``.
+
+    Each field that is not an argument already is listed by name, with its default.
+    """
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    names = {parameter.name for parameter in own}
+    more = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation
+        )
+        for name, field in settings.model_fields.items()
+        if name not in names
+    ]
+    return signature.replace(parameters=[*own, *more])
 
 
 def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:

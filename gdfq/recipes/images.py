@@ -25,7 +25,7 @@ def generated_images(
         rng: source of all random numbers, on the generator's device.
     """
     generator = copy.deepcopy(generator).train()  # a forward moves its running statistics
-    parts = make_parts(recipe.parts.build())
+    parts = make_parts(recipe.parts)
     return GeneratedImages(generator, classes, recipe.training.batch_size, rng, parts)
 
 

@@ -83,7 +83,7 @@ def check_factory(recipe: Recipe, teacher: nn.Module) -> None:
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
     """The quantized copy of ``teacher``, with room for its ranges, which are not yet set."""
     student = quantize_model(teacher, bits=recipe.exceptions(), **dict(recipe.quantization))
-    prepare(recipe.start.build(), student)
+    prepare(recipe.start, student)
     return student
 
 
@@ -109,7 +109,7 @@ def build_trainer(
         generator,
         teacher.preprocessing.num_classes,
         **recipe.training.model_dump(),
-        parts=recipe.parts.build(),
-        start=recipe.start.build(),
+        parts=recipe.parts,
+        start=recipe.start,
         world=world,
     )

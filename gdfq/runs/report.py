@@ -136,8 +136,8 @@ def _contents(run: Run, name: str, result: Result, measured: Measured) -> Conten
         curves=_curves(run.history),
         points=[AccuracyPoint(step, top1) for step, top1 in measured_at if top1 is not None],
         environment=environment_line(run.environment),
-        start=recipe.start.build().describe(),
-        parts=recipe.parts.build().describe(),
+        start=recipe.start.describe(),
+        parts=recipe.parts.describe(),
     )
 
 

@@ -1,7 +1,8 @@
 """The training loop."""
 
 from gdfq.training.parts import Parts
+from gdfq.training.settings import Training
 from gdfq.training.start import Start
 from gdfq.training.trainer import GDFQTrainer, TrainerCallback
 
-__all__ = ["GDFQTrainer", "Parts", "Start", "TrainerCallback"]
+__all__ = ["GDFQTrainer", "Parts", "Start", "TrainerCallback", "Training"]

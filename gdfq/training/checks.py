@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,79 +18,22 @@ from gdfq.nn.given import (
     require_values,
 )
 from gdfq.nn.qact import observing_copy
-from gdfq.ops._checks import check_choice
-from gdfq.training.memory_format import MemoryFormat
 from gdfq.training.precision import check_precision
-from gdfq.training.schedules import Schedule
+from gdfq.training.settings import Training
 
 
 def check_settings(
-    device: torch.device,
-    processes: int,
-    *,
-    num_classes: int,
-    batch_size: int,
-    epochs: int,
-    steps_per_epoch: int,
-    warmup_epochs: int,
-    calibration_batches: int,
-    student_lr: float,
-    momentum: float,
-    weight_decay: float,
-    generator_lr: float,
-    bns_weight: float,
-    temperature: float,
-    alpha: float,
-    schedule: str,
-    milestones: Sequence[int],
-    precision: str,
-    memory_format: str,
-    fuse: bool,
-    cuda_graph: bool,
-    seed: int,
+    training: Training, num_classes: int, device: torch.device, processes: int
 ) -> None:
-    """Raise an InputError for the first setting of a trainer that is out of range."""
-    for name, count, minimum in (
-        ("num_classes", num_classes, 2),
-        ("batch_size", batch_size, 2),
-        ("epochs", epochs, 0),
-        ("steps_per_epoch", steps_per_epoch, 1),
-        ("warmup_epochs", warmup_epochs, 0),
-        ("calibration_batches", calibration_batches, 1),
-    ):
-        if isinstance(count, bool) or not isinstance(count, int) or count < minimum:
-            raise InputError(f"{name}: must be an int >= {minimum}, got {count!r}")
-    if batch_size % processes:
+    """Raise InputError for the first setting that teacher, device or processes do not allow."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        raise InputError(f"num_classes: must be an int >= 2, got {num_classes!r}")
+    if training.batch_size % processes:
         raise InputError(
             f"batch_size: must be a multiple of {processes}, the number of processes, "
-            f"got {batch_size}"
+            f"got {training.batch_size}"
         )
-    if warmup_epochs > epochs:
-        raise InputError(f"warmup_epochs: must be <= epochs = {epochs}, got {warmup_epochs}")
-    for name, value in (
-        ("student_lr", student_lr),
-        ("generator_lr", generator_lr),
-        ("temperature", temperature),
-    ):
-        if not 0 < value < math.inf:
-            raise InputError(f"{name}: must be > 0 and finite, got {value!r}")
-    for name, value in (
-        ("weight_decay", weight_decay),
-        ("bns_weight", bns_weight),
-        ("alpha", alpha),
-    ):
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name}: must be >= 0 and finite, got {value!r}")
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
-    for name, choice, allowed in (
-        ("schedule", schedule, get_args(Schedule)),
-        ("memory_format", memory_format, ("auto", *get_args(MemoryFormat))),
-        ("fuse", fuse, (True, False)),
-        ("cuda_graph", cuda_graph, (True, False)),
-    ):
-        check_choice(name, choice, allowed)
-    check_precision(precision, device)
+    check_precision(training.precision, device)
 
 
 def check_type(name: str, settings: Any, wanted: type) -> None:

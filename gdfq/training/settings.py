@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 
 class Training(Settings):
-    """The schedule and the losses; the keyword arguments of gdfq.GDFQTrainer."""
+    """The schedule and the losses; the keyword arguments of gdfq.GDFQTrainer.
+
+    The student is trained by SGD with Nesterov momentum, the generator by Adam with betas
+    (0.5, 0.999). The loss of the student is :func:`gdfq.losses.kd_ce_loss`. The student's cosine
+    spans its fine-tuning. ``precision`` is ``"fp32"``, ``"tf32"`` (NVIDIA GPUs) or ``"bf16"``;
+    ranges, statistics and quantizers compute in float32 always. For ``memory_format="auto"``, a few
+    steps of each are timed on copies when the trainer is made, on a GPU the captured step; it is
+    ``"contiguous"`` for networks that compute something else or nothing in ``"channels_last"``.
+    ``seed`` is that of the noise and the labels: the generator's first weights are the caller's.
+    """
 
     batch_size: int = Field(200, ge=2, description="images per step")
     epochs: int = Field(400, ge=0, description="epochs, warm-up included")

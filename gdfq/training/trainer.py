@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,8 @@ from gdfq.errors import InputError
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.given import plain_network
 from gdfq.nn.global_batch_norm import globalize_batch_norms
+from gdfq.ops._checks import check_choice
+from gdfq.settings import with_fields
 from gdfq.training import checks
 from gdfq.training.calibration import observe_ranges
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
@@ -32,8 +34,7 @@ from gdfq.training.memory_format import (
 )
 from gdfq.training.parts import Parts, make_parts
 from gdfq.training.parts.part import Loop
-from gdfq.training.precision import Precision, autocast, multiplications
-from gdfq.training.schedules import Schedule
+from gdfq.training.precision import autocast, multiplications
 from gdfq.training.settings import Training
 from gdfq.training.start import NO_START, Start, sequence
 from gdfq.training.start.images import Images
@@ -80,33 +81,16 @@ class GDFQTrainer:
             images, ``generator.latent_dim`` is the length of ``z``. Trained in place.
         num_classes: of the teacher's logits.
         batch_size: images per step, >= 2, over all ranks of ``world``, whose number divides it.
-        epochs: of the whole run, warm-up included.
-        steps_per_epoch: steps in each.
-        warmup_epochs: first epochs, in which only the generator learns.
-        calibration_batches: batches that set the activation ranges before fine-tuning starts.
-        student_lr, momentum, weight_decay: of the student's Nesterov SGD.
-        generator_lr: of the generator's Adam, whose betas are (0.5, 0.999).
-        bns_weight: of the batch-norm-statistics loss in the generator's.
-        temperature, alpha: see :func:`gdfq.losses.kd_ce_loss`.
-        parts: what is added to the paper's loop; nothing where not given.
-        schedule: ``"step"``, ``"cosine"`` or ``"constant"``, for both learning rates; the
-            student's cosine spans its fine-tuning.
-        milestones: epochs at which ``"step"`` divides both learning rates by 10.
-        precision: of convolutions and matrix products: ``"fp32"``, ``"tf32"`` (NVIDIA GPUs) or
-            ``"bf16"``. Ranges, statistics and quantizers compute in float32 always.
-        memory_format: ``"channels_last"``, ``"contiguous"``, or ``"auto"``: a few steps of each
-            are timed on copies, once, here, one format after the other; on a GPU the captured
-            step. It is ``"contiguous"`` for networks that compute something else or nothing in
-            ``"channels_last"``. Student and generator are converted in place.
-        fuse: run the student through :func:`gdfq.convert.fusion.fuse`; the same training with fewer
-            passes over memory.
-        cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
+        parts: additions to the paper's loop; none by default.
         start: what is done to the student when its ranges are calibrated, beyond that.
-        seed: of the noise and the labels. The generator's first weights are the caller's: seed
-            them with ``torch.manual_seed`` before making it.
         world: of :func:`gdfq.distributed.start`, to train on many processes as on one: every
             rank makes a trainer, and all take what rank 0 was given. ``nn.BatchNorm2d`` layers of
             the generator take their statistics over all ranks then. None is this process alone.
+        fuse: run the student through :func:`gdfq.convert.fusion.fuse`; the same training with
+            fewer passes over memory.
+        cuda_graph: on a GPU, capture a whole step in one CUDA graph and replay it.
+        training: the fields of :class:`gdfq.training.Training`, by name:
+            ``epochs=400``, ``student_lr=1e-4``, ``schedule="cosine"``, ``seed=0``, ...
 
     Attributes:
         student: the student as it is trained; ``outcome`` is what to measure and to save.
@@ -136,28 +120,14 @@ class GDFQTrainer:
         num_classes: int,
         batch_size: int,
         *,
-        epochs: int = 400,
-        steps_per_epoch: int = 200,
-        warmup_epochs: int = 4,
-        calibration_batches: int = 16,
-        student_lr: float = 1e-4,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        generator_lr: float = 1e-3,
-        bns_weight: float = 0.1,
-        temperature: float = 20.0,
-        alpha: float = 1.0,
-        schedule: Schedule = "step",
-        milestones: Sequence[int] = (100, 200, 300),
-        precision: Precision = "fp32",
-        memory_format: MemoryFormat | Literal["auto"] = "auto",
+        parts: Parts = NO_PARTS,
+        start: Start = NO_START,
+        world: World | None = None,
         fuse: bool = True,
         cuda_graph: bool = True,
-        start: Start = NO_START,
-        seed: int = 0,
-        parts: Parts = NO_PARTS,
-        world: World | None = None,
+        **training: Any,
     ) -> None:
+        self.training = Training(batch_size=batch_size, **training)
         teacher = plain_network(teacher, "teacher")
         networks = {"student": student, "generator": generator}
         for name, network in networks.items():
@@ -168,23 +138,13 @@ class GDFQTrainer:
         checks.check_networks(teacher=teacher, **networks)
         self.device = next(teacher.parameters()).device
         self.world = world or World()
-        settings: dict[str, Any] = {
-            "batch_size": batch_size, "epochs": epochs, "steps_per_epoch": steps_per_epoch,
-            "warmup_epochs": warmup_epochs, "calibration_batches": calibration_batches,
-            "student_lr": student_lr, "momentum": momentum, "weight_decay": weight_decay,
-            "generator_lr": generator_lr, "bns_weight": bns_weight, "temperature": temperature,
-            "alpha": alpha, "schedule": schedule, "milestones": milestones, "precision": precision,
-            "memory_format": memory_format, "seed": seed,
-        }  # fmt: skip
-        checks.check_settings(
-            self.device, self.world.size, num_classes=num_classes, fuse=fuse,
-            cuda_graph=cuda_graph, **settings,
-        )  # fmt: skip
+        checks.check_settings(self.training, num_classes, self.device, self.world.size)
+        check_choice("fuse", fuse, (True, False))
+        check_choice("cuda_graph", cuda_graph, (True, False))
         checks.check_type("parts", parts, Parts)
         checks.check_type("start", start, Start)
         sequence.check(start, student)
 
-        self.training = Training(**settings)
         self.teacher = StatisticsTeacher(teacher)
         self.student = student.eval()
         self.generator = generator.train()
@@ -194,7 +154,7 @@ class GDFQTrainer:
         self.steps_done = 0
         self.calibrated = False
 
-        self.random = torch.Generator(self.device).manual_seed(seed)
+        self.random = torch.Generator(self.device).manual_seed(self.training.seed)
         images = checks.check_shapes(self.teacher, self.student, self.generator, num_classes)
         sequence.try_correction(start, self.student, self.teacher.model, images)
         loop = Loop(
@@ -206,6 +166,7 @@ class GDFQTrainer:
             part.check(loop)
         if isinstance(student, QuantizedModel):
             require_same(teacher, student, images)
+        memory_format = self.training.memory_format
         if memory_format == "channels_last":
             require_channels_last(
                 self.teacher.model, student, generator, images, *checks.example_batch(generator, 2)
@@ -222,9 +183,8 @@ class GDFQTrainer:
         self.memory_format_seconds: dict[str, float] = {}
         if memory_format == "auto":
             memory_format = self._choose_memory_format(
-                teacher, num_classes=num_classes, fuse=fuse, cuda_graph=cuda_graph, parts=parts,
-                **settings,
-            )  # fmt: skip
+                teacher, num_classes=num_classes, parts=parts, fuse=fuse, cuda_graph=cuda_graph
+            )
         self.memory_format = memory_format
         for module in (self.teacher, self.student, self.generator):
             module.to(memory_format=TORCH_FORMATS[memory_format])
@@ -234,7 +194,7 @@ class GDFQTrainer:
         self.generator_update = generator_update(generator, self.training, self.world)
         self.student_update = student_update(student, self.training, self.world, self.parts)
         self.images = GeneratedImages(
-            generator, num_classes, batch_size, self.random, self.parts, self.world
+            generator, num_classes, self.training.batch_size, self.random, self.parts, self.world
         )
         self.algorithm = Step(
             self.teacher, self.fused or student, self.images, self.generator_update,
@@ -524,15 +484,18 @@ class GDFQTrainer:
 
     def _choose_memory_format(self, teacher: nn.Module, **options: Any) -> MemoryFormat:
         """Return the faster one, by steps of trainers of copies."""
-        options |= {"warmup_epochs": 0, "calibration_batches": 1, "world": self.world}
+        options |= {**dict(self.training), "warmup_epochs": 0, "calibration_batches": 1}
 
         def make_step(name: MemoryFormat) -> Callable[[], dict[str, Tensor]]:
             student, generator = copy.deepcopy((self.student, self.generator))
             return GDFQTrainer(
-                teacher, student, generator, **{**options, "memory_format": name}
+                teacher, student, generator, world=self.world, **{**options, "memory_format": name}
             ).step
 
         uncounted = WARM_UP_STEPS + 1 if self.cuda_graph else 1  # what is timed is the graph
         chosen, self.memory_format_seconds = fastest_memory_format(make_step, uncounted)
         names = get_args(MemoryFormat)
         return names[self.world.broadcast_from_rank0(names.index(chosen))]
+
+
+GDFQTrainer.__signature__ = with_fields(GDFQTrainer, Training)  # type: ignore[attr-defined]

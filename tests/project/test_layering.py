@@ -17,7 +17,6 @@ LAYERS = [
     {"errors": "InputError, for invalid input"},
     {
         "distributed": "processes of one run; the one place that calls collectives",
-        "fields": "settings in one line of text",
         "files": "files written whole or not at all",
         "settings": "the base class of settings",
     },

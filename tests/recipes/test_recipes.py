@@ -42,8 +42,8 @@ def test_the_paper_s_constants(name):
     assert recipe.generator.conditional_bn == large
     assert recipe.quantization.ste == "identity"
     assert recipe.teacher.weights == "pretrained"
-    assert not recipe.parts.build().changed()
-    assert recipe.start.build() == NO_START
+    assert not recipe.parts.changed()
+    assert recipe.start == NO_START
 
 
 @pytest.mark.parametrize("name", [*PAPERS, "fashion-mnist-resnet20"])

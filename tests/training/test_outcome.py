@@ -174,7 +174,7 @@ def test_every_field_reaches_what_it_is_of(monkeypatch):
     wanted = recipe.quantization.model_dump()
     assert wanted == QUANTIZATION
     assert given_to["student"] == {"bits": {"3": {"weight": 3}}, **wanted}
-    others = {"parts": recipe.parts.build(), "start": recipe.start.build(), "world": None}
+    others = {"parts": recipe.parts, "start": recipe.start, "world": None}
     assert given_to["trainer"] == {**recipe.training.model_dump(), **others}
     assert (generator.width, generator.latent_dim, generator.conditional_bn) == (8, 10, True)
     torch.manual_seed(3)

@@ -1,75 +1,69 @@
-"""The settings of a start, checked where they enter."""
+"""The settings of a start."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
 
 from gdfq.errors import InputError
-from gdfq.fields import changed_fields, describe_fields
 from gdfq.nn.dynamic_ranges import has_dynamic
-from gdfq.ops._checks import check_choice
+from gdfq.settings import Settings
 
-ActRanges = Literal["minmax", "mse", "percentile"]
-WeightRanges = Literal["minmax", "mse"]
-Rounding = Literal["nearest", "flip"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _PLURAL = {"act": "activations", "weight": "weights"}
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(Settings):
     """What is done to the student when its ranges are calibrated; by default nothing more.
 
-    Args:
-        act_ranges: the ends of activation ranges: ``"minmax"``, the moving average of the
-            batches' minima and maxima; ``"mse"``, the ends of least squared error over the
-            calibration's images; ``"percentile"``, the ends that leave out the values beyond
-            ``percentile``.
-        percentile: percent of an activation's values that are at most the range's upper end; the
-            lower end of a range with both signs is its mirror image.
-        weight_ranges: ``"minmax"``, each output's minimum and maximum, taken anew at each forward;
-            ``"mse"``, the ends of least squared error, which are kept from then on.
-        equalize: scale channels such that they use their activation's range alike, see
-            :mod:`gdfq.training.start.equalization`.
-        bias_correction: take out of batch norms and biases by how much quantization moves each
-            channel's mean, see :mod:`gdfq.training.start.correction`.
-        bn_reestimate: the same for means and standard deviations.
-        bn_reestimate_end: once more when training has ended, on what the generator makes by then.
-        rounding: ``"nearest"``, or ``"flip"``: weights are moved beyond a tie where that cancels
-            their kernel's error, see :mod:`gdfq.training.start.rounding`.
-
-    Raises:
-        InputError: an argument is not one of the above.
+    ``act_ranges`` is ``"minmax"``, the moving average of the batches' minima and maxima; ``"mse"``,
+    the MSE-optimal bounds over the calibration's images; or ``"percentile"``, the bounds that leave
+    out the values beyond ``percentile``: of a range with both signs, the lower bound mirrors the
+    upper one. ``weight_ranges`` is ``"minmax"``, each output's minimum and maximum, computed in
+    each forward, or ``"mse"``, MSE-optimal bounds, which are stored. See the modules
+    :mod:`~gdfq.training.start.equalization`, :mod:`~gdfq.training.start.correction` and
+    :mod:`~gdfq.training.start.rounding`.
     """
 
-    act_ranges: ActRanges = "minmax"
-    percentile: float = 99.9
-    weight_ranges: WeightRanges = "minmax"
-    equalize: bool = False
-    bias_correction: bool = False
-    bn_reestimate: bool = False
-    bn_reestimate_end: bool = False
-    rounding: Rounding = "nearest"
+    act_ranges: Literal["minmax", "mse", "percentile"] = Field(
+        "minmax",
+        description="where activation ranges end: extremes, least squared error or percentile",
+    )
+    percentile: float = Field(
+        99.9, gt=50, le=100, description="percent of an activation's values below its range's end"
+    )
+    weight_ranges: Literal["minmax", "mse"] = Field(
+        "minmax", description="where weight ranges end: extremes or least squared error"
+    )
+    equalize: bool = Field(False, description="scale channels to use their ranges alike")
+    bias_correction: bool = Field(
+        False, description="take out by how much quantization moves each channel's mean"
+    )
+    bn_reestimate: bool = Field(
+        False, description="the same for means and standard deviations, in the batch norms"
+    )
+    bn_reestimate_end: bool = Field(False, description="once more when training has ended")
+    rounding: Literal["nearest", "flip"] = Field(
+        "nearest", description="'flip' rounds otherwise where that cancels a kernel's error"
+    )
 
-    def __post_init__(self) -> None:
-        check_choice("act_ranges", self.act_ranges, get_args(ActRanges))
-        check_choice("weight_ranges", self.weight_ranges, get_args(WeightRanges))
-        check_choice("rounding", self.rounding, get_args(Rounding))
-        for name in ("equalize", "bias_correction", "bn_reestimate", "bn_reestimate_end"):
-            check_choice(name, getattr(self, name), (True, False))
-        if not 50 < self.percentile <= 100:
-            raise InputError(f"percentile: must be in (50, 100], got {self.percentile!r}")
-        if "percentile" in changed_fields(self) and self.act_ranges != "percentile":
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.percentile != 99.9 and self.act_ranges != "percentile":
             raise InputError(
                 f"percentile: has no effect with act_ranges = {self.act_ranges!r}, only with "
                 "'percentile'"
             )
         if self.bias_correction and self.bn_reestimate:
             raise InputError("bias_correction: bn_reestimate corrects means too; only one of both")
+        return self
 
-    def describe(self) -> str:
-        """One line: the fields that are not at their defaults."""
-        return describe_fields(self, "none, the paper's ranges")
+    def describe(self, nothing: str = "none, the paper's ranges") -> str:
+        """Return the fields that are not at their defaults, in a line."""
+        return super().describe(nothing)
 
     @property
     def corrects(self) -> bool:
@@ -77,7 +71,7 @@ class Start:
         return self.bias_correction or self.bn_reestimate
 
     def check_dynamic_ranges(self, dynamic_ranges: str) -> None:
-        """Raise an InputError for the first setting that ranges taken in the call leave no room.
+        """Raise InputError if a setting needs stored ranges that are computed on the fly.
 
         ``dynamic_ranges``: the student's, see :func:`gdfq.quantize_model`.
         """
