@@ -67,7 +67,6 @@ class Teacher(Settings):
         return self.model.startswith("memory:")
 
 
-
 class Recipe(Settings):
     """A run, fully specified."""
 
