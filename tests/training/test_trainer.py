@@ -2,6 +2,7 @@ import copy
 import gc
 import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 import gdfq
 from gdfq.nn import QAct, StatisticsTeacher
 from gdfq.recipes import load_recipe
-from gdfq.training import TrainerCallback
+from gdfq.training import TrainerCallback, Training
 from gdfq.training.memory_format import TORCH_FORMATS, fastest_memory_format
 from gdfq.training.precision import multiplications
 from gdfq.training.schedules import learning_rate_factor
@@ -291,9 +292,24 @@ def test_defaults_are_the_paper_s_for_cifar10():
     signature = inspect.signature(gdfq.GDFQTrainer).parameters
     defaults = {name: p.default for name, p in signature.items() if p.default is not p.empty}
     recipe = load_recipe("cifar10-resnet20-paper").training.model_dump()
-    shared = {n: list(v) if isinstance(v, tuple) else v for n, v in defaults.items() if n in recipe}
+    shared = {name: value for name, value in defaults.items() if name in recipe}
     assert shared == {name: recipe[name] for name in shared}
     assert set(recipe) - set(shared) == {"batch_size"}
+
+
+def test_every_setting_is_an_argument_that_help_lists():
+    signature = inspect.signature(gdfq.GDFQTrainer)
+    for name, field in Training.model_fields.items():
+        parameter = signature.parameters[name]
+        if name != "batch_size":
+            assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, field.default)
+        assert f"    {name}: {field.description}" in inspect.getdoc(Training).splitlines()
+    assert "training" not in signature.parameters
+    rows = inspect.getdoc(gdfq.GDFQTrainer)
+    own = signature.parameters.keys() - Training.model_fields.keys()
+    assert [name for name in own if not re.search(rf"^    {name}: ", rows, re.M)] == []
+    with pytest.raises(gdfq.InputError, match="epoch: unknown key; allowed are batch_size, epochs"):
+        tiny_trainer(epoch=3)
 
 
 def test_milestones_are_epochs_of_the_whole_run():
