@@ -1,5 +1,7 @@
 """Variants of the batch-norm statistics loss."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ import gdfq
 from gdfq.nn import StatisticsTeacher
 from gdfq.training import Parts
 from gdfq.training.step import Step
-from tests.helpers.parts import part_of, set_up
+from tests.helpers.parts import part_of, set_up, steps
 from tests.helpers.tiny import tiny_teacher, tiny_trainer
 
 
@@ -100,3 +102,13 @@ def test_the_generator_s_loss_teaches_the_student_nothing():
     trainer.step()
     before = trainer.student.get_submodule("1").running_mean
     assert any(buffer is before for buffer in recorder.buffers())
+
+
+def test_a_student_with_frozen_parameters_trains_with_its_statistics():
+    student = gdfq.quantize_model(tiny_teacher(), 4, 4)
+    frozen = student.get_submodule("0").weight.requires_grad_(False)
+    before = frozen.clone()
+    trainer = tiny_trainer(student=student, parts=Parts(bns_of="both"), warmup_epochs=0)
+    losses = steps(trainer, 3)
+    assert all(math.isfinite(loss) for step in losses for loss in step.values())
+    assert torch.equal(frozen, before)
