@@ -11,7 +11,6 @@ changes the process for good: hence a process of its own.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import gdfq
 from gdfq.models.resnet import cifar_resnet
-from gdfq.training import checks, trainer
+from gdfq.training import Parts, checks, trainer
 from tests.helpers.tiny import EACH_PART
 
 DEVICE = "nowhere"
@@ -112,7 +111,7 @@ def make_trainer(
             teacher, student, generator, 4, 16, epochs=3, steps_per_epoch=4,
             warmup_epochs=warmup_epochs, **options,
         )  # fmt: skip
-    made.generator_optimizer.param_groups[0]["capturable"] = True
+    made.generator_update.optimizer.param_groups[0]["capturable"] = True
     return made
 
 
@@ -169,7 +168,7 @@ def main():
         for warmup_epochs in (0, 3):
             run(warmup_epochs, conditional_bn=False, memory_format="channels_last")
             run(warmup_epochs, conditional_bn=True, memory_format="contiguous", schedule="cosine")
-        parts = replace(EACH_PART["all"], bns_layers=["layer*"])
+        parts = Parts(**{**dict(EACH_PART["all"]), "bns_layers": ["layer*"]})
         for warmup_epochs in (0, 3):
             run(warmup_epochs, conditional_bn=True, memory_format="channels_last", parts=parts)
         run(0, conditional_bn=True, memory_format="channels_last", fuse=False)

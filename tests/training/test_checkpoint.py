@@ -169,7 +169,7 @@ def test_loading_is_in_place():
         kept = [*held["student"].values(), *held["generator"].values(), *held["totals"].values()]
         for name in ("student_optimizer", "generator_optimizer"):
             kept += [t for tensors in held[name].values() for t in tensors.values()]
-        kept += [trainer.student_lr.value, trainer.generator_lr.value]
+        kept += [trainer.student_update.rate.value, trainer.generator_update.rate.value]
         return [t.data_ptr() for t in (*kept, *held["schedules"].values())]
 
     trainer.step()
@@ -205,8 +205,8 @@ def test_learning_rates_go_on():
         trainer.step()
     second = another_trainer(schedule="cosine")
     second.load_state_dict(trainer.state_dict())
-    rate = second.student_optimizer.param_groups[0]["lr"]
-    assert rate is second.student_lr.value
+    rate = second.student_update.optimizer.param_groups[0]["lr"]
+    assert rate is second.student_update.rate.value
     assert float(rate) == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 3 / 8)))
 
 
