@@ -47,7 +47,7 @@ def class_images(recipe: Recipe, generator: nn.Module, classes: int, count: int)
     made = []
     for first in range(0, count, columns):
         repeats = min(columns, count - first)
-        labels = torch.arange(classes, device=images.rng.device).repeat_interleave(repeats)
+        labels = torch.arange(classes, device=images.device).repeat_interleave(repeats)
         batch = images.make(images.noise(len(labels)), labels)
         made.append(batch.cpu().unflatten(0, (classes, repeats)))
     return torch.cat(made, 1)
@@ -71,5 +71,5 @@ def images_in_turn(
     images = generated_images(recipe, generator, classes, seeded(recipe, generator))
     for start in range(0, count, images.batch_size):
         z = images.noise(images.batch_size)
-        labels = torch.arange(start, start + images.batch_size, device=images.rng.device)
+        labels = torch.arange(start, start + images.batch_size, device=images.device)
         yield images.make(z, labels % classes)[: count - start]

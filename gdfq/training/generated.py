@@ -41,14 +41,16 @@ class GeneratedImages:
         self.parts = parts
         self.world = world or World()
 
+    @property
+    def device(self) -> torch.device:
+        """The generator's device."""
+        return floating_parameter(self.generator).device
+
     def noise(self, count: int) -> Tensor:
         """Draw standard normal noise ``(count, latent_dim)``."""
-        return torch.randn(
-            (count, int(self.generator.latent_dim)),  # type: ignore[arg-type]
-            generator=self.rng,
-            device=self.rng.device,
-            dtype=floating_parameter(self.generator).dtype,
-        )
+        like = floating_parameter(self.generator)
+        shape = (count, int(self.generator.latent_dim))  # type: ignore[arg-type]
+        return torch.randn(shape, generator=self.rng, device=like.device, dtype=like.dtype)
 
     def sample(self) -> tuple[Tensor, Tensor]:
         """Draw noise ``(B, latent_dim)`` and uniform labels ``(B,)``; mixed, ``(B, num_classes)``.
@@ -57,9 +59,7 @@ class GeneratedImages:
         share of it.
         """
         z = self.noise(self.batch_size)
-        y = torch.randint(
-            self.num_classes, (self.batch_size,), generator=self.rng, device=self.rng.device
-        )
+        y = torch.randint(self.num_classes, (self.batch_size,), generator=self.rng, device=z.device)
         for part in self.parts:
             y = part.labels(y, self.num_classes, self.rng)
         return self.world.shard(z), self.world.shard(y)

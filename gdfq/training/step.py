@@ -107,4 +107,4 @@ class Step:
 
     def precision(self) -> torch.autocast:
         """Compute in the precision of the settings."""
-        return autocast(self.training.precision, self.images.rng.device)
+        return autocast(self.training.precision, self.images.device)

@@ -20,6 +20,8 @@ def set_up(name, settings=None, seed=0, **given):
     """Return the part ``name``, set up for a loop of the networks and training settings given."""
     (kind,) = (part for part in PARTS if part.__module__.endswith(f".{name}"))
     networks = {key: given.pop(key, None) for key in NETWORKS}
+    if networks["images"] is None:
+        networks["images"] = torch.empty(2, 2, 8, 8)
     rng = torch.Generator().manual_seed(seed)
     part = kind(settings or Parts())
     part.setup(

@@ -69,7 +69,7 @@ class Replay(Part):
         """Count the batches kept so far: none."""
         self.batch_size = loop.training.batch_size
         self.rng = loop.rng
-        self.stored = torch.zeros((), dtype=torch.int64, device=loop.rng.device)
+        self.stored = torch.zeros((), dtype=torch.int64, device=loop.images.device)
 
     def student_batch(self, student: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         """Return the batch with some rows replaced by older ones.
