@@ -1,6 +1,7 @@
 """Settings are declared once, checked strictly, and every mistake has one wording."""
 
 import copy
+import inspect
 import pickle
 from typing import Annotated, Literal
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 from pydantic import Field, model_validator
 
+import gdfq
 from gdfq.errors import InputError
+from gdfq.nn import Quantization
 from gdfq.settings import Settings
+from gdfq.training import Training
 
 
 class Loss(Settings):
@@ -125,3 +129,14 @@ def test_what_is_changed_is_described():
     assert loss.changed() == {"decay": 0.5, "layers": ("conv1",)}
     assert loss.describe("nothing") == "decay=0.5, layers=('conv1',)"
     assert Loss(layers=["*"]).describe("nothing") == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [(gdfq.quantize_model, Quantization), (gdfq.GDFQTrainer, Training)],
+)
+def test_signatures_list_the_settings(function, settings):
+    parameters = inspect.signature(function).parameters
+    for name, field in settings.model_fields.items():
+        if name not in ("batch_size", "leaf_modules"):  # which have no default, or take classes
+            assert parameters[name].default == field.default

@@ -22,6 +22,7 @@ from gdfq.nn import QAct
 from gdfq.nn.given import plain_network
 from gdfq.nn.quantization import Quantization
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
+from gdfq.settings import with_fields
 
 
 @torch.inference_mode(False)
@@ -139,3 +140,6 @@ def _require_kernel_ranges(student: nn.Module, dynamic_ranges: str) -> None:
         f"dynamic_ranges: {dynamic_ranges!r} gives a range to each kernel of at least "
         f"2**weight_bits elements, and the model has none; use {instead} or fewer weight_bits"
     )
+
+
+quantize_model.__signature__ = with_fields(quantize_model, Quantization)  # type: ignore[attr-defined]
