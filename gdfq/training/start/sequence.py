@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from gdfq.distributed import World
 from gdfq.nn import QAct
-from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.nn.qact import observing_copy
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.training.start.act_ranges import set_act_ranges
@@ -26,7 +25,7 @@ def check(start: Start, student: nn.Module) -> None:
     modules = [*student.modules()]
     acts = any(isinstance(m, QAct) and m.dynamic_range for m in modules)
     weights = any(
-        (isinstance(m, QuantizedWeight) and has_dynamic(m.dynamic_ranges, "weight"))
+        (isinstance(m, QuantizedWeight) and m.dynamic_weight_ranges)
         or (isinstance(m, WeightQuantizer) and m.kernel_ranges)
         for m in modules
     )
