@@ -8,7 +8,7 @@ from gdfq.errors import InputError
 from gdfq.nn import QAct, QConv2d, QLinear
 from gdfq.recipes import load_recipe
 from gdfq.recipes.files import parse_recipe
-from gdfq.recipes.schema import fields
+from gdfq.recipes.schema import Teacher, fields
 from gdfq.training import Parts, Start
 from tests.cli.test_cli import gdfq_command
 from tests.helpers.tiny import tiny_teacher
@@ -34,6 +34,7 @@ def in_python(**options):
     """What refuses them where they are used."""
     section = SECTIONS[next(iter(options))]
     call = {
+        "teacher": lambda **o: Teacher(model="gdfq:resnet20", **o),
         "quantization": lambda **o: gdfq.quantize_model(tiny_teacher(), **o),
         "generator": lambda **o: gdfq.models.Generator(4, 8, **o),
         "training": trainer,
@@ -44,6 +45,8 @@ def in_python(**options):
 
 
 MISTAKES = [
+    ({"resize": 3}, "resize: must be an int >= 4, got 3"),
+    ({"crop": "left"}, "crop: must be one of 'center' or 'squash', got 'left'"),
     ({"weight_bits": 9}, "weight_bits: must be an int from 2 to 8, got 9"),
     ({"act_bits": 1}, "act_bits: must be an int from 2 to 8, got 1"),
     ({"first_last_bits": 16}, "first_last_bits: must be an int from 2 to 8, got 16"),
