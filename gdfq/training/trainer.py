@@ -23,7 +23,9 @@ from gdfq.ops._checks import check_choice
 from gdfq.settings import with_fields
 from gdfq.training import checks
 from gdfq.training.calibration import observe_ranges
+from gdfq.training.callback import TrainerCallback
 from gdfq.training.capture import WARM_UP_STEPS, CapturedStep
+from gdfq.training.description import describe
 from gdfq.training.generated import GeneratedImages
 from gdfq.training.last_good import LastGood, require_finite_teacher
 from gdfq.training.memory_format import (
@@ -49,26 +51,6 @@ from gdfq.training.step import Step
 from gdfq.training.update import generator_update, student_update
 
 NO_PARTS = Parts()
-
-
-class TrainerCallback:
-    """What :meth:`GDFQTrainer.train` calls while it runs; override what is needed."""
-
-    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """After every step, with that step's losses."""
-
-    def on_calibrated(self, trainer: GDFQTrainer) -> None:
-        """Once, when the ranges are set and fine-tuning is about to start."""
-
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """After every epoch, with the epoch's mean losses."""
-
-    def between_steps(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """After every step, when all else about it is done: the moment to save the state."""
-
-    def should_stop(self) -> bool:
-        """Asked last after every step; True, on any rank, ends the training there on all."""
-        return False
 
 
 class GDFQTrainer:
@@ -450,27 +432,7 @@ class GDFQTrainer:
 
     def describe(self) -> str:
         """How steps are run: memory format, execution, and what is fused."""
-        seconds = self.memory_format_seconds
-        timed = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
-        lines = (
-            f"memory format: {self.memory_format}" + (f" (a step in {timed})" if timed else ""),
-            f"execution: {self.execution}, {self.training.precision}",
-            f"start: {self.start.describe()}",
-            f"parts: {self.part_settings.describe()}",
-            f"fusion: {'none' if self.fused is None else self.fused.summary()}",
-            *self.teacher.describe_unrecorded(),
-            *self._frozen(),
-        )
-        return "\n".join(lines)
-
-    def _frozen(self) -> list[str]:
-        """A line about the student's parameters that are not trained, if there are any."""
-        parameters = dict(self.student.named_parameters())
-        frozen = [name for name, value in parameters.items() if not value.requires_grad]
-        if not frozen:
-            return []
-        listed = ", ".join(frozen[:5]) + (", ..." if len(frozen) > 5 else "")
-        return [f"frozen: {len(frozen)} of {len(parameters)} parameters: {listed}"]
+        return describe(self)
 
     def _compiled(self, step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
         """``step``, or the CUDA graph of it for what it depends on now."""
