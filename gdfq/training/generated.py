@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from gdfq.distributed import World
 from gdfq.training.checks import floating_parameter
 from gdfq.training.parts.part import Part
+from gdfq.training.start.images import Images
 
 
 class GeneratedImages:
@@ -73,3 +75,8 @@ class GeneratedImages:
         for part in self.parts:
             images = part.images(images)
         return images
+
+    def batches(self, count: int, generator: nn.Module | None = None) -> Images:
+        """Draw ``count`` samples; return their images, which ``generator`` may make instead."""
+        samples = [self.sample() for _ in range(count)]
+        return Images(partial(self.make, generator=generator), samples, self.world)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
 from gdfq.training.parts.part import Part
+
+if TYPE_CHECKING:
+    from gdfq.training.update import Update
 
 
 def digest(module: nn.Module) -> str:
@@ -56,6 +59,30 @@ def load_optimizer_state(
             kept[name].copy_(value)
         if not kept:
             del optimizer.state[parameter]
+
+
+def check_state(
+    state: Mapping[str, Any],
+    own: Mapping[str, Any],
+    networks: Mapping[str, nn.Module],
+    updates: Mapping[str, Update],
+    parts: Mapping[str, Part],
+) -> None:
+    """Raise InputError if ``state`` is not one of a trainer of ``networks``, whose is ``own``."""
+    missing = own.keys() - state.keys() - {"parts"}
+    if missing:
+        raise InputError(f"state: has no {', '.join(sorted(missing))}")
+    if state["device"] != own["device"]:
+        raise InputError(
+            f"state: is of a trainer on {state['device']}, this one is on {own['device']}: "
+            "their random numbers differ"
+        )
+    for name, network in networks.items():
+        check_module_state(name, network, state[name])
+    for name, update in updates.items():
+        key = f"{name}_optimizer"
+        check_optimizer_state(key, update.optimizer, state[key])
+    check_parts_state(parts, state.get("parts", {}))
 
 
 def check_module_state(name: str, module: nn.Module, state: Mapping[str, Any]) -> None:

@@ -40,13 +40,7 @@ from gdfq.training.precision import autocast, multiplications
 from gdfq.training.settings import Training
 from gdfq.training.start import NO_START, Start, sequence
 from gdfq.training.start.images import Images
-from gdfq.training.state import (
-    check_module_state,
-    check_optimizer_state,
-    check_parts_state,
-    load_optimizer_state,
-    optimizer_state,
-)
+from gdfq.training.state import check_state, load_optimizer_state, optimizer_state
 from gdfq.training.step import Step
 from gdfq.training.update import generator_update, student_update
 
@@ -310,20 +304,17 @@ class GDFQTrainer:
         """
         self._set_modes()
         with self._computing():
-            images = self._draw(batches, self.generator)
+            images = self.images.batches(batches)
             observe = partial(observe_ranges, self.student, self.fused)
             sequence.begin(self.start, self.student, self.teacher.model, images, observe)
         self.calibrated = True
 
-    def _draw(self, batches: int, generator: nn.Module) -> Images:
-        """Return ``batches`` batches of new images of ``generator``."""
-        samples = [self.images.sample() for _ in range(batches)]
-        return Images(partial(self.images.make, generator=generator), samples, self.world)
-
     def _new_images(self) -> Images:
         """Return new images as for a calibration; random state and generator stay as they are."""
         state = self.random.get_state()
-        images = self._draw(self.training.calibration_batches, copy.deepcopy(self.generator))
+        images = self.images.batches(
+            self.training.calibration_batches, copy.deepcopy(self.generator)
+        )
         self.random.set_state(state)
         return images
 
@@ -383,23 +374,10 @@ class GDFQTrainer:
             InputError: ``state`` is of other networks, or of a trainer on another kind of device,
                 whose random numbers are others; nothing has been changed.
         """
-        missing = self.state_dict().keys() - state.keys() - {"parts"}
-        if missing:
-            raise InputError(f"state: has no {', '.join(sorted(missing))}")
-        if state["device"] != self.device.type:
-            raise InputError(
-                f"state: is of a trainer on {state['device']}, this one is on {self.device.type}: "
-                "their random numbers differ"
-            )
-        check_module_state("student", self.student, state["student"])
-        check_module_state("generator", self.generator, state["generator"])
+        networks = {"student": self.student, "generator": self.generator}
         updates = {"student": self.student_update, "generator": self.generator_update}
-        for name, update in updates.items():
-            key = f"{name}_optimizer"
-            check_optimizer_state(key, update.optimizer, state[key])
-        parts = state.get("parts", {})
-        stateful = {part.name: part for part in self.parts if part.state_dict()}
-        check_parts_state(stateful, parts)
+        parts = {part.name: part for part in self.parts if part.state_dict()}
+        check_state(state, self.state_dict(), networks, updates, parts)
         self.student.load_state_dict(state["student"])
         self.generator.load_state_dict(state["generator"])
         for name, update in updates.items():
@@ -409,8 +387,8 @@ class GDFQTrainer:
         for name, total in self._totals.items():
             total.copy_(state["totals"][name])
         self.last_good.load(state["sound"], self.device)
-        for name, part in stateful.items():
-            part.load_state_dict(parts[name])
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
         self.steps_done = state["steps_done"]
         self._final = None
         self.calibrated = state["calibrated"]
