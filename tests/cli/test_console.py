@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +86,17 @@ def test_a_stream_that_fails_is_said_once_and_left_alone():
 
 @pytest.fixture
 def terminal():
-    """A stream that is a terminal, and what a reader of it gets."""
+    """A stream that is a terminal, and a function that reads all that has been written to it."""
     reader, writer = os.openpty()
+
+    def read():
+        found = b""
+        while select.select([reader], [], [], 0.2)[0]:
+            found += os.read(reader, 100_000)
+        return found.decode()
+
     with open(writer, "w", encoding="ascii", errors="strict") as stream:
-        yield stream, lambda: os.read(reader, 100_000).decode()
+        yield stream, read
     os.close(reader)
 
 
