@@ -29,7 +29,7 @@ from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_student, build_teacher
 from gdfq.runs.folder import save_student
 from gdfq.runs.run import Run
-from gdfq.training.parts.low_pass import LowPass
+from gdfq.training.parts.low_pass import LowPassFilter
 from tests.cli.test_cli import gdfq_command
 from tests.helpers.tiny import tiny_teacher
 
@@ -939,7 +939,7 @@ def test_without_a_data_set_generated_images_are_compared(capsys, tmp_path):
         next(iter(open_images(r, run.folder, 8, None, lambda: run.generator).batches))[0]
         for r in (run.recipe, run.recipe.with_options({"low_pass": 2.0}))
     )
-    assert torch.equal(filtered, LowPass((28, 28), 2.0)(plain))  # as training saw them
+    assert torch.equal(filtered, LowPassFilter((28, 28), 2.0)(plain))  # as training saw them
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         checkpoint.unlink()
     code, _, err = gdfq_command(capsys, *arguments, "--out", tmp_path / "other")
