@@ -102,7 +102,7 @@ class Step:
         return bns_loss(*statistics.by_norm())
 
     def paper_kd_ce(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Return cross-entropy and distillation, equations 4 and 5."""
+        """Return the student's cross-entropy and distillation loss."""
         return kd_ce_loss(s, t, y, self.training.temperature, self.training.alpha)
 
     def precision(self) -> torch.autocast:
