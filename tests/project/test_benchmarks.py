@@ -132,7 +132,7 @@ def test_students_of_recorded_images_are_those_of_the_run():
     player = accuracy_trainer(accuracy.Player)
     watched = accuracy.Watched(lambda: calibrated.append(player.steps_done))
     played = player.play(recording, watched)
-    assert calibrated == [whole.warmup_steps]
+    assert calibrated == [whole.training.warmup_steps]
     assert len(recording.held_out) == accuracy.HELD_OUT * 16
     for name, value in trained.state_dict().items():
         assert torch.equal(value, played.state_dict()[name]), name
