@@ -135,6 +135,17 @@ def test_a_fused_batch_moves_the_ranges_as_an_unfused_one(zero_in_range):
             assert buffer <= 0
 
 
+def test_a_fused_range_off_zero_is_widened():
+    norm = nn.BatchNorm2d(3).eval()
+    nn.init.constant_(norm.bias, 20)
+    fused = FusedBatchNormAct(norm, QAct(4, "none", zero_in_range=True))
+    twin = copy.deepcopy(fused.quantizer)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(fused(x), twin(norm(x)))
+    assert fused.quantizer.lo == twin.lo == 0
+    torch.testing.assert_close(fused.quantizer.hi, twin.hi)
+
+
 def test_weights_with_and_without_zero_in_range_are_not_one_call():
     student = student_of(plus)
     student.a[0].zero_in_range = True

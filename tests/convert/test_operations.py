@@ -126,6 +126,20 @@ def test_activation_functions(name):
     assert student.coverage.counts() == {"quantized": 3, "float": 1, "uncovered": 0}
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_range_of_an_activation_function_is_that_of_its_values(name):
+    """Values far beyond the bounds that some of them have."""
+    torch.manual_seed(0)
+    student = calibrated(gdfq.quantize_model(Applied(FUNCTIONS[name]), 8, 8), 20 * X)
+    (quantizer,) = map(student.get_submodule, names(student))
+    with torch.no_grad():
+        before = student.first(20 * X)
+        assert before.max() > 12
+        values = FUNCTIONS[name](before)
+    torch.testing.assert_close(quantizer.lo, values.min())
+    torch.testing.assert_close(quantizer.hi, values.max())
+
+
 def test_in_place_activations_change_what_reads_their_input_later():
     """Here, as in the model, the second reader gets the activation's output."""
     student = calibrated(gdfq.quantize_model(Applied(lambda x: x.sigmoid_()), 2, 2), X)

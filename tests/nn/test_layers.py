@@ -239,6 +239,24 @@ def test_from_float_with_zero_in_range():
     assert all(layer.zero_in_range for layer in layers)
 
 
+def test_a_stored_range_off_zero_is_widened():
+    layer = QLinear(9, 2, weight_bits=3, zero_in_range=True)
+    layer.keep_weight_range()
+    for bound, values in ((layer.weight_lo, [1.0, -3.0]), (layer.weight_hi, [2.0, -1.0])):
+        bound.copy_(torch.tensor(values))
+    lo, hi = layer.weight_range()
+    assert lo.tolist() == [0, -3]
+    assert hi.tolist() == [2, 0]
+    layer.zero_in_range = False
+    assert [bound.tolist() for bound in layer.weight_range()] == [[1, -3], [2, -1]]
+
+
+def test_qact_from_float_has_what_was_given():
+    act = QAct.from_float(nn.ReLU6().eval(), 3, "clip", 0.5, dynamic_range=True)
+    assert (act.act_bits, act.act, act.ste, act.momentum) == (3, "relu6", "clip", 0.5)
+    assert (act.zero_in_range, act.dynamic_range, act.training) == (False, True, False)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_qact_with_zero_in_range(sign):
     act, plain = QAct(4, "none", zero_in_range=True), QAct(4, "none")

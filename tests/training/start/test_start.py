@@ -218,6 +218,21 @@ def test_weight_ranges_of_least_error(bits, zero_in_range):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
+def test_weight_ranges_of_least_error_where_weights_are_off_zero(bits):
+    torch.manual_seed(0)
+    layer = QConv2d(8, 6, 3, weight_bits=bits, zero_in_range=True)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn_like(layer.weight).abs() + 1)
+    layer.keep_weight_range()
+    set_weight_ranges(layer, "mse")
+    found = (layer._quantized_weight() - layer.weight).square().sum((1, 2, 3))
+    for share in torch.linspace(0.05, 1, 20):
+        lo, hi = torch.zeros(6), share * layer.weight.detach().flatten(1).amax(1)
+        values = fake_quantize(layer.weight, lo, hi, bits, 0)
+        assert (found < 1.02 * (values - layer.weight).square().sum((1, 2, 3))).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("shape", [(8, 5, 3, 3), (8, 5, 1, 1), (8, 1, 3, 3)])
 def test_flips_cancel_the_error_of_kernels_and_outputs(bits, shape):
     torch.manual_seed(1)
