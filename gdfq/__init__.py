@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gdfq import distributed, functional, losses, memory, models, nn
 from gdfq.convert import quantize_model
+from gdfq.environment import __version__ as __version__
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.ops import backend
 from gdfq.training import GDFQTrainer
@@ -24,15 +25,11 @@ if TYPE_CHECKING:
     from gdfq.api import open_run, quantize, resume
     from gdfq.export.packed import load, save
     from gdfq.runs.run import Run
-    from gdfq.runs.run import Run as QuantizationResult
-
-__version__ = "0.1.0"
 
 __all__ = [
     "GDFQTrainer",
     "InputError",
     "NonFiniteLossError",
-    "QuantizationResult",
     "Run",
     "backend",
     "distributed",
@@ -51,7 +48,6 @@ __all__ = [
 
 # Imported when first used: nothing that trains needs these.
 _LATER = {
-    "QuantizationResult": "gdfq.runs.run.Run",
     "Run": "gdfq.runs.run.Run",
     "load": "gdfq.export.packed.load",
     "open_run": "gdfq.api.open_run",

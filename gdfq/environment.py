@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 
 from gdfq.errors import InputError
 from gdfq.ops import _backend, _native
+
+__version__ = "0.1.0"
 
 
 def environment() -> dict[str, Any]:
@@ -23,7 +24,7 @@ def environment() -> dict[str, Any]:
                 cpu = line.split(":", 1)[1].strip()
                 break
     return {
-        "gdfq": _version(),
+        "gdfq": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -64,10 +65,3 @@ def resolve_device(name: str) -> str:
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
         raise InputError(f"device: must be auto, cpu, or cuda where there is a GPU, got {name!r}")
     return ("cuda" if gpu else "cpu") if name == "auto" else name
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("gdfq")
-    except importlib.metadata.PackageNotFoundError:
-        return "built in place"

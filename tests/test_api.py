@@ -700,7 +700,7 @@ TYPED = """
 import gdfq, torch
 from torch import nn
 
-result: gdfq.QuantizationResult = gdfq.quantize(nn.Identity(), 10, 32, weight_bits=3)
+result: gdfq.Run = gdfq.quantize(nn.Identity(), 10, 32, weight_bits=3)
 logits: torch.Tensor = result.student(torch.zeros(1))
 result.save("a")
 gdfq.quantize(nn.Identity(), 10, 32, weight_bit=3)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gdfq import __version__, distributed
+from gdfq import distributed
 from gdfq.cli._common import (
     EXIT_FAILED,
     NARROW,
@@ -32,6 +32,7 @@ from gdfq.cli.report import report
 from gdfq.cli.suggest_bits import suggest_bits
 from gdfq.cli.sweep import sweep
 from gdfq.distributed import World
+from gdfq.environment import __version__
 from gdfq.runs.console import Output
 
 app = typer.Typer(

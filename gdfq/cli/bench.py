@@ -24,8 +24,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="also time plain (PyTorch), frozen (the same, teacher frozen), compile (that "
-            "under torch.compile) or, on a GPU, max-autotune (that, tuned, in one CUDA graph), in "
-            "turns; may be given several times",
+            "under torch.compile) or, on a GPU, max-autotune (that, tuned, in one CUDA graph), "
+            "interleaved with ours; may be given several times",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,7 @@ def bench(
 ) -> None:
     """Time a training step on random images: by phase, and beside other formulations.
 
-    Under torchrun, with what the processes print_text each other.
+    Under torchrun, also print the collective traffic.
     """
     if network not in WORKLOADS:
         raise InputError(f"network: must be one of {', '.join(WORKLOADS)}, got {network!r}")

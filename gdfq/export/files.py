@@ -22,6 +22,7 @@ from gdfq.files import remove
 from gdfq.recipes import Recipe
 
 FORMATS = ("onnx", "pt2", "safetensors")
+PACKED = "packed.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class FileOptions:
     def file_name(self) -> str:
         """Default name of the file."""
         if self.format == "safetensors":
-            return "packed.safetensors"
+            return PACKED
         integer = "-integer" if self.mode == "integer" else ""
         int4 = "-int4" if self.weights == "int4" else ""
         plain = "-decomposed" if self.decompose else ""

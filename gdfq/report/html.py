@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-import gdfq
+from gdfq.environment import __version__
 from gdfq.report.charts import swatch
 from gdfq.report.text import MISSING
 
@@ -51,7 +51,7 @@ def fill(
         sections=sections,
         css=Markup(_file("page.css")),
         js=Markup(_file("page.js")),
-        version=gdfq.__version__,
+        version=__version__,
         **values,
     )
     return page.strip() + "\n"

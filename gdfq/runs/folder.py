@@ -1,7 +1,9 @@
 """A run's folder: its files' names, and how they are written.
 
 ``recipe.toml`` comes first, so that a run that was killed can be resumed, and is locked while the
-run is going on. What each file holds and who reads it: :class:`gdfq.runs.run.Run`.
+run is in progress. What each file holds and who reads it: the table in ``docs/running.md``. The
+names that lower layers need too are :data:`gdfq.recipes.networks.TEACHER_FILE`,
+:data:`gdfq.export.files.PACKED`, and those of :mod:`gdfq.training.checkpoint`.
 """
 
 from __future__ import annotations

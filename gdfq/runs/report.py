@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from gdfq.errors import InputError
+from gdfq.export.files import PACKED
 from gdfq.files import write_file
 from gdfq.recipes import Recipe
 from gdfq.report.contents import AccuracyPoint, Contents, Curve, FileSize, Measured, Result
@@ -158,7 +159,7 @@ def _sizes(folder: Path, measured: Measured) -> list[FileSize]:
     sizes = []
     if measured.float_bytes is not None:
         sizes.append(FileSize("float", measured.float_bytes, exists=False))
-    packed = folder / "packed.safetensors"
+    packed = folder / PACKED
     if packed.is_file():
         sizes.append(FileSize("packed safetensors", packed.stat().st_size, exists=True))
     elif measured.packed_bytes is not None:

@@ -91,7 +91,7 @@ class Run:
     def _recipe_file(self) -> Path:
         path = self.folder / files.RECIPE
         if not path.is_file():
-            raise InputError(f"run: {self.folder} is no run folder: it has no {path.name}")
+            raise InputError(f"run: {self.folder} is not a run folder: it has no {path.name}")
         return path
 
     @cached_property
@@ -138,7 +138,13 @@ class Run:
     @property
     def images(self) -> Image.Image:
         """Images that the generator made, a row for each class: ``images.png``."""
-        return Image.open(self.folder / files.IMAGES)
+        try:
+            return Image.open(self.folder / files.IMAGES)
+        except OSError as error:
+            raise InputError(
+                f"run: cannot read {self.folder / files.IMAGES}, which is written when training "
+                f"ends: {error.strerror or error}"
+            ) from error
 
     # ---- networks ----
 

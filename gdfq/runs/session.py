@@ -89,7 +89,7 @@ def resume(
         NonFiniteLossError, Interrupted, OSError, ProcessLostError: as from :func:`quantize`.
     """
     if not (folder / RECIPE).is_file():
-        raise InputError(f"resume: {folder} is no run folder: it has no {RECIPE}")
+        raise InputError(f"resume: {folder} is not a run folder: it has no {RECIPE}")
     options = replace(
         options,
         device=resolve_device(device_of(folder) if options.device == "auto" else options.device),

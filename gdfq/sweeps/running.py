@@ -84,7 +84,7 @@ def check_folders(plan: Plan, out: Path) -> None:
     """
     for run in plan.runs:
         folder, file = out / run.name, recipe_file(out, run)
-        if not (folder / "recipe.toml").exists():
+        if not (folder / RECIPE).exists():
             continue
         if not file.is_file():
             raise InputError(f"sweep: {folder} is not of a sweep: there is no {file}")
@@ -133,7 +133,7 @@ def check_networks(plan: Plan, device: str | None) -> None:
 
 def write_recipe(out: Path, run: PlannedRun) -> None:
     """Keep the recipe that ``run`` is begun with, see :func:`check_folders`."""
-    if not (out / run.name / "recipe.toml").exists():
+    if not (out / run.name / RECIPE).exists():
         write_file(recipe_file(out, run), run.recipe.to_toml().encode())
 
 

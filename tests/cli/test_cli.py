@@ -315,7 +315,7 @@ def test_bad_recipes(capsys, tmp_path, recipe_file, case):
         (["quantize", "--recipe", "resnet"], "recipe: 'resnet' is none of cifar10-resnet20, "),
         (["quantize", "--recipe", "none.toml"], "recipe: cannot read none.toml: No such file"),
         (["recipes", "resnet"], "recipe: 'resnet' is none of"),
-        (["evaluate", "nowhere"], "run: nowhere is no run folder"),
+        (["evaluate", "nowhere"], "run: nowhere is not a run folder"),
         (["quantize"], "recipe: name a recipe (see `gdfq recipes`), or a model to quantize"),
         (["quantize", "--recipe", RECIPE, "--bitwidth", "4"], "No such option: --bitwidth"),
         (["quantize", "--recipe", RECIPE, "--seed", "x"], "Invalid value for '--seed'"),

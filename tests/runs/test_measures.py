@@ -568,7 +568,7 @@ def test_the_command_reports_runs(capsys, tmp_path, monkeypatch):
     assert "b/run" in both
     for arguments, problem in (
         (["missing"], "run: there is no folder missing"),
-        (["a"], "run: a is no run folder: it has no recipe.toml"),
+        (["a"], "run: a is not a run folder: it has no recipe.toml"),
         (["a/run", "--out", "missing/x.html"], "out: cannot write missing/x.html: No such file"),
     ):
         code, _, err = gdfq_command(capsys, "report", *arguments)

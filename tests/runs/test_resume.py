@@ -446,7 +446,7 @@ def test_other_options_with_resume(capsys, stopped):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resume", "nowhere"], "resume: nowhere is no run folder: it has no recipe.toml"),
+        (["--resume", "nowhere"], "resume: nowhere is not a run folder: it has no recipe.toml"),
         (["--recipe", RECIPE, "--checkpoint-every", "-1"], "checkpoint_every: must be .* got -1"),
         (["--recipe", RECIPE, "--checkpoint-every", "nan"], "checkpoint_every: must be .* got nan"),
     ],

@@ -111,5 +111,7 @@ def test_a_run_that_was_killed_in_its_warm_up_has_no_student(tmp_path):
 
 def test_a_folder_without_a_run_is_named(tmp_path):
     for read in (gdfq.open_run, lambda path: Run(path).result, lambda path: Run(path).student):
-        with pytest.raises(gdfq.InputError, match=r"^run: .*is no run folder: it has no recipe"):
+        with pytest.raises(gdfq.InputError, match=r"^run: .*is not a run folder: it has no recipe"):
             read(tmp_path)
+    with pytest.raises(gdfq.InputError, match=r"^run: cannot read .*images\.png, .* No such file"):
+        Run(tmp_path).images  # noqa: B018
