@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gdfq.nn.qact import activate as activate
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.ops.bn_act_fake_quantize import bn_act_fake_quantize
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu

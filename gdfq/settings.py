@@ -16,6 +16,7 @@ raises an ``InputError`` whose message starts with a field's name, or is about a
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
@@ -23,7 +24,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from gdfq.errors import InputError
 
@@ -108,6 +116,23 @@ def with_fields(function: Callable[..., Any], settings: type[Settings]) -> inspe
         if name not in names
     ]
     return signature.replace(parameters=[*own, *more])
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """Return the argument ``name``, checked as a field of the annotation ``kind`` would be.
+
+    Raises:
+        InputError: the value is not allowed.
+    """
+    try:
+        return _adapter(kind).validate_python(_plain(value))
+    except ValidationError as error:
+        raise InputError(f"{name}: must be {allowed(kind)}, got {_shown(value)}") from error
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=Settings.model_config)
 
 
 def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:

@@ -46,7 +46,9 @@ def test_bn_act_fake_quantize_bad_arguments():
     x = torch.ones(2, 3, 4, 4)
     with pytest.raises(gdfq.InputError, match="residual: shape must be"):
         bn_act_fake_quantize(x, *arguments(3), 4, residual=torch.ones(2, 3, 4))
-    with pytest.raises(gdfq.InputError, match="act: must be 'relu', 'relu6' or 'none', got 'gelu'"):
+    with pytest.raises(
+        gdfq.InputError, match="act: must be one of 'relu', 'relu6' or 'none', got 'gelu'"
+    ):
         bn_act_fake_quantize(x, *arguments(3), 4, act="gelu")
     with pytest.raises(gdfq.InputError, match="bits"):
         bn_act_fake_quantize(x, *arguments(3), 1)

@@ -12,12 +12,11 @@ from gdfq.bit_widths.allocation import Layer
 from gdfq.convert import quantize_model
 from gdfq.errors import InputError
 from gdfq.nn.copying import copied
-from gdfq.nn.quantization import Quantization
+from gdfq.nn.quantization import DEFAULTS, Quantization
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
 from gdfq.ops._checks import check_bits
 
 WIDTHS = tuple(range(2, 9))
-DEFAULTS = Quantization()
 
 
 @torch.no_grad()
@@ -134,7 +133,7 @@ class Divergence:
         """Return nats, with the weight at each path in ``bits`` quantized to so many bits."""
         trained = {path: self.weight(path).clone() for path in bits}
         for path, width in bits.items():
-            quantizer = WeightQuantizer(width, **self.how.of_weights)
+            quantizer = WeightQuantizer(width, self.how)
             self.weight(path).copy_(quantizer(trained[path]))
         total = sum(
             F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)

@@ -221,7 +221,7 @@ class Converter:
         assert isinstance(weight, fx.Node)
         name = self.scoped_name(node, f"{kind}_weight")
         bits = self.bits.weight(name, key=node)
-        quantizer = WeightQuantizer(bits, **self.how.of_weights)
+        quantizer = WeightQuantizer(bits, self.how)
         self.root.set_submodule(name, quantizer.eval())
         with self.graph.inserting_before(node):
             quantized = self.graph.call_module(name, (weight,))

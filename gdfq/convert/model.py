@@ -63,7 +63,7 @@ class QuantizedModel(fx.GraphModule):
                     "dynamic_ranges='act' or 'both'"
                 )
             if isinstance(module, QuantizedWeight):
-                dynamic = module.dynamic_weight_ranges
+                dynamic = module.dynamic_range
             if dynamic and stored:
                 return (
                     f"it has a range of {name}, whose ranges are dynamic: quantize_model "

@@ -65,7 +65,7 @@ def check_ranges(student: QuantizedModel) -> None:
             what = f"the activation {name} computes its ranges in each call"
         elif isinstance(module, (QuantizedWeight, PackedWeight)) and module.per_kernel:
             what = f"the weight of {name} has a scale for each kernel"
-        elif isinstance(module, WeightQuantizer) and module.kernel_ranges:
+        elif isinstance(module, WeightQuantizer) and module.dynamic_range:
             what = f"the weight {name} has a scale for each kernel"
         else:
             continue

@@ -100,7 +100,7 @@ def packed_copy(student: QuantizedModel) -> QuantizedModel:
     made: dict[Any, PackedWeight] = {}
     for name, (quantizer, weight) in calls.items():
         key = (
-            id(weight), quantizer.weight_bits, quantizer.zero_in_range, quantizer.kernel_ranges
+            id(weight), quantizer.weight_bits, quantizer.zero_in_range, quantizer.dynamic_range
         )  # fmt: skip
         if key not in made:
             made[key] = pack_call(quantizer, weight)
@@ -144,7 +144,7 @@ def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
             p: ComputedFacts(
                 weight_bits=m.weight_bits,
                 zero_in_range=m.zero_in_range,
-                kernel_ranges=m.kernel_ranges,
+                kernel_ranges=m.dynamic_range,
             )
             for p, m in _computed(packed).items()
         },
@@ -365,7 +365,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     for name, quantizer in _computed(student).items():
         quantizer.weight_bits = header.computed[name].weight_bits
         quantizer.zero_in_range = header.computed[name].zero_in_range
-        quantizer.kernel_ranges = header.computed[name].kernel_ranges
+        quantizer.dynamic_range = header.computed[name].kernel_ranges
     for name, act in _acts(student).items():
         act.act_bits = header.acts[name].act_bits
         act.zero_in_range = header.acts[name].zero_in_range

@@ -13,21 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
-
-from gdfq.ops._checks import check_choice
-
-DynamicRanges = Literal["none", "act", "weight", "both"]
-
-
-def check_dynamic_ranges(dynamic_ranges: str) -> None:
-    """Raise InputError unless ``dynamic_ranges`` is one of :data:`DynamicRanges`."""
-    check_choice("dynamic_ranges", dynamic_ranges, get_args(DynamicRanges))
-
-
-def has_dynamic(dynamic_ranges: str, what: str) -> bool:
-    """Whether the ranges of ``what``, ``"act"`` or ``"weight"``, are dynamic."""
-    return dynamic_ranges in (what, "both")
 
 
 def range_axes(shape: Sequence[int], bits: int) -> tuple[int, ...] | None:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from gdfq.distributed import World, joined_world
 from gdfq.errors import InputError
 from gdfq.nn.dynamic_ranges import range_axes
-from gdfq.ops._checks import Activation, LearnedSte, Ste, check_act, check_bits, check_ste
+from gdfq.nn.quantization import DEFAULTS, Bits, Momentum
+from gdfq.ops._checks import Activation, LearnedSte, Ste, check_act
 from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.observe_fake_quantize import observe_fake_quantize
+from gdfq.settings import checked
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -70,26 +72,20 @@ class QAct(nn.Module):
 
     def __init__(
         self,
-        act_bits: int = 4,
+        act_bits: int = DEFAULTS.act_bits,
         act: Activation = "relu",
-        ste: Ste = "identity",
-        momentum: float = 0.9,
+        ste: Ste = DEFAULTS.ste,
+        momentum: float = DEFAULTS.range_momentum,
         device: Any = None,
-        zero_in_range: bool = False,
+        zero_in_range: bool = DEFAULTS.zero_in_range,
         dynamic_range: bool = False,
     ) -> None:
         super().__init__()
-        check_bits(act_bits, "act_bits")
-        check_ste(ste)
-        if act not in ("relu", "relu6", "none"):
-            raise InputError(f"act: must be 'relu', 'relu6' or 'none', got {act!r}")
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum: must be in [0, 1), got {momentum!r}")
-        self.act_bits = act_bits
-        self.act = act
-        self.ste = ste
-        self.momentum = momentum
-        self.zero_in_range = zero_in_range
+        self.act_bits = checked("act_bits", act_bits, Bits)
+        self.act = checked("act", act, Activation)
+        self.ste = checked("ste", ste, Ste)
+        self.momentum = checked("momentum", momentum, Momentum)
+        self.zero_in_range = checked("zero_in_range", zero_in_range, bool)
         for name in ("lo", "hi", "average_lo", "average_hi"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
         self.register_buffer(
@@ -97,17 +93,17 @@ class QAct(nn.Module):
         )
         self._calibrated = False
         self.dynamic_range = False
-        if dynamic_range:
+        if checked("dynamic_range", dynamic_range, bool):
             self.use_dynamic_range()
 
     @classmethod
     def from_float(
         cls,
         module: nn.Module,
-        act_bits: int = 4,
-        ste: Ste = "identity",
-        momentum: float = 0.9,
-        zero_in_range: bool = False,
+        act_bits: int = DEFAULTS.act_bits,
+        ste: Ste = DEFAULTS.ste,
+        momentum: float = DEFAULTS.range_momentum,
+        zero_in_range: bool = DEFAULTS.zero_in_range,
         dynamic_range: bool = False,
     ) -> QAct:
         """Return the quantized counterpart of an ``nn.ReLU``, ``nn.ReLU6`` or ``nn.Identity``."""

@@ -7,11 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gdfq.errors import InputError
-from gdfq.nn.dynamic_ranges import DynamicRanges
 from gdfq.ops._checks import MAX_BITS, MIN_BITS, Ste
 from gdfq.settings import Settings
 
 Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Whose = Literal["none", "act", "weight", "both"]
+
+
+def concerns(whose: Whose, what: Literal["act", "weight"]) -> bool:
+    """Whether ``whose`` includes activations or weights."""
+    return whose in (what, "both")
 
 
 class Quantization(Settings):
@@ -31,16 +37,14 @@ class Quantization(Settings):
         None, description="bits of the first and the last layer's weights, where not weight_bits"
     )
     ste: Ste = Field("identity", description="straight-through estimator of the quantizers")
-    range_momentum: float = Field(
-        0.9, ge=0, lt=1, description="weight of the past in the activation ranges' average"
+    range_momentum: Momentum = Field(
+        0.9, description="weight of the past in the activation ranges' average"
     )
     zero_in_range: bool = Field(
         False, description="every range also contains 0, as integer kernels need"
     )
-    learned_ranges: Literal["none", "act", "weight", "both"] = Field(
-        "none", description="whose ranges are trained with the weights"
-    )
-    dynamic_ranges: DynamicRanges = Field(
+    learned_ranges: Whose = Field("none", description="whose ranges are trained with the weights")
+    dynamic_ranges: Whose = Field(
         "none",
         description="whose ranges are computed on the fly: per sample and channel, per kernel",
     )
@@ -60,15 +64,15 @@ class Quantization(Settings):
 
     def learns(self, what: Literal["act", "weight"]) -> bool:
         """Whether the ranges of activations (weights) are trained."""
-        return self.learned_ranges in (what, "both")
+        return concerns(self.learned_ranges, what)
 
     def is_dynamic(self, what: Literal["act", "weight"]) -> bool:
         """Whether the ranges of activations (weights) are computed on the fly."""
-        return self.dynamic_ranges in (what, "both")
+        return concerns(self.dynamic_ranges, what)
 
     @property
     def of_weights(self) -> dict[str, Any]:
-        """Keyword arguments of what quantizes a weight."""
+        """Keyword arguments of :class:`gdfq.nn.QConv2d` and :class:`gdfq.nn.QLinear`."""
         return {
             "ste": self.ste,
             "zero_in_range": self.zero_in_range,
@@ -84,3 +88,6 @@ class Quantization(Settings):
             "zero_in_range": self.zero_in_range,
             "dynamic_range": self.is_dynamic("act"),
         }
+
+
+DEFAULTS = Quantization()

@@ -8,17 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.errors import InputError
-from gdfq.nn.dynamic_ranges import (
-    DynamicRanges,
-    check_dynamic_ranges,
-    has_dynamic,
-    range_axes,
-)
+from gdfq.nn.dynamic_ranges import range_axes
 from gdfq.nn.qact import QAct
-from gdfq.ops._checks import LearnedSte, Ste, check_bits, check_ste
+from gdfq.nn.quantization import DEFAULTS, Bits, Quantization, Whose, concerns
+from gdfq.ops._checks import LearnedSte, Ste
 from gdfq.ops.fake_quantize import contain_zero, fake_quantize
 from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax
 from gdfq.ops.quantize_codes import quantize_codes
+from gdfq.settings import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,22 +38,19 @@ class QuantizedWeight(nn.Module):
     def __init__(
         self,
         *args: Any,
-        weight_bits: int = 4,
+        weight_bits: int = DEFAULTS.weight_bits,
         act_bits: int | None = None,
-        ste: Ste = "identity",
-        zero_in_range: bool = False,
-        dynamic_ranges: DynamicRanges = "none",
+        ste: Ste = DEFAULTS.ste,
+        zero_in_range: bool = DEFAULTS.zero_in_range,
+        dynamic_ranges: Whose = DEFAULTS.dynamic_ranges,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_bits(weight_bits, "weight_bits")
-        check_ste(ste)
-        check_dynamic_ranges(dynamic_ranges)
-        self.weight_bits = weight_bits
-        self.act_bits = act_bits
-        self.ste = ste
-        self.zero_in_range = zero_in_range
-        self.dynamic_ranges = dynamic_ranges
+        self.weight_bits = checked("weight_bits", weight_bits, Bits)
+        self.act_bits = checked("act_bits", act_bits, Bits | None)
+        self.ste = checked("ste", ste, Ste)
+        self.zero_in_range = checked("zero_in_range", zero_in_range, bool)
+        self.dynamic_ranges = checked("dynamic_ranges", dynamic_ranges, Whose)
         self.input_quantizer: QAct | None = None
         self._make_input_quantizer()
         self.register_buffer("weight_lo", None)
@@ -70,18 +64,18 @@ class QuantizedWeight(nn.Module):
                 self.ste,
                 device=self.weight.device,
                 zero_in_range=self.zero_in_range,
-                dynamic_range=has_dynamic(self.dynamic_ranges, "act"),
+                dynamic_range=concerns(self.dynamic_ranges, "act"),
             )
 
     @classmethod
     def from_float(
         cls,
         module: nn.Module,
-        weight_bits: int = 4,
+        weight_bits: int = DEFAULTS.weight_bits,
         act_bits: int | None = None,
-        ste: Ste = "identity",
-        zero_in_range: bool = False,
-        dynamic_ranges: DynamicRanges = "none",
+        ste: Ste = DEFAULTS.ste,
+        zero_in_range: bool = DEFAULTS.zero_in_range,
+        dynamic_ranges: Whose = DEFAULTS.dynamic_ranges,
     ) -> Self:
         """Return the quantized counterpart of ``module``, sharing its parameters."""
         if not isinstance(module, cls.float_layer):
@@ -114,7 +108,7 @@ class QuantizedWeight(nn.Module):
         Raises:
             InputError: the weight's ranges are dynamic.
         """
-        if self.dynamic_weight_ranges:
+        if self.dynamic_range:
             raise InputError(
                 f"dynamic_ranges: {self.dynamic_ranges!r} computes the weight's range at each "
                 "forward; it cannot be stored or learned"
@@ -139,14 +133,14 @@ class QuantizedWeight(nn.Module):
         return self.weight.shape
 
     @property
-    def dynamic_weight_ranges(self) -> bool:
+    def dynamic_range(self) -> bool:
         """Whether the weight's ranges are computed at each forward, per kernel if possible."""
-        return has_dynamic(self.dynamic_ranges, "weight")
+        return concerns(self.dynamic_ranges, "weight")
 
     @property
     def per_kernel(self) -> bool:
         """Whether each kernel of the weight has its own range."""
-        return self.dynamic_weight_ranges and has_kernel_ranges(self.weight, self.weight_bits)
+        return self.dynamic_range and has_kernel_ranges(self.weight, self.weight_bits)
 
     def weight_range(self) -> tuple[Tensor, Tensor]:
         """Return lower and upper bounds of the weight's ranges.
@@ -193,7 +187,7 @@ class QuantizedWeight(nn.Module):
         given = not bounds.keys().isdisjoint(state_dict)
         kept = self.weight_lo is not None
         own = self._parameters.get("weight") is not None
-        if given and not kept and own and not self.dynamic_weight_ranges:
+        if given and not kept and own and not self.dynamic_range:
             self.keep_weight_range()
         lists = (missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
@@ -234,34 +228,20 @@ class WeightQuantizer(nn.Module):
 
     Args:
         weight_bits: 2 to 8.
-        ste: straight-through estimator, ``"identity"`` or ``"clip"``.
-        zero_in_range: widen every range to contain 0.
-        dynamic_ranges: ``"weight"`` or ``"both"`` gives each kernel with at least
-            ``2**weight_bits`` elements its own range.
-
-    Raises:
-        InputError: an argument is invalid.
+        how: the other settings. With dynamic ranges of weights, each kernel with at least
+            ``2**weight_bits`` elements has its own range.
     """
 
-    def __init__(
-        self,
-        weight_bits: int = 4,
-        ste: Ste = "identity",
-        zero_in_range: bool = False,
-        dynamic_ranges: DynamicRanges = "none",
-    ) -> None:
+    def __init__(self, weight_bits: int, how: Quantization) -> None:
         super().__init__()
-        check_bits(weight_bits, "weight_bits")
-        check_ste(ste)
-        check_dynamic_ranges(dynamic_ranges)
         self.weight_bits = weight_bits
-        self.ste = ste
-        self.zero_in_range = zero_in_range
-        self.kernel_ranges = has_dynamic(dynamic_ranges, "weight")
+        self.ste = how.ste
+        self.zero_in_range = how.zero_in_range
+        self.dynamic_range = how.is_dynamic("weight")
 
     def per_kernel_of(self, weight: Tensor) -> bool:
         """Whether each kernel of ``weight`` has its own range."""
-        return self.kernel_ranges and has_kernel_ranges(weight, self.weight_bits)
+        return self.dynamic_range and has_kernel_ranges(weight, self.weight_bits)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize ``weight``, with outputs along dimension 0, per output or per kernel."""
@@ -277,7 +257,7 @@ class WeightQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``."""
         zero = ", zero_in_range=True" if self.zero_in_range else ""
-        zero += ", kernel_ranges=True" if self.kernel_ranges else ""
+        zero += ", dynamic_range=True" if self.dynamic_range else ""
         return f"weight_bits={self.weight_bits}, ste={self.ste!r}{zero}"
 
 

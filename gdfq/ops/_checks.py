@@ -160,8 +160,7 @@ def _touches(start: int, size: int, other_size: int, dims: list[tuple[int, int]]
 
 def check_act(act: str) -> None:
     """Check that ``act`` names an activation."""
-    if act not in ("relu", "relu6", "none"):
-        raise InputError(f"act: must be 'relu', 'relu6' or 'none', got {act!r}")
+    check_choice("act", act, get_args(Activation))
 
 
 def check_same(tensor: Tensor | None, name: str, like: Tensor, like_name: str) -> None:

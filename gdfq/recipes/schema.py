@@ -16,6 +16,7 @@ from gdfq.models.generator import GeneratorSettings
 from gdfq.nn.quantization import Quantization
 from gdfq.recipes.bits import with_exceptions
 from gdfq.settings import Positive, Settings
+from gdfq.sources.preprocessing import Crop, Interpolation
 from gdfq.training import Parts, Start, Training
 
 
@@ -54,12 +55,8 @@ class Teacher(Settings):
     resize: Annotated[int, Field(ge=4)] | None = Field(
         None, description="of a picture's shorter edge, before the crop to image_size"
     )
-    crop: Literal["center", "squash"] | None = Field(
-        None, description="'squash' resizes both edges"
-    )
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = Field(
-        None, description="of the resizing"
-    )
+    crop: Crop | None = Field(None, description="'squash' resizes both edges")
+    interpolation: Interpolation | None = Field(None, description="of the resizing")
 
     @property
     def in_memory(self) -> bool:
@@ -84,9 +81,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _tables_fit(self) -> Recipe:
+        dynamic = self.quantization.is_dynamic
         for table, check in (
             ("training", lambda: self.parts.check_alpha(self.training.alpha)),
-            ("start", lambda: self.start.check_dynamic_ranges(self.quantization.dynamic_ranges)),
+            ("start", lambda: self.start.check_dynamic_ranges(dynamic("act"), dynamic("weight"))),
         ):  # fmt: skip
             try:
                 check()

@@ -11,8 +11,9 @@ from torch import nn
 
 import gdfq
 from gdfq.convert.fusion import fuse
-from gdfq.functional import activate, batch_norm_stats
+from gdfq.functional import batch_norm_stats
 from gdfq.nn import QAct
+from gdfq.nn.qact import activate
 from gdfq.nn.weight import QuantizedWeight
 from tests.convert.test_convert import calibrated
 from tests.helpers.networks import NETWORKS, generator_of, trainer_of

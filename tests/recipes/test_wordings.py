@@ -2,6 +2,7 @@
 
 import pytest
 import tomli_w
+from torch import nn
 
 import gdfq
 from gdfq.errors import InputError
@@ -104,8 +105,26 @@ def test_a_mistake_has_one_wording(capsys, tmp_path, options, message):
         (lambda **o: QConv2d(3, 4, 3, **o), {"weight_bits": 9}),
         (lambda **o: QLinear(3, 4, **o), {"ste": "soft"}),
         (lambda **o: QConv2d(3, 4, 3, **o), {"dynamic_ranges": "all"}),
+        (lambda **o: QConv2d(3, 4, 3, **o), {"zero_in_range": 1}),
+        (lambda **o: QLinear.from_float(nn.Linear(3, 4), **o), {"weight_bits": "4"}),
         (QAct, {"act_bits": 1}),
+        (QAct, {"zero_in_range": "no"}),
     ],
 )
 def test_layers_have_the_same_wording(make, options):
     assert message_of(make, **options) == in_python(**options)
+
+
+@pytest.mark.parametrize("momentum", ["a", 1.0, float("nan")])
+def test_a_layer_s_momentum_has_the_recipe_s_wording(momentum):
+    expected = message_of(gdfq.nn.Quantization, range_momentum=momentum)
+    for make in (QAct, lambda **o: QAct.from_float(nn.ReLU(), **o)):
+        assert f"range_{message_of(make, momentum=momentum)}" == expected
+
+
+def test_a_layer_s_other_settings_are_checked_alike():
+    expected = "dynamic_range: must be true or false, got 1"
+    assert message_of(QAct, dynamic_range=1) == expected
+    assert (
+        message_of(QAct, act="gelu") == "act: must be one of 'relu', 'relu6' or 'none', got 'gelu'"
+    )

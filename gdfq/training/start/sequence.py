@@ -25,12 +25,9 @@ def check(start: Start, student: nn.Module) -> None:
     modules = [*student.modules()]
     acts = any(isinstance(m, QAct) and m.dynamic_range for m in modules)
     weights = any(
-        (isinstance(m, QuantizedWeight) and m.dynamic_weight_ranges)
-        or (isinstance(m, WeightQuantizer) and m.kernel_ranges)
-        for m in modules
+        isinstance(m, (QuantizedWeight, WeightQuantizer)) and m.dynamic_range for m in modules
     )
-    names = {(True, True): "both", (True, False): "act", (False, True): "weight"}
-    start.check_dynamic_ranges(names.get((acts, weights), "none"))
+    start.check_dynamic_ranges(acts, weights)
 
 
 def try_correction(start: Start, student: nn.Module, teacher: nn.Module, images: Tensor) -> None:

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from gdfq.errors import InputError
-from gdfq.nn.dynamic_ranges import has_dynamic
 from gdfq.settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_PLURAL = {"act": "activations", "weight": "weights"}
 
 
 class Start(Settings):
@@ -70,23 +67,22 @@ class Start(Settings):
         """Whether batch norms and biases are corrected before fine-tuning."""
         return self.bias_correction or self.bn_reestimate
 
-    def check_dynamic_ranges(self, dynamic_ranges: str) -> None:
+    def check_dynamic_ranges(self, acts: bool, weights: bool) -> None:
         """Raise InputError if a setting needs stored ranges that are computed on the fly.
 
-        ``dynamic_ranges``: the student's, see :func:`gdfq.quantize_model`.
+        Args:
+            acts: whether ranges of activations are dynamic, see :func:`gdfq.quantize_model`.
+            weights: whether ranges of weights are.
         """
-        for name, what, off in (
-            ("act_ranges", "act", "minmax"),
-            ("equalize", "act", False),
-            ("weight_ranges", "weight", "minmax"),
-            ("rounding", "weight", "nearest"),
+        for names, dynamic, whose in (
+            (("act_ranges", "equalize"), acts, "activations"),
+            (("weight_ranges", "rounding"), weights, "weights"),
         ):
-            given = getattr(self, name)
-            if given != off and has_dynamic(dynamic_ranges, what):
+            for name in sorted(self.changed().keys() & names) if dynamic else ():
                 raise InputError(
-                    f"{name}: {given!r} is for ranges that are kept, and dynamic_ranges = "
-                    f"{dynamic_ranges!r} takes those of {_PLURAL[what]} in each call; must be "
-                    f"{off!r}"
+                    f"{name}: {getattr(self, name)!r} is for stored ranges, and dynamic_ranges "
+                    f"computes those of {whose} on the fly; must be "
+                    f"{type(self).model_fields[name].default!r}"
                 )
 
 

@@ -9,9 +9,9 @@ from torch import nn
 import gdfq
 from gdfq.data import open_batches
 from gdfq.distributed import World
-from gdfq.functional import activate, fake_quantize
+from gdfq.functional import fake_quantize
 from gdfq.nn import QAct, QConv2d
-from gdfq.nn.qact import observing_copy
+from gdfq.nn.qact import activate, observing_copy
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
