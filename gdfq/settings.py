@@ -21,7 +21,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import numpy as np
 from pydantic import (
@@ -49,6 +49,8 @@ class Settings(BaseModel):
         InputError: a setting is unknown, missing or not allowed, or two contradict each other. The
             message names the setting, what is allowed and what was given.
     """
+
+    none: ClassVar[str] = "none"
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -95,9 +97,9 @@ class Settings(BaseModel):
     def __repr_args__(self) -> Iterable[tuple[str, Any]]:
         return self.changed().items()
 
-    def describe(self, nothing: str) -> str:
-        """Return :meth:`changed` as ``name=value, ...``, or ``nothing`` where there are none."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.changed().items()) or nothing
+    def describe(self) -> str:
+        """Return :meth:`changed` as ``name=value, ...``, or :attr:`none` where there are none."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.changed().items()) or self.none
 
 
 def with_fields(function: Callable[..., Any], settings: type[Settings]) -> inspect.Signature:

@@ -127,8 +127,8 @@ def test_settings_are_values():
 def test_what_is_changed_is_described():
     loss = Loss(decay=0.5, kind="mse", layers=["conv1"])
     assert loss.changed() == {"decay": 0.5, "layers": ("conv1",)}
-    assert loss.describe("nothing") == "decay=0.5, layers=('conv1',)"
-    assert Loss(layers=["*"]).describe("nothing") == "nothing"
+    assert loss.describe() == "decay=0.5, layers=('conv1',)"
+    assert Loss(layers=["*"]).describe() == "none"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from gdfq.recipes.bits import with_exceptions
 from gdfq.settings import Positive, Settings
 from gdfq.sources.preprocessing import Crop, Interpolation
 from gdfq.training import Parts, Start, Training
+from gdfq.training.parts import check_parts
 
 
 class Teacher(Settings):
@@ -80,18 +81,15 @@ class Recipe(Settings):
     )
 
     @model_validator(mode="after")
-    def _tables_fit(self) -> Recipe:
-        dynamic = self.quantization.is_dynamic
-        for table, check in (
-            ("training", lambda: self.parts.check_alpha(self.training.alpha)),
-            ("start", lambda: self.start.check_dynamic_ranges(dynamic("act"), dynamic("weight"))),
-        ):  # fmt: skip
-            try:
-                check()
-            except InputError as error:
-                raise InputError(f"{table}.{error}") from error
-        if "range_lr" in self.parts.changed() and self.quantization.learned_ranges == "none":
-            raise InputError("parts.range_lr: has no effect without learned_ranges")
+    def _check_tables(self) -> Recipe:
+        how = self.quantization
+        try:
+            check_parts(self.parts, self.training, how.learned_ranges != "none")
+            self.start.check_dynamic_ranges(how.is_dynamic("act"), how.is_dynamic("weight"))
+        except InputError as error:
+            named = str(error).partition(":")[0]
+            section = next(section for section, key, _ in fields() if key == named)
+            raise InputError(f"{section}.{error}") from error
         return self
 
     def with_options(self, options: dict[str, Any], source: str = "command line") -> Recipe:

@@ -39,7 +39,7 @@ from gdfq.runs.report import write_report
 from gdfq.runs.table import html_table, text_table
 from gdfq.sources import LoadedTeacher, Preprocessing
 from gdfq.training.checkpoint import newest_sound
-from gdfq.training.parts.average import averaged_state
+from gdfq.training.parts import final_state
 
 
 class Run:
@@ -238,7 +238,7 @@ class Run:
         known = ("before", "evaluation", "training_seconds")
         return {
             "generator": trained["generator"],
-            "student": averaged_state(trained),
+            "student": final_state(trained),
             "result": {key: found[1][key] for key in known if key in found[1]}
             | {"steps": trained["steps_done"]},
         }

@@ -69,7 +69,7 @@ def check_state(
     parts: Mapping[str, Part],
 ) -> None:
     """Raise InputError if ``state`` is not one of a trainer of ``networks``, whose is ``own``."""
-    missing = own.keys() - state.keys() - {"parts"}
+    missing = own.keys() - state.keys()
     if missing:
         raise InputError(f"state: has no {', '.join(sorted(missing))}")
     if state["device"] != own["device"]:
@@ -82,7 +82,7 @@ def check_state(
     for name, update in updates.items():
         key = f"{name}_optimizer"
         check_optimizer_state(key, update.optimizer, state[key])
-    check_parts_state(parts, state.get("parts", {}))
+    check_parts_state(parts, state["parts"])
 
 
 def check_module_state(name: str, module: nn.Module, state: Mapping[str, Any]) -> None:

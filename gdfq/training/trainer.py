@@ -34,7 +34,7 @@ from gdfq.training.memory_format import (
     fastest_memory_format,
     require_channels_last,
 )
-from gdfq.training.parts import Parts, make_parts
+from gdfq.training.parts import Parts, check_parts, learns_ranges, make_parts
 from gdfq.training.parts.part import Loop
 from gdfq.training.precision import autocast, multiplications
 from gdfq.training.settings import Training
@@ -119,6 +119,8 @@ class GDFQTrainer:
         check_choice("cuda_graph", cuda_graph, (True, False))
         checks.check_type("parts", parts, Parts)
         checks.check_type("start", start, Start)
+        learned = learns_ranges(student)
+        check_parts(parts, self.training, learned)
         sequence.check(start, student)
 
         self.teacher = StatisticsTeacher(teacher)
@@ -137,7 +139,7 @@ class GDFQTrainer:
             self.teacher, student, generator, images, self.training, num_classes, self.random,
             self.world,
         )  # fmt: skip
-        self.parts = make_parts(parts, student)
+        self.parts = make_parts(parts, learned)
         for part in self.parts:
             part.check(loop)
         if isinstance(student, QuantizedModel):

@@ -24,9 +24,10 @@ def set_up(name, settings=None, seed=0, **given):
         networks["images"] = torch.empty(2, 2, 8, 8)
     rng = torch.Generator().manual_seed(seed)
     part = kind(settings or Parts())
-    part.setup(
-        SimpleNamespace(**networks, rng=rng, world=World(), training=SimpleNamespace(**given))
-    )
+    training = SimpleNamespace(**given)
+    loop = SimpleNamespace(**networks, rng=rng, world=World(), training=training)
+    part.check(loop)
+    part.setup(loop)
     return part
 
 

@@ -6,23 +6,29 @@ in :data:`PARTS` and its settings in :class:`Parts`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.training.parts.average import Average, AverageSettings
 from gdfq.training.parts.clipping import Clipping, ClippingSettings
 from gdfq.training.parts.code_changes import CodeChanges, CodeChangeSettings
 from gdfq.training.parts.hard_samples import HardSamples, HardSampleSettings
-from gdfq.training.parts.learned_ranges import LearnedRanges, LearnedRangeSettings
+from gdfq.training.parts.learned_ranges import (
+    LearnedRanges,
+    LearnedRangeSettings,
+    learns_ranges,
+)
 from gdfq.training.parts.low_pass import LowPass, LowPassSettings
 from gdfq.training.parts.mixed_labels import MixedLabels, MixedLabelSettings
 from gdfq.training.parts.objective import Objective, ObjectiveSettings
 from gdfq.training.parts.part import Part
 from gdfq.training.parts.replay import Replay, ReplaySettings
 from gdfq.training.parts.statistics import StatisticsLoss, StatisticsSettings
+from gdfq.training.settings import Training
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,25 +66,42 @@ class Parts(
     Each is a module of :mod:`gdfq.training.parts`, with its formula, source and cost.
     """
 
+    none: ClassVar[str] = "none, the paper's loop"
+
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
         if self.max_grad_norm is not None and self.code_change_share is not None:
             raise InputError("max_grad_norm: code_change_share decides how long gradients are")
         return self
 
-    def describe(self, nothing: str = "none, the paper's loop") -> str:
-        """Return the fields that are not at their defaults, in a line."""
-        return super().describe(nothing)
+
+def check_parts(settings: Parts, training: Training, learned_ranges: bool) -> None:
+    """Raise InputError if ``settings`` contradict ``training`` or the student's ranges.
+
+    ``learned_ranges``: whether ranges of the student are trained.
+    """
+    for part in PARTS:
+        part.check_settings(settings, training, learned_ranges)
 
 
-def make_parts(settings: Parts, student: nn.Module | None = None) -> list[Part]:
-    """Return the parts that are on, in the order of :data:`PARTS`.
+def make_parts(settings: Parts, learned_ranges: bool = False) -> list[Part]:
+    """Return the parts that are on, in the order of :data:`PARTS`."""
+    return [part(settings) for part in PARTS if part.is_on(settings, learned_ranges)]
+
+
+def final_state(trainer: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of the student to measure and to save.
 
     Args:
-        settings: of all parts.
-        student: that is trained; None for images alone.
+        trainer: of :meth:`gdfq.GDFQTrainer.state_dict`.
     """
-    return [part(settings) for part in PARTS if part.is_on(settings, student)]
+    student, states = trainer["student"], trainer["parts"]
+    for part in PARTS:
+        if part.name in states:
+            student = part.final_state(student, states[part.name])
+    return student
 
 
-__all__ = ["PARTS", "Part", "Parts", "make_parts"]
+__all__ = [
+    "PARTS", "Part", "Parts", "check_parts", "final_state", "learns_ranges", "make_parts",
+]  # fmt: skip

@@ -27,17 +27,6 @@ from gdfq.settings import Settings
 from gdfq.training.parts.part import Loop, Part
 
 
-def averaged_state(trainer: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the student's state in that of a trainer, its parameters averaged if they have been.
-
-    Args:
-        trainer: of :meth:`gdfq.GDFQTrainer.state_dict`.
-    """
-    average = trainer["parts"].get("average")
-    averaged = average is not None and float(average["updates"]) > 0
-    return {**trainer["student"], **(average["values"] if averaged else {})}
-
-
 class AverageSettings(Settings):
     """Settings of the student's average."""
 
@@ -49,7 +38,6 @@ class AverageSettings(Settings):
 class Average(Part):
     """The average of the student's parameters, which are read, never changed."""
 
-    settings_class = AverageSettings
     settings: AverageSettings
 
     def setup(self, loop: Loop) -> None:
@@ -59,7 +47,7 @@ class Average(Part):
         self.values = {name: p.detach().clone() for name, p in loop.student.named_parameters()}
         first = next(iter(self.values.values()))
         self.updates = torch.zeros((), dtype=torch.float64, device=first.device)
-        self.sound: dict[str, Tensor] = {}
+        self.saved: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def after_update(self) -> None:
@@ -81,15 +69,20 @@ class Average(Part):
             parameter.copy_(self.values[name])
         return averaged
 
+    @classmethod
+    def final_state(cls, student: dict[str, Tensor], state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return ``student`` with the average as its parameters, as :meth:`final_student` does."""
+        return {**student, **state["values"]} if float(state["updates"]) else student
+
     def snapshot(self) -> None:
         """Remember the average, for :meth:`restore`."""
-        self.sound = {name: value.clone() for name, value in self._tensors().items()}
+        self.saved = {name: value.clone() for name, value in self._tensors().items()}
 
     @torch.no_grad()
     def restore(self) -> None:
         """Return to the average of the last snapshot."""
         for name, value in self._tensors().items():
-            value.copy_(self.sound[name])
+            value.copy_(self.saved[name])
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**self.values, "/updates": self.updates}
@@ -98,7 +91,7 @@ class Average(Part):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average, how many updates it is of, and its last snapshot."""
-        return {"values": dict(self.values), "updates": self.updates, "sound": dict(self.sound)}
+        return {"values": dict(self.values), "updates": self.updates, "sound": dict(self.saved)}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise InputError if ``state`` is of another student's average."""
@@ -113,4 +106,4 @@ class Average(Part):
             value.copy_(state["values"][name])
         self.updates.copy_(state["updates"])
         device = self.updates.device
-        self.sound = {n: value.to(device, copy=True) for n, value in state["sound"].items()}
+        self.saved = {n: value.to(device, copy=True) for n, value in state["sound"].items()}

@@ -28,7 +28,6 @@ class ClippingSettings(Settings):
 class Clipping(Part):
     """The limit on the norm of the student's gradients."""
 
-    settings_class = ClippingSettings
     settings: ClippingSettings
 
     def gradients(self, parameters: list[Tensor], rate: Tensor) -> None:

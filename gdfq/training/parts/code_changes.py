@@ -29,7 +29,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from gdfq.errors import InputError
 from gdfq.nn.weight import QuantizedWeight
@@ -52,18 +52,19 @@ class CodeChangeSettings(Settings):
 class CodeChanges(Part):
     """The quantized weights whose gradients are scaled."""
 
-    settings_class = CodeChangeSettings
     settings: CodeChangeSettings
 
-    def setup(self, loop: Loop) -> None:
-        """Find the weights; raise InputError if no layer has a quantized one."""
-        layers = [m for m in loop.student.modules() if isinstance(m, QuantizedWeight)]
-        if not layers:
+    def check(self, loop: Loop) -> None:
+        """Raise InputError if no layer has a quantized weight."""
+        if not _layers(loop.student):
             raise InputError(
                 "code_change_share: the network has no layer with a quantized weight, only "
                 "functions called with weights, whose gradients it leaves as they are"
             )
-        self.layers = list({id(layer.weight): layer for layer in layers}.values())
+
+    def setup(self, loop: Loop) -> None:
+        """Find the weights."""
+        self.layers = _layers(loop.student)
         self.bits = [layer.weight_bits for layer in self.layers]
         share = self.settings.code_change_share
         assert share is not None
@@ -94,7 +95,7 @@ class CodeChanges(Part):
         torch._foreach_mul_(gradients, list(factors.unbind()))
 
     def _search(self, enough: Callable[[Tensor], Tensor]) -> Tensor:
-        """Of each weight, the least factor that was tried and is enough, else 1.
+        """Return the least factor that was tried and is enough for each weight, else 1.
 
         As many trials whatever their outcome: a captured step cannot look at it.
         """
@@ -109,3 +110,9 @@ class CodeChanges(Part):
             reached = enough(middle)
             low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
         return torch.where(found, high, 1)
+
+
+def _layers(student: nn.Module) -> list[QuantizedWeight]:
+    """Return the layers with a quantized weight, one for each weight."""
+    layers = (m for m in student.modules() if isinstance(m, QuantizedWeight))
+    return list({id(layer.weight): layer for layer in layers}.values())

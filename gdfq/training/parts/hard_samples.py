@@ -51,7 +51,6 @@ class HardSampleSettings(Settings):
 class HardSamples(Part):
     """Weights in the generator's cross-entropy, and a step on the student's images."""
 
-    settings_class = HardSampleSettings
     settings: HardSampleSettings
 
     def cross_entropy(self, loss: CrossEntropy) -> CrossEntropy:

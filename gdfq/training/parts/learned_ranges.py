@@ -17,11 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gdfq.errors import InputError
 from gdfq.nn import QAct
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.settings import Positive, Settings
 from gdfq.training.parts.part import Loop, Part
 from gdfq.training.schedules import LearningRate
+from gdfq.training.settings import Training
 
 
 class LearnedRangeSettings(Settings):
@@ -33,13 +35,21 @@ class LearnedRangeSettings(Settings):
 class LearnedRanges(Part):
     """The ranges of the student that are parameters."""
 
-    settings_class = LearnedRangeSettings
     settings: LearnedRangeSettings
 
     @classmethod
-    def is_on(cls, settings: Any, student: nn.Module | None) -> bool:
-        """Whether ranges of ``student`` are trained."""
-        return student is not None and any(map(_is_learned, student.modules()))
+    def is_on(cls, settings: Settings, learned_ranges: bool) -> bool:
+        """Return ``learned_ranges``: whether ranges of the student are trained."""
+        return learned_ranges
+
+    @classmethod
+    def check_settings(cls, settings: Settings, training: Training, learned_ranges: bool) -> None:
+        """Raise InputError if there is a learning rate, and nothing that has it."""
+        if "range_lr" in settings.changed() and not learned_ranges:
+            raise InputError(
+                "range_lr: has no effect without learned_ranges; make the student with "
+                "learned_ranges = 'act', 'weight' or 'both'"
+            )
 
     def setup(self, loop: Loop) -> None:
         """Find the ranges."""
@@ -97,6 +107,11 @@ class LearnedRanges(Part):
                 hi.clamp_(min=0)
                 if isinstance(lo, nn.Parameter):
                     lo.clamp_(max=0)
+
+
+def learns_ranges(student: nn.Module) -> bool:
+    """Return whether ranges of ``student`` are trained."""
+    return any(map(_is_learned, student.modules()))
 
 
 def _is_learned(module: nn.Module) -> bool:

@@ -39,7 +39,6 @@ class LowPassSettings(Settings):
 class LowPass(Part):
     """The filter on all generated images, made for the size of the first."""
 
-    settings_class = LowPassSettings
     settings: LowPassSettings
 
     def __init__(self, settings: LowPassSettings) -> None:

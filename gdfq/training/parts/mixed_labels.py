@@ -48,7 +48,6 @@ class MixedLabelSettings(Settings):
 class MixedLabels(Part):
     """Labels of which a share is mixed."""
 
-    settings_class = MixedLabelSettings
     settings: MixedLabelSettings
 
     def check(self, loop: Loop) -> None:

@@ -28,6 +28,7 @@ from gdfq.ops.kd_ce_loss import kd_ce_loss
 from gdfq.settings import NotNegative, Settings
 from gdfq.training.labels import as_probabilities
 from gdfq.training.parts.part import Loop, Part, StudentLoss
+from gdfq.training.settings import Training
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,18 +53,12 @@ class ObjectiveSettings(Settings):
     def _check_objective(self) -> Self:
         if self.objective == "kl_only" and self.ce_weight != 1:
             raise InputError("ce_weight: objective = 'kl_only' has no cross-entropy to weight")
-        without = self._without_cross_entropy()
+        without = self.without_cross_entropy()
         if self.ce_gate is not None and without:
             raise InputError(f"ce_gate: with {without} there is no cross-entropy to gate")
         return self
 
-    def check_alpha(self, alpha: float) -> None:
-        """Raise InputError if, with the divergence's weight ``alpha``, no loss is left."""
-        without = self._without_cross_entropy()
-        if self.objective != "logit_mse" and alpha == 0 and without:
-            raise InputError(f"alpha: must be > 0 with {without}: the student's loss is 0 with 0")
-
-    def _without_cross_entropy(self) -> str | None:
+    def without_cross_entropy(self) -> str | None:
         """Return what leaves the student's loss without a cross-entropy; None where it has one."""
         if self.objective == "kl_only":
             return "objective = 'kl_only'"
@@ -73,12 +68,16 @@ class ObjectiveSettings(Settings):
 class Objective(Part):
     """The student's loss where it is not the paper's."""
 
-    settings_class = ObjectiveSettings
     settings: ObjectiveSettings
 
-    def check(self, loop: Loop) -> None:
+    @classmethod
+    def check_settings(
+        cls, settings: ObjectiveSettings, training: Training, learned_ranges: bool
+    ) -> None:
         """Raise InputError if no loss is left."""
-        self.settings.check_alpha(loop.training.alpha)
+        without = settings.without_cross_entropy()
+        if settings.objective != "logit_mse" and training.alpha == 0 and without:
+            raise InputError(f"alpha: must be > 0 with {without}: the student's loss is 0 with 0")
 
     def setup(self, loop: Loop) -> None:
         """Take the constants of the divergence."""

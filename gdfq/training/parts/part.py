@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -57,28 +57,41 @@ class Part:
     graph replays them.
 
     Args:
-        settings: :class:`gdfq.training.Parts`, of which a part reads its own fields.
+        settings: :class:`gdfq.training.Parts`, of which a part reads the fields of the class that
+            it annotates ``settings`` with.
 
     Attributes:
-        settings_class: declares these fields.
+        settings_class: that class.
+        name: the name of the part's module, under which checkpoints keep its state.
     """
 
+    settings: Any
     settings_class: ClassVar[type[Settings]]
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        cls.settings_class = get_type_hints(cls)["settings"]
+        cls.name = cls.__module__.rpartition(".")[2]
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
     @classmethod
-    def is_on(cls, settings: Settings, student: nn.Module | None) -> bool:
-        """Whether the loop has this part: one of its settings is not at its default."""
+    def is_on(cls, settings: Settings, learned_ranges: bool) -> bool:
+        """Return whether the loop has this part: one of its settings is not at its default.
+
+        ``learned_ranges``: whether ranges of the student are trained.
+        """
         return not settings.changed().keys().isdisjoint(cls.settings_class.model_fields)
 
-    @property
-    def name(self) -> str:
-        """The name of the part's module, under which checkpoints keep its state."""
-        return type(self).__module__.rpartition(".")[2]
-
     # ---- before the first step ----
+
+    @classmethod
+    def check_settings(cls, settings: Any, training: Training, learned_ranges: bool) -> None:
+        """Raise InputError if the part's settings, on or off, contradict what lies outside them.
+
+        The message starts with the name of a field of the settings or of ``training``.
+        """
 
     def check(self, loop: Loop) -> None:
         """Raise InputError if the part cannot work in ``loop``, of which nothing has changed."""
@@ -130,6 +143,11 @@ class Part:
 
     def final_student(self, student: nn.Module) -> nn.Module:
         """Return the student to measure and to save: ``student`` or a changed copy."""
+        return student
+
+    @classmethod
+    def final_state(cls, student: dict[str, Tensor], state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the state of :meth:`final_student`, given the student's and the part's."""
         return student
 
     def snapshot(self) -> None:

@@ -49,7 +49,6 @@ class ReplaySettings(Settings):
 class Replay(Part):
     """The kept batches."""
 
-    settings_class = ReplaySettings
     settings: ReplaySettings
 
     def __init__(self, settings: ReplaySettings) -> None:

@@ -50,23 +50,23 @@ class StatisticsSettings(Settings):
 class StatisticsLoss(Part):
     """The mismatch of statistics that the settings ask for."""
 
-    settings_class = StatisticsSettings
     settings: StatisticsSettings
 
     @torch.no_grad()
-    def setup(self, loop: Loop) -> None:
-        """Find the layers; raise InputError if a pattern matches no batch norm."""
-        self.teacher = loop.teacher
-        self.student = loop.student
-        self.recorder: StatisticsTeacher | None = None  # of the student, from its first use
-        self.patterns = self.settings.bns_layers
-        self.all_layers = self.patterns == ("*",)
-        if not self.all_layers:
+    def check(self, loop: Loop) -> None:
+        """Raise InputError if a pattern matches no batch norm."""
+        if self.settings.bns_layers != ("*",):
             _, statistics = loop.teacher(loop.images)
             names = _names(loop.teacher)
             _require_matches(
-                self.patterns, [names[id(stored)] for stored in statistics.running_means]
+                self.settings.bns_layers, [names[id(stored)] for stored in statistics.running_means]
             )
+
+    def setup(self, loop: Loop) -> None:
+        """Keep the networks."""
+        self.teacher = loop.teacher
+        self.student = loop.student
+        self.recorder: StatisticsTeacher | None = None  # of the student, from its first use
 
     def bns_loss(self, loss: BNSLoss) -> BNSLoss:
         """Return the loss that the settings ask for."""
@@ -87,13 +87,14 @@ class StatisticsLoss(Part):
         return self._compare(chosen)
 
     def _chosen(self, statistics: Statistics, network: StatisticsTeacher) -> Statistics:
-        if self.all_layers:
+        patterns = self.settings.bns_layers
+        if patterns == ("*",):
             return statistics
         names = _names(network)
         layers = [
             layer
             for layer in zip(*statistics, strict=True)
-            if any(fnmatchcase(names[id(layer[2])], p) for p in self.patterns)
+            if any(fnmatchcase(names[id(layer[2])], p) for p in patterns)
         ]
         return Statistics(*([layer[i] for layer in layers] for i in range(4)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,15 +25,17 @@ class Start(Settings):
     :mod:`~gdfq.training.start.rounding`.
     """
 
+    none: ClassVar[str] = "none, the paper's ranges"
+
     act_ranges: Literal["minmax", "mse", "percentile"] = Field(
         "minmax",
-        description="where activation ranges end: extremes, least squared error or percentile",
+        description="bounds of activation ranges: minimum and maximum, MSE-optimal or percentile",
     )
     percentile: float = Field(
-        99.9, gt=50, le=100, description="percent of an activation's values below its range's end"
+        99.9, gt=50, le=100, description="percent of an activation's values below its upper bound"
     )
     weight_ranges: Literal["minmax", "mse"] = Field(
-        "minmax", description="where weight ranges end: extremes or least squared error"
+        "minmax", description="bounds of weight ranges: minimum and maximum, or MSE-optimal"
     )
     equalize: bool = Field(False, description="scale channels to use their ranges alike")
     bias_correction: bool = Field(
@@ -57,10 +59,6 @@ class Start(Settings):
         if self.bias_correction and self.bn_reestimate:
             raise InputError("bias_correction: bn_reestimate corrects means too; only one of both")
         return self
-
-    def describe(self, nothing: str = "none, the paper's ranges") -> str:
-        """Return the fields that are not at their defaults, in a line."""
-        return super().describe(nothing)
 
     @property
     def corrects(self) -> bool:

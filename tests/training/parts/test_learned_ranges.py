@@ -188,3 +188,8 @@ def test_what_cannot_be_learned():
 def test_a_rate_of_ranges_that_are_not_learned_is_refused():
     with pytest.raises(gdfq.InputError, match=r"range_lr: has no effect without learned_ranges"):
         load_recipe("fashion-mnist-resnet20").with_options({"range_lr": 1e-3})
+    with pytest.raises(gdfq.InputError, match=r"^range_lr: has no effect without learned_ranges"):
+        tiny_trainer(parts=Parts(range_lr=1e-3))
+    trainer = tiny_trainer(learned_ranges="weight", parts=Parts(range_lr=1e-3))
+    (ranges,) = (g for g in trainer.student_update.optimizer.param_groups if not g["weight_decay"])
+    assert float(ranges["lr"]) == pytest.approx(1e-3)

@@ -10,11 +10,11 @@ import torch
 
 import gdfq
 from gdfq.recipes import load_recipe
-from gdfq.training import GDFQTrainer, Parts
+from gdfq.training import GDFQTrainer, Parts, Start
 from gdfq.training.parts import PARTS, Part
 from tests.helpers.documents import ROOT
 from tests.helpers.parts import same_state, state, steps
-from tests.helpers.tiny import EACH_PART, Operators, tiny_trainer
+from tests.helpers.tiny import EACH_PART, Operators, tiny_teacher, tiny_trainer
 
 every_part = pytest.mark.parametrize("parts", EACH_PART.values(), ids=EACH_PART.keys())
 
@@ -163,6 +163,24 @@ def test_one_seed_decides_everything():
 def test_what_is_refused(given, message):
     with pytest.raises(gdfq.InputError, match=message):
         Parts(**given)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [Parts(bns_layers=["bn*"]), Parts(mix_probability=0.5, mix_classes=5), Parts(range_lr=0.1)],
+)
+def test_what_is_refused_leaves_the_student_as_it_was(parts):
+    teacher = tiny_teacher()
+    student = gdfq.quantize_model(teacher, 4, 4)
+    before = student.state_dict()
+    with pytest.raises(gdfq.InputError):
+        GDFQTrainer(
+            teacher, student, gdfq.models.Generator(4, 8, 2, latent_dim=5, width=8), 4, 4,
+            parts=parts, start=Start(weight_ranges="mse"),
+        )  # fmt: skip
+    after = student.state_dict()
+    assert after.keys() == before.keys()  # without the buffers that the start would fill
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize(
