@@ -295,6 +295,13 @@ def test_defaults_are_the_paper_s_for_cifar10():
     shared = {name: value for name, value in defaults.items() if name in recipe}
     assert shared == {name: recipe[name] for name in shared}
     assert set(recipe) - set(shared) == {"batch_size"}
+    assert recipe == {
+        "batch_size": 200, "epochs": 400, "steps_per_epoch": 200, "warmup_epochs": 4,
+        "calibration_batches": 16, "student_lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4,
+        "generator_lr": 1e-3, "bns_weight": 0.1, "temperature": 20.0, "alpha": 1.0,
+        "schedule": "step", "milestones": (100, 200, 300), "precision": "fp32",
+        "memory_format": "auto", "seed": 0,
+    }  # fmt: skip
 
 
 def test_every_setting_is_an_argument_that_help_lists():
