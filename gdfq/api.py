@@ -21,8 +21,8 @@ from torch import nn
 from gdfq.convert import QuantizedModel
 from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
-from gdfq.recipes import Recipe, load_recipe, recipe_for_model
-from gdfq.recipes.own import QUICK
+from gdfq.recipes import Recipe, resolve_recipe
+from gdfq.recipes.own import PYTHON_DEFAULT
 from gdfq.runs import session
 from gdfq.runs.accuracy import Evaluate
 from gdfq.runs.console import Output, make_console
@@ -32,6 +32,7 @@ from gdfq.runs.notebook import NotebookProgress, in_notebook
 from gdfq.runs.options import Options
 from gdfq.runs.progress import SilentProgress, console_progress
 from gdfq.runs.run import Run
+from gdfq.runs.session import explain_end
 from gdfq.sources import InMemory
 from gdfq.training.checkpoint import checkpoints
 from gdfq.training.progress import Progress
@@ -65,8 +66,9 @@ def quantize(
 ) -> Run:
     """Quantize a trained network without its training data.
 
-    As ``gdfq quantize`` does, and with the same run folder: a generator learns images from the
-    network's batch norms and classes, and a quantized copy is fine-tuned on them.
+    A generator learns images from the network's batch norms and classes, and a quantized copy is
+    fine-tuned on them. The run's folder is the one that ``gdfq quantize`` writes. The default
+    schedules differ: without ``recipe``, this function takes a short one, the command the paper's.
 
     Args:
         model: a trained network with batch norms, which is copied and never modified (the copy is
@@ -75,10 +77,11 @@ def quantize(
             the one that ``recipe`` names.
         num_classes: of its logits. None takes as many as it has.
         image_size: height and width of its images. None takes what a named model's source says.
-        recipe: whose constants are used, by name, path or as a recipe; None gives an answer soon:
-            those of ``fashion-mnist-resnet20`` (600 steps) for images below 64 pixels, of
-            ``imagenet-resnet18-quick`` (20,000 steps, for a GPU) for larger ones. The paper's
-            are ``cifar10-resnet20-paper`` and ``imagenet-resnet18-paper``.
+        recipe: whose constants are used, by name, path or as a recipe. None takes those of
+            ``fashion-mnist-resnet20`` (600 steps) for images below 64 pixels, and of
+            ``imagenet-resnet18-quick`` (20,000 steps, for a GPU) for larger ones. The command's
+            default, the paper's 80,000 steps, is ``recipe="cifar10-resnet20"`` and
+            ``"imagenet-resnet18"``.
         evaluate: what top-1 is measured with: batches of ``(images, labels)`` that can be iterated
             several times, such as a DataLoader's, normalized as the network takes them; or a
             function that gets a network and returns its top-1 in percent. Only measures.
@@ -104,7 +107,7 @@ def quantize(
         InputError: an argument or option is none of the above, or does not fit the network; the
             message names it.
         NonFiniteLossError: a loss became NaN; the message says what to change.
-        KeyboardInterrupt: the run was interrupted; the message says how to go on.
+        KeyboardInterrupt: the run was interrupted; the message says how to resume it.
     """
     found = _recipe(model, num_classes, image_size, recipe, factory, dict(options))
     network = None if model is None or isinstance(model, str) else model
@@ -197,9 +200,6 @@ def _recipe(
     options: dict[str, Any],
 ) -> Recipe:
     """Return the recipe that the arguments give together."""
-    base = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
-    if base is not None and not isinstance(base, Recipe):
-        raise InputError(f"recipe: must be a name, a path or a Recipe, got a {_kind(recipe)}")
     named = {"num_classes": num_classes, "image_size": image_size, **options}
     given = {key: value for key, value in named.items() if value is not None}
     if not isinstance(given.get("bits", {}), dict):
@@ -208,23 +208,16 @@ def _recipe(
         )
     if factory is not None and not isinstance(model, nn.Module):
         raise InputError("factory: is for a model that is given as an nn.Module")
-    if model is None or isinstance(model, str):
-        if model is not None:
-            given["model"] = model
-        if base is None:
-            base = recipe_for_model(given, QUICK, source=SOURCE)
-        return base.with_options(given, SOURCE)
-    if isinstance(model, QuantizedModel):
-        raise InputError("model: is quantized already; give the float network")
-    if "weights" in given:
-        raise InputError("weights: are for a model given by name; this one has its own")
-    given["model"] = InMemory("", model).model
-    found = recipe_for_model(given, QUICK, base, SOURCE).with_options(given, SOURCE)
+    if isinstance(model, str):
+        given["model"] = model
+    elif model is not None:
+        if isinstance(model, QuantizedModel):
+            raise InputError("model: is quantized already; give the float network")
+        if "weights" in given:
+            raise InputError("weights: are for a model given by name; this one has its own")
+        given["model"] = InMemory("", model).model
+    found = resolve_recipe(recipe, given, PYTHON_DEFAULT, SOURCE)
     return found if factory is None else found.with_options({"model": factory}, SOURCE)
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__
 
 
 def make_progress(show: Show) -> Progress:
@@ -239,20 +232,20 @@ def make_progress(show: Show) -> Progress:
 
 
 def _run(run: Callable[[Interrupts], Run], folder: Path) -> Run:
-    """Call ``run``; if it does not finish, say what is left and how to resume."""
+    """Call ``run``; if it does not finish, say why and how to resume it."""
     main = threading.current_thread() is threading.main_thread()
     interrupts = Interrupts(*([signal.SIGINT] if main else []), kill=False)
-    again = f"gdfq.resume({str(folder)!r}) goes on from there"
+    again = f"gdfq.resume({str(folder)!r})"
     try:
         return run(interrupts)
     except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"{error}; the last sound student is in {folder}") from None
-    except Interrupted:
-        raise KeyboardInterrupt(f"stopped, and saved in {folder}: {again}") from None
+        raise NonFiniteLossError(explain_end(error, folder, again)) from None
+    except Interrupted as error:
+        raise KeyboardInterrupt(explain_end(error, folder, again)) from None
     except InputError:
         raise
-    except Exception:
+    except Exception as error:
         if checkpoints(folder):
             with suppress(UserWarning):  # where warnings are errors, this one is the lesser
-                warnings.warn(f"gdfq: the run did not end, but is saved: {again}", stacklevel=3)
+                warnings.warn(f"gdfq: {explain_end(error, folder, again)}", stacklevel=3)
         raise

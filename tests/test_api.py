@@ -345,7 +345,7 @@ def test_ctrl_c_leaves_what_is_there(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         interrupting(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(
-            KeyboardInterrupt, match=r"stopped, and saved in .*gdfq\.resume"
+            KeyboardInterrupt, match=r"stopped by SIGINT and saved in .*gdfq\.resume"
         ) as stop:
             quantize()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -406,7 +406,7 @@ def test_evaluate_that_fails_at_the_end_loses_nothing(tmp_path):
 
     with (
         pytest.raises(OSError, match="no data any more"),
-        pytest.warns(UserWarning, match="the run did not end, but is saved: gdfq.resume"),
+        pytest.warns(UserWarning, match="the run did not finish but is saved in .*gdfq.resume"),
     ):
         gdfq.quantize(tiny_teacher(), 4, 8, **SHORT, evaluate=share, progress=False,
                       out=tmp_path / "run")  # fmt: skip
@@ -416,7 +416,7 @@ def test_evaluate_that_fails_at_the_end_loses_nothing(tmp_path):
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
-    with pytest.raises(gdfq.NonFiniteLossError, match=f"the last sound student is in {tmp_path}"):
+    with pytest.raises(gdfq.NonFiniteLossError, match=f"the last good student is in {tmp_path}"):
         quantize(student_lr=1e30, epochs=6, out=tmp_path / "run")
 
 

@@ -31,7 +31,7 @@ NARROW = 40  # columns; a table that is wrapped to fewer has nothing left in its
 DEVICE = typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
 RECIPE = typer.Option(
     help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with the paper's "
-    "schedule for its size of image",
+    "schedule: the constants of cifar10-resnet20, or imagenet-resnet18 from 64 pixels on",
     show_default=False,
 )
 WORKERS = typer.Option(

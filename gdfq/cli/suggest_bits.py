@@ -27,7 +27,7 @@ from gdfq.cli._common import (
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
-from gdfq.recipes import load_recipe, recipe_for_model
+from gdfq.recipes import resolve_recipe
 from gdfq.runs.progress import console_progress
 
 
@@ -54,8 +54,7 @@ def suggest_bits(
     check_budget(budget)
     device = resolve_device(device)
     given = {key: value for key, value in options.items() if value is not None}
-    resolved = recipe_for_model(given) if recipe is None else load_recipe(recipe)
-    resolved = resolved.with_options(given)
+    resolved = resolve_recipe(recipe, given)
     path = out or Path(f"{resolved.name}-{budget:g}bits.toml")
     _check_path(path)
     progress = console_progress(console)

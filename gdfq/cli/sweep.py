@@ -25,6 +25,7 @@ from gdfq.memory import keep_freed_memory
 from gdfq.runs.interrupts import Interrupted
 from gdfq.runs.options import Options
 from gdfq.runs.progress import console_progress
+from gdfq.runs.session import explain_end
 from gdfq.sweeps.cluster import over_ray
 from gdfq.sweeps.contents import Sweep
 from gdfq.sweeps.page import difference, plus_minus, thousandths, two, won
@@ -39,7 +40,7 @@ def sweep(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="folder of the sweep, new or one to go on with; by default the file's name in "
+            help="folder of the sweep, new or one to resume; by default the file's name in "
             "`sweeps`",
             show_default=False,
         ),
@@ -68,7 +69,7 @@ def sweep(
 ) -> None:
     """Run variants of a recipe with several seeds, and compare them in one page.
 
-    Called again with the same folder, it goes on: finished runs are kept, interrupted ones resumed.
+    Called again with the same folder, it keeps finished runs and resumes interrupted ones.
     """
     if context.obj.parallel:
         raise InputError("sweep: its runs are of one process each; start it without torchrun")
@@ -89,10 +90,8 @@ def sweep(
     try:
         found = run_sweep(plan, folder, train, own_device, print_text, _warn, ray)
     except Interrupted as error:
-        print_error(
-            f"gdfq: stopped by {error}; to go on: gdfq sweep {shlex.quote(str(file))} "
-            f"--out {shlex.quote(str(folder))}"
-        )
+        again = f"gdfq sweep {shlex.quote(str(file))} --out {shlex.quote(str(folder))}"
+        print_error(f"gdfq: {explain_end(error, folder, again)}")
         raise typer.Exit(error.exit_code) from None
     _print(found, folder)
     if any(run.status != "finished" for run in found.runs):

@@ -1,8 +1,9 @@
-"""A recipe for a network that there is none for."""
+"""Resolve what a caller gave, a recipe, a network or both, to a recipe."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from gdfq.errors import InputError
@@ -11,38 +12,52 @@ from gdfq.recipes.schema import Recipe, Teacher
 from gdfq.sources import expected_image_size
 
 LARGE = 64  # pixels; the paper's experiments have 32 and 224
-# Whose constants images below LARGE get, and those from LARGE on.
-PAPER = ("cifar10-resnet20", "imagenet-resnet18")
-QUICK = ("fashion-mnist-resnet20", "imagenet-resnet18-quick")
+# Recipes whose constants a network without a recipe gets: for images below LARGE, and from it on.
+COMMAND_LINE_DEFAULT = ("cifar10-resnet20", "imagenet-resnet18")  # the paper's 80,000 steps
+PYTHON_DEFAULT = ("fashion-mnist-resnet20", "imagenet-resnet18-quick")  # 600 and 20,000 steps
 
 
-def recipe_for_model(
+def resolve_recipe(
+    recipe: str | Path | Recipe | None,
     options: dict[str, Any],
-    constants: tuple[str, str] = PAPER,
-    base: Recipe | None = None,
+    default: tuple[str, str] = COMMAND_LINE_DEFAULT,
     source: str = "command line",
 ) -> Recipe:
-    """The recipe of the network ``options["model"]``, with constants from elsewhere.
+    """Return ``recipe`` with ``options`` in it; without one, that of the network they name.
 
     Args:
+        recipe: a name, a path, or the recipe itself; only its constants are used if the options'
+            model is in memory.
         options: fields of a recipe by their names alone, as
-            :meth:`gdfq.recipes.Recipe.with_options` takes them. Those of [teacher] are used.
-        constants: the recipes that have them, for small and for large images.
-        base: the one that has them for any.
+            :meth:`gdfq.recipes.Recipe.with_options` takes them.
+        default: the recipes that have the constants otherwise, for small and for large images.
         source: named in errors.
 
     Raises:
-        InputError: there is no model among them, or nothing says how large its images are.
+        InputError: there is no such recipe, an option does not fit, there is neither a recipe nor a
+            model, or nothing says how large the model's images are.
     """
+    base = load_recipe(str(recipe)) if isinstance(recipe, str | Path) else recipe
+    if base is not None and not isinstance(base, Recipe):
+        kind = type(recipe).__name__
+        raise InputError(f"recipe: must be a name, a path or a Recipe, got a {kind}")
+    if base is None or str(options.get("model")).startswith("memory:"):
+        base = _recipe_for_model(options, default, base, source)
+    return base.with_options(options, source)
+
+
+def _recipe_for_model(
+    options: dict[str, Any], default: tuple[str, str], base: Recipe | None, source: str
+) -> Recipe:
     if "model" not in options:
         raise InputError("recipe: name a recipe (see `gdfq recipes`), or a model to quantize")
-    recipe = _with_teacher(base or load_recipe(constants[0]), options, source)
+    recipe = _with_teacher(base or load_recipe(default[0]), options, source)
     spec = recipe.teacher
     size = expected_image_size(spec.model, spec.weights, spec.data, spec.image_size)
     if base is None and size >= LARGE:
-        recipe = _with_teacher(load_recipe(constants[1]), options, source)
-    told = recipe.description.replace(",", f", {size}x{size},", 1)
-    return recipe.with_options({"description": told})
+        recipe = _with_teacher(load_recipe(default[1]), options, source)
+    description = recipe.description.replace(",", f", {size}x{size},", 1)
+    return recipe.with_options({"description": description})
 
 
 def _with_teacher(base: Recipe, options: dict[str, Any], source: str) -> Recipe:

@@ -107,18 +107,18 @@ class Execution(TrainerCallback):
             path = checkpoint_path(self.folder, step)
             found = path, read_checkpoint(path)
         if found is None:
-            self.progress.on_status("there is no checkpoint to go on from: starting at step 0")
+            self.progress.on_status("there is no checkpoint: starting at step 0")
             return
         path, state = found
         if state["teacher"] != self.teacher_digest:
-            raise InputError(f"resume: the teacher's weights are not those that {path} is of")
+            raise InputError(f"resume: the teacher's weights are not those of {path}")
         self.trainer.load_state_dict(state["trainer"])
         self.metrics.records = state["metrics"]
         self.result.before = state["before"]
         self.result.evaluation = state["evaluation"]
         self.result.training_seconds = state["training_seconds"]
         self.checkpoint, self.checkpoint_step = path, self.trainer.steps_done
-        self.progress.on_status(f"going on after step {self.trainer.steps_done}, from {path.name}")
+        self.progress.on_status(f"resuming after step {self.trainer.steps_done}, from {path.name}")
         earlier = read_json(self.folder / ENVIRONMENT)
         for key in ROUNDING:
             if earlier.get(key, self.environment[key]) != self.environment[key]:
@@ -142,7 +142,9 @@ class Execution(TrainerCallback):
                 self._prepare()
                 failure = self._train()
                 self.interrupts.agree(self.world)
-                if failure is None:  # else the student has been put back, and there is no going on
+                if (
+                    failure is None
+                ):  # else the student has been put back, and nothing can be resumed
                     self.interrupts.check()
                 self._finish(failure)
             except Interrupted:

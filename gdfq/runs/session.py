@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from gdfq.environment import resolve_device
-from gdfq.errors import InputError
+from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import is_partial, locked, remove, write_file
 from gdfq.nn import float_weights
 from gdfq.recipes import Recipe, load_recipe
@@ -23,7 +23,7 @@ from gdfq.recipes.networks import (
 from gdfq.report.contents import Result
 from gdfq.runs.execution import Execution
 from gdfq.runs.folder import RECIPE, TENSORBOARD, create_folder, device_of, save_teacher
-from gdfq.runs.interrupts import Interrupts
+from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.options import Options
 from gdfq.runs.run import Run
 from gdfq.sources import LoadedTeacher
@@ -46,7 +46,7 @@ def quantize(
 
     Raises:
         InputError: the recipe does not fit its teacher, or ``folder`` cannot be used.
-        NonFiniteLossError: a loss became NaN; the last sound student has been saved.
+        NonFiniteLossError: a loss became NaN; the last good student has been saved.
         Interrupted: a signal of ``interrupts`` arrived; :func:`resume` continues from there.
         OSError: the student or the result could not be written; :func:`resume` writes them.
         ProcessLostError: another process of ``options.world`` is gone.
@@ -118,6 +118,18 @@ def start_or_resume(
     if (folder / RECIPE).is_file():
         return resume(folder, progress, options, interrupts)
     return quantize(recipe, folder, progress, options, interrupts)
+
+
+def explain_end(error: BaseException, folder: Path, again: str) -> str:
+    """Return a line about a run that ``error`` ended; the call ``again`` resumes it."""
+    if isinstance(error, NonFiniteLossError):
+        return f"{error}; the last good student is in {folder}"
+    if isinstance(error, Interrupted):
+        return f"stopped by {error} and saved in {folder}; to resume: {again}"
+    if isinstance(error, OSError) and error.strerror:
+        problem = f"cannot write {error.filename or folder}: {error.strerror}"
+        return f"{problem}; after that is mended, to resume: {again}"
+    return f"the run did not finish but is saved in {folder}; to resume: {again}"
 
 
 def _warn_of_float_weights(result: Result, student: nn.Module, progress: Progress) -> None:

@@ -10,7 +10,7 @@ import gdfq
 from gdfq.errors import InputError
 from gdfq.models import Generator
 from gdfq.nn.qact import observing_copy
-from gdfq.recipes import load_recipe, recipe_for_model, recipe_names
+from gdfq.recipes import load_recipe, recipe_names, resolve_recipe
 from gdfq.recipes.files import FOLDER
 from gdfq.recipes.networks import build_student, build_teacher
 from gdfq.sweeps.plan import read_plan
@@ -127,19 +127,19 @@ def operations(network, size, batch_size):
 
 
 def test_a_model_without_a_recipe_gets_the_constants_for_its_images():
-    small = recipe_for_model({"model": "gdfq:resnet20"})
+    small = resolve_recipe(None, {"model": "gdfq:resnet20"})
     assert small.training == load_recipe("cifar10-resnet20").training
     assert small.generator == load_recipe("cifar10-resnet20").generator
     assert small.name == "gdfq-resnet20"
     assert "28x28, with the constants of cifar10-resnet20" in small.description
     options = {"model": "torchvision:resnet18", "weights": "random", "weight_bits": 3}
-    large = recipe_for_model(options)
+    large = resolve_recipe(None, options)
     assert large.training == load_recipe("imagenet-resnet18").training
     assert large.generator.conditional_bn
     assert large.teacher.model == "torchvision:resnet18"
-    assert not recipe_for_model({**options, "image_size": 32}).generator.conditional_bn
+    assert not resolve_recipe(None, {**options, "image_size": 32}).generator.conditional_bn
     with pytest.raises(InputError, match="recipe: name a recipe"):
-        recipe_for_model({"weights": "random"})
+        resolve_recipe(None, {"weights": "random"})
 
 
 def test_images_of_any_size():

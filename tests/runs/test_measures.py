@@ -16,7 +16,7 @@ from torch import nn
 import gdfq
 from gdfq.data import confusion, open_test_set, top1
 from gdfq.errors import InputError
-from gdfq.recipes import recipe_for_model
+from gdfq.recipes import resolve_recipe
 from gdfq.recipes.images import class_images
 from gdfq.report.confusion import describe
 from gdfq.report.contents import Measured
@@ -46,7 +46,7 @@ def recipe_of(factory, **options):
         "calibration_batches": 2, "student_lr": 1e-2, "memory_format": "contiguous",
         "weight_bits": 3, "act_bits": 2,
     }  # fmt: skip
-    return recipe_for_model(given).with_options({**given, **options})
+    return resolve_recipe(None, {**given, **options})
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,6 @@ def test_the_stop_button(notebook, tmp_path):
     thread.join()
     error = notebook.book.cells[-1].outputs[-1]
     assert error["ename"] == "KeyboardInterrupt"
-    assert "saved in run: gdfq.resume('run') goes on from there" in error["evalue"]
+    assert "saved in run; to resume: gdfq.resume('run')" in error["evalue"]
     [shown] = notebook.run("gdfq.open_run('run', model)")
     assert "not finished" in html(shown)

@@ -390,8 +390,8 @@ def test_the_command_leaves_with_a_line_that_says_how_to_go_on(tmp_path, signum,
     _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert "Traceback" not in err
-    again = f"gdfq: stopped by {signum.name}; to go on: gdfq quantize --resume '{folder}'"
-    assert err.splitlines()[-1] == again
+    again = f"to resume: gdfq quantize --resume '{folder}'"
+    assert err.splitlines()[-1] == f"gdfq: stopped by {signum.name} and saved in {folder}; {again}"
     assert checkpoints(folder)
     assert (folder / "student.safetensors").exists()
 
@@ -418,7 +418,7 @@ def test_killed_for_real(tmp_path, capsys):
         process = start("quantize", "--resume", folder, "--checkpoint-every", 0)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "going on after step" in out
+    assert "resuming after step" in out
     assert left(folder) == left(tmp_path / "whole")
 
 

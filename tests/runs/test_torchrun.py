@@ -182,7 +182,7 @@ def test_a_killed_rank_ends_all_within_30_seconds_and_the_run_goes_on(launch, fo
     process = launch(2, "--resume", out)
     text, err = process.communicate()
     assert process.returncode == 0, err
-    assert "going on after step" in text
+    assert "resuming after step" in text
     for name in ("student.safetensors", "metrics.jsonl"):
         assert (out / name).read_bytes() == (undisturbed[0] / name).read_bytes()
 
@@ -213,7 +213,7 @@ def test_all_stop_after_the_same_step(launch, folder, told):
     assert process.returncode != 0
     ours = err[: err.find("torch/distributed")]
     assert "Traceback" not in ours
-    assert err.count("to go on: gdfq quantize --resume") == 1
+    assert err.count("to resume: gdfq quantize --resume") == 1
     steps = [int((folder / f"steps-{rank}").read_text()) for rank in range(2)]
     assert steps[0] == steps[1] < 2000
     assert (out / f"checkpoint-{steps[0]}.safetensors").exists()

@@ -407,7 +407,7 @@ def test_interrupted_and_gone_on_with(capsys, finished, file, tmp_path, monkeypa
     monkeypatch.setattr(COMMAND, "console_progress", lambda console: shows.pop(0))
     code, _, err = sweep(capsys, path, tmp_path / "out")
     assert code == 128 + signum
-    assert f"to go on: gdfq sweep {path} --out {tmp_path / 'out'}" in err
+    assert f"to resume: gdfq sweep {path} --out {tmp_path / 'out'}" in err
     statuses = [row["status"] for row in data_of(tmp_path / "out")["runs"]]
     assert statuses == ["finished", "unfinished", "not started", "not started"]
     page = (tmp_path / "out" / "sweep.html").read_text()
@@ -550,7 +550,7 @@ def test_a_signal_stops_the_tasks_of_ray(capsys, file, tmp_path, monkeypatch):
     path = file(TINY + TWO)
     code, _, err = sweep(capsys, path, tmp_path / "out", "--ray", "--cpus-per-run", 2)
     assert code == 128 + signal.SIGTERM
-    assert "to go on: gdfq sweep" in err
+    assert "to resume: gdfq sweep" in err
     assert ray.cancelled == [1, 2, 3]
     assert ray.given == {"num_cpus": 2.0, "num_gpus": 0.0}
     statuses = [row["status"] for row in data_of(tmp_path / "out")["runs"]]

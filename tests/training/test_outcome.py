@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import gdfq
-from gdfq.recipes import networks, recipe_for_model
+from gdfq.recipes import networks, resolve_recipe
 from gdfq.runs import session
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.metrics import Metrics
@@ -34,7 +34,7 @@ every_outcome = pytest.mark.parametrize("option", OUTCOMES)
 
 def recipe_of(**options):
     model = InMemory("", tiny_teacher()).model
-    return recipe_for_model({"model": model, **SHORT}).with_options({**SHORT, **options})
+    return resolve_recipe(None, {"model": model, **SHORT, **options})
 
 
 def states(network):
