@@ -81,7 +81,7 @@ class Recorder(GDFQTrainer):
         self.calibrated = True
 
     def _state(self) -> dict[str, Any]:
-        return {"generator": self.generator.state_dict(), "random": self.random.get_state()}
+        return {"generator": self.generator.state_dict(), "random": self.rng.get_state()}
 
     def _tuning_step(self) -> dict[str, Tensor]:
         finish, images, labels, logits = self.algorithm.train_generator(tuning=True)
@@ -102,7 +102,7 @@ class Player(GDFQTrainer):
 
     def _set(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
-        self.random.set_state(state["random"])
+        self.rng.set_state(state["random"])
 
     def _played(self, tuning: bool) -> Any:
         batch = self.recording.steps[self.steps_done - self.training.warmup_steps]

@@ -112,7 +112,7 @@ def train(
         "student": trainer.student.state_dict(),
         "generator": trainer.generator.state_dict(),
         "outcome": trainer.outcome.state_dict(),
-        "random": trainer.random.get_state(),
+        "random": trainer.rng.get_state(),
     }
 
 

@@ -13,7 +13,7 @@ from gdfq.recipes.schema import fields
 
 
 def _option_type(annotation: Any) -> Any:
-    """The command line's type of a recipe field's annotation."""
+    """Return the command line's type of a recipe field's annotation."""
     if get_origin(annotation) is Annotated:
         return _option_type(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
@@ -26,7 +26,7 @@ def _option_type(annotation: Any) -> Any:
 
 
 def _recipe_options(without: Container[str]) -> list[inspect.Parameter]:
-    """One option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
+    """Return an option per recipe field: ``--weight-bits`` for ``quantization.weight_bits``."""
     parameters = []
     for section, key, definition in fields():
         if key in without:
@@ -50,7 +50,7 @@ def _recipe_options(without: Container[str]) -> list[inspect.Parameter]:
 def takes_recipe_fields(
     command: Callable[..., None], without: Container[str] = ()
 ) -> Callable[..., None]:
-    """``command`` with an option per recipe field, ``without`` some, for its ``**options``."""
+    """Give ``command`` an option per recipe field, ``without`` some, for its ``**options``."""
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ class Quantization(Settings):
     ``first_last_bits`` is for the first and the last layer in order of execution, where no pattern
     of ``bits`` says otherwise; activations keep ``act_bits``. ``zero_in_range`` widens ranges of
     weights and of activations to 0, as integer kernels that pad with zeros need. A learned range
-    behind ReLU is its upper end. Dynamic ranges are those of each sample's each channel and of
+    behind ReLU is its upper bound. Dynamic ranges are those of each sample's each channel and of
     each kernel; where these have fewer elements than levels, each sample or output has one, see
     :mod:`gdfq.nn.dynamic_ranges`. No integer kernel computes with them.
     """

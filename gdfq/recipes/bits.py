@@ -13,7 +13,7 @@ _OPTION = re.compile(r"(?P<pattern>.+)=(?=[wa])(?:w(?P<weight>\d+))?(?:a(?P<act>
 
 
 def parse_bits(options: Iterable[str]) -> dict[str, dict[str, int]]:
-    """The table of ``["layer1.*=w8a6", "fc=w8"]``: ``{"layer1.*": {"weight": 8, "act": 6}, ...}``.
+    """Return ``{"layer1.*": {"weight": 8, "act": 6}}`` for ``["layer1.*=w8a6"]``.
 
     Raises:
         InputError: an entry is not of this form. Widths and patterns are checked where the recipe
@@ -38,7 +38,7 @@ def bits_label(
     dynamic_ranges: str = "none",
     effective: tuple[float | None, float | None] = (None, None),
 ) -> str:
-    """``"W4A4"``; of dynamic ranges also the bits that values take with their scales.
+    """Return ``"W4A4"``; for dynamic ranges also the bits that values take with their scales.
 
     Args:
         weights: on average.
@@ -57,7 +57,7 @@ def bits_label(
 def with_exceptions(
     table: Mapping[str, Mapping[str, Any]], more: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """``table`` with ``more`` behind it: of patterns that match, the last wins.
+    """Return ``table`` followed by ``more``: the last pattern that matches a name wins.
 
     A pattern that is in both moves to the end, and keeps the width that only ``table`` gives it.
     """

@@ -18,12 +18,12 @@ FOLDER = Path(__file__).parent
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes in the package."""
+    """Return the names of the package's recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe of the package by its name, or any TOML file by its path.
+    """Return a recipe of the package by its name, or any TOML file's by its path.
 
     A file of weights that the TOML file names is looked for beside it first.
 
@@ -47,10 +47,10 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def read_text(path: Path, name: str) -> str:
-    """The text of a TOML file: UTF-8, with or without a byte-order mark; ``name`` starts errors.
+    """Return the text of a TOML file, in UTF-8 with or without a byte-order mark.
 
     Raises:
-        InputError: the file cannot be read, or has another encoding.
+        InputError: the file cannot be read, or has another encoding; ``name`` starts the message.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -68,7 +68,7 @@ def read_text(path: Path, name: str) -> str:
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
-    """The recipe that the TOML file ``text`` is; ``source`` is named in errors.
+    """Return the recipe in ``text``, a TOML file; errors name ``source``.
 
     Raises:
         InputError: see :func:`load_recipe`.

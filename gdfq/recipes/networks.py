@@ -23,7 +23,7 @@ TEACHER_FILE = "teacher.safetensors"
 def build_teacher(
     recipe: Recipe, network: nn.Module | None = None, folder: Path | None = None
 ) -> tuple[Recipe, LoadedTeacher]:
-    """The recipe's teacher, and the recipe with everything about it filled in.
+    """Return the recipe, completed by its teacher's properties, and the teacher.
 
     Args:
         recipe: names the teacher.
@@ -44,7 +44,7 @@ def build_teacher(
 
 
 def build_network(recipe: Recipe) -> nn.Module:
-    """The recipe's network, in evaluation mode; no weights are looked for.
+    """Return the recipe's network in evaluation mode, without loading weights.
 
     Raises:
         InputError: its source has no such network.
@@ -58,7 +58,7 @@ def build_network(recipe: Recipe) -> nn.Module:
 
 @torch.no_grad()
 def check_factory(recipe: Recipe, teacher: nn.Module) -> None:
-    """Check that what the recipe names makes a network that ``teacher``'s weights make the same.
+    """Check that the recipe's factory, with ``teacher``'s weights, makes the same network.
 
     Raises:
         InputError: it does not.
@@ -76,25 +76,25 @@ def check_factory(recipe: Recipe, teacher: nn.Module) -> None:
     images[1] *= 100  # far out, where one activation function differs from another
     if not torch.equal(network(images), teacher(images)):
         raise InputError(
-            f"factory: {factory} makes another network: with the same weights it answers otherwise"
+            f"factory: {factory} makes another network: its logits differ for the same weights"
         )
 
 
 def build_student(recipe: Recipe, teacher: nn.Module) -> QuantizedModel:
-    """The quantized copy of ``teacher``, with room for its ranges, which are not yet set."""
+    """Return the quantized copy of ``teacher``, with buffers for its ranges, not yet set."""
     student = quantize_model(teacher, bits=recipe.exceptions(), **dict(recipe.quantization))
     prepare(recipe.start, student)
     return student
 
 
-def build_generator(recipe: Recipe, images: Preprocessing) -> models.Generator:
-    """The recipe's generator of such images, its first weights drawn from the recipe's seed."""
+def build_generator(recipe: Recipe, preprocessing: Preprocessing) -> models.Generator:
+    """Return the recipe's generator of such images, initialized from the recipe's seed."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
         return models.Generator(
-            images.num_classes,
-            images.image_size,
-            images.channels,
+            preprocessing.num_classes,
+            preprocessing.image_size,
+            preprocessing.channels,
             **recipe.generator.model_dump(),
         ).float()
 
@@ -102,7 +102,7 @@ def build_generator(recipe: Recipe, images: Preprocessing) -> models.Generator:
 def build_trainer(
     recipe: Recipe, teacher: LoadedTeacher, generator: nn.Module, world: World | None = None
 ) -> GDFQTrainer:
-    """The recipe's trainer of a new student, at step 0; it trains ``generator`` in place."""
+    """Return the recipe's trainer of a new student, at step 0; it trains ``generator`` in place."""
     return GDFQTrainer(
         teacher.network,
         build_student(recipe, teacher.network),

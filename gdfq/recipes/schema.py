@@ -93,7 +93,7 @@ class Recipe(Settings):
         return self
 
     def with_options(self, options: dict[str, Any], source: str = "command line") -> Recipe:
-        """A copy with fields replaced, by their names alone (``{"weight_bits": 3}``).
+        """Return a copy with fields replaced, by their names alone (``{"weight_bits": 3}``).
 
         What ``bits`` holds is put behind the recipe's own exceptions; errors name ``source``.
         """
@@ -110,16 +110,16 @@ class Recipe(Settings):
         return Recipe.read(tables, source)
 
     def exceptions(self) -> dict[str, dict[str, int]]:
-        """``bits`` as :func:`gdfq.quantize_model` takes it."""
+        """Return ``bits`` as :func:`gdfq.quantize_model` takes it."""
         return {p: widths.model_dump(exclude_none=True) for p, widths in self.bits.items()}
 
     def to_toml(self) -> str:
-        """The recipe as a TOML file that gives this recipe again."""
+        """Return the recipe as the text of a TOML file."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Section ("" for the top level), name and definition of every field of a recipe."""
+    """Yield section ("" for the top level), name and definition of every field of a recipe."""
     for section, info in Recipe.model_fields.items():
         if info.annotation is str:
             yield "", section, info

@@ -40,7 +40,7 @@ from gdfq.sources import LoadedTeacher
 from gdfq.training import GDFQTrainer, TrainerCallback
 from gdfq.training.checkpoint import (
     checkpoint_path,
-    newest_sound,
+    newest_valid,
     read_checkpoint,
     write_checkpoint,
 )
@@ -95,13 +95,13 @@ class Execution(TrainerCallback):
         }
         self.metrics = Metrics(folder / METRICS, progress.on_warning)
         self.tensorboard: TensorBoard | None = None
-        self.checkpoint: Path | None = None  # the newest, sound
+        self.checkpoint: Path | None = None  # the newest valid one
         self.checkpoint_step = -1
         self.began = self.saved = time.perf_counter()
 
     def load_newest(self) -> None:
-        """Go back to the newest sound checkpoint, if there is one."""
-        found = newest_sound(self.folder, self.progress.on_warning) if self.world.first else None
+        """Go back to the newest valid checkpoint, if there is one."""
+        found = newest_valid(self.folder, self.progress.on_warning) if self.world.first else None
         step = self.world.broadcast_from_rank0(found[1]["trainer"]["steps_done"] if found else -1)
         if not self.world.first and step >= 0:
             path = checkpoint_path(self.folder, step)

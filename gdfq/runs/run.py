@@ -38,7 +38,7 @@ from gdfq.runs.measures import float_bytes
 from gdfq.runs.report import write_report
 from gdfq.runs.table import html_table, text_table
 from gdfq.sources import LoadedTeacher, Preprocessing
-from gdfq.training.checkpoint import newest_sound
+from gdfq.training.checkpoint import newest_valid
 from gdfq.training.parts import final_state
 
 
@@ -230,8 +230,8 @@ class Run:
 
     @cached_property
     def _checkpoint(self) -> dict[str, Any] | None:
-        """Networks' states and figures of the newest sound checkpoint."""
-        found = newest_sound(self.folder, self._on_warning)
+        """Networks' states and figures of the newest valid checkpoint."""
+        found = newest_valid(self.folder, self._on_warning)
         if found is None:
             return None
         trained = found[1]["trainer"]

@@ -78,7 +78,7 @@ def quantize(
 def resume(
     folder: Path, progress: Progress, options: Options, interrupts: Interrupts | None = None
 ) -> Run:
-    """Continue the run in ``folder`` from its newest sound checkpoint, or from its start.
+    """Continue the run in ``folder`` from its newest valid checkpoint, or from its start.
 
     On the same machine and device the student becomes that of the undisturbed run, bit for bit. A
     run that has finished is returned as it is.

@@ -1,4 +1,4 @@
-"""What a training calls while it runs."""
+"""Callbacks of a training run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 class TrainerCallback:
-    """What :meth:`GDFQTrainer.train` calls while it runs; override what is needed."""
+    """Callbacks of :meth:`GDFQTrainer.train`; override what is needed."""
 
     def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """After every step, with that step's losses."""
+        """React to a step, given its losses."""
 
     def on_calibrated(self, trainer: GDFQTrainer) -> None:
-        """Once, when the ranges are set and fine-tuning is about to start."""
+        """React once to the calibration of the ranges, just before fine-tuning."""
 
     def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """After every epoch, with the epoch's mean losses."""
+        """React to an epoch, given its mean losses."""
 
     def between_steps(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """After every step, when all else about it is done: the moment to save the state."""
+        """React to a step once everything else is done: the moment to save the state."""
 
     def should_stop(self) -> bool:
-        """Asked last after every step; True, on any rank, ends the training there on all."""
+        """Return whether to stop after this step; True on any rank stops all of them."""
         return False

@@ -20,22 +20,22 @@ class CapturedStep:
     optimizers make their state, count too, and so does the one after the capture, which itself
     computes nothing. The returned tensors are the graph's own: the next call overwrites them.
 
-    Where capturing fails, the step goes on without: a warning and ``failure`` say why. Nothing of
-    a failed capture was computed, and ``random`` is where it was before it.
+    Where capturing fails, the step runs uncaptured: a warning and ``failure`` say why. Nothing of
+    a failed capture was computed, and ``rng`` is where it was before it.
 
     Args:
         step: reads and writes only tensors that stay in place, has no host reads, and draws
-            random numbers from ``random`` alone.
-        random: a generator of a CUDA device.
+            random numbers from ``rng`` alone.
+        rng: a generator of a CUDA device.
 
     Not run on a GPU so far: what can be checked without one (host reads, tensors of the host,
     random numbers, what a step leaves behind, when it is captured, the fallback) is, in
     ``tests/training/test_capture.py`` and ``tests/training/test_step_on_device.py``.
     """
 
-    def __init__(self, step: Step, random: torch.Generator) -> None:
+    def __init__(self, step: Step, rng: torch.Generator) -> None:
         self.step = step
-        self.random = random
+        self.rng = rng
         self.runs = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.losses: dict[str, Tensor] = {}
@@ -58,14 +58,14 @@ class CapturedStep:
             cause = error.__context__ or error
             self.failure = (str(cause).splitlines() or [type(cause).__name__])[0]
             warnings.warn(
-                f"capturing the step as a CUDA graph failed, it goes on without: {self.failure}",
+                f"capturing the step as a CUDA graph failed, it runs without one: {self.failure}",
                 RuntimeWarning,
                 stacklevel=2,
             )
         return self()
 
     def _aside(self) -> dict[str, Tensor]:
-        """An ordinary run on a stream of its own, as capturing needs it beforehand."""
+        """Run the step on a stream of its own, as capturing needs it beforehand."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -75,11 +75,11 @@ class CapturedStep:
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.random)
+        graph.register_generator_state(self.rng)
         stream = torch.cuda.current_stream()
         default = torch.cuda.default_generators[torch.cuda.current_device()]
         try:
-            with put_back_on_failure([self.random, default]), torch.cuda.graph(graph):
+            with put_back_on_failure([self.rng, default]), torch.cuda.graph(graph):
                 losses = self.step()
         finally:
             torch.cuda.set_stream(stream)  # which a failed capture leaves at its own
@@ -88,7 +88,7 @@ class CapturedStep:
 
 @contextmanager
 def put_back_on_failure(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """A capture that fails within leaves these generators as they were.
+    """Restore the state of ``generators`` if the body, a capture, fails.
 
     PyTorch has every generator of a graph, the default one always, wait for the end of its capture;
     after one that failed they would refuse to draw ever again.

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, in one safetensors file."""
+"""Checkpoints: everything that resuming a run needs, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _UNKNOWN = b"0" * 64  # stands where the checksum will be, while it is computed
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` is in ``folder``."""
+    """Return the path of the checkpoint of ``step`` in ``folder``."""
     return folder / f"checkpoint-{step}.safetensors"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, newest first, sound or not; none where there is no folder."""
+    """Return the checkpoints in ``folder``, newest first, valid or not; [] without a folder."""
     paths = folder.glob("checkpoint-*")
     found = [(match, path) for path in paths if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, key=lambda pair: -int(pair[0][1]))]
@@ -46,7 +46,7 @@ def write_checkpoint(
         step: steps done so far.
         state: a dictionary of tensors, numbers, strings, None, dictionaries of such, and lists
             without tensors. Keys are strings.
-        previous: the sound checkpoint before it.
+        previous: the valid checkpoint before it.
 
     Returns:
         The checkpoint's path.
@@ -67,7 +67,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint; tensors are on the CPU. Nothing in the file is executed.
+    """Return the state in a checkpoint, on the CPU. Nothing in the file is executed.
 
     Raises:
         InputError: the file cannot be read, is no checkpoint, or is not what was written.
@@ -83,25 +83,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"checkpoint: {path} is corrupt: it has no header of one") from error
     if _checksum(content, checksum) != checksum:
-        raise InputError(f"checkpoint: {path} is corrupt: its checksum is another")
+        raise InputError(f"checkpoint: {path} is corrupt: its checksum does not match")
     try:
         return _put_tensors(state, "", load(content))
     except SafetensorError as error:
         raise InputError(f"checkpoint: cannot read {path}: {error}") from error
 
 
-def newest_sound(folder: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in ``folder`` that can be read, and its state; None without any.
+def newest_valid(
+    folder: Path, on_warning: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest valid checkpoint in ``folder`` and its state; None without any.
 
     Args:
         folder: where checkpoints are.
-        report: told, in a line, about each that cannot be used.
+        on_warning: called with a line about each checkpoint that cannot be used.
     """
     for path in checkpoints(folder):
         try:
             return path, read_checkpoint(path)
         except InputError as error:
-            report(str(error))
+            on_warning(str(error))
     return None
 
 
@@ -115,7 +117,7 @@ def _checksum(content: bytes, stored: bytes) -> bytes:
 
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON has it, its tensors moved to ``tensors``; null stands where one was."""
+    """Return ``value`` for JSON, its tensors moved to ``tensors`` and null in their places."""
     if isinstance(value, dict):
         return {key: _take_tensors(v, f"{path}{key}/", tensors) for key, v in value.items()}
     if isinstance(value, Tensor):
@@ -131,7 +133,7 @@ def _put_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, no two in the same memory: the format forbids it."""
+    """Return the tensors on the CPU, contiguous, in memory of their own, as the format demands."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():

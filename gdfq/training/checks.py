@@ -1,4 +1,4 @@
-"""What a trainer is given, checked before anything long starts."""
+"""Checks of a trainer's arguments, before anything long starts."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check_shapes(
     generator: Any,
     num_classes: int,
 ) -> Tensor:
-    """Two generated images, after trying all three on copies, gradients included.
+    """Return two generated images, after a trial of all three on copies, gradients included.
 
     Where the teacher changes its images in place, it works on a copy of them from then on.
 
@@ -121,7 +121,7 @@ def check_shapes(
         )
     trial = observing_copy(student)
     try:
-        answer = require_logits(trial(images), "student")
+        outputs = require_logits(trial(images), "student")
     except InputError:
         raise
     except Exception as error:
@@ -129,12 +129,12 @@ def check_shapes(
             f"student: does not take the generator's images of shape {tuple(images.shape)}: "
             f"{one_line(error)}"
         ) from error
-    if answer.shape != logits.shape:
+    if outputs.shape != logits.shape:
         raise InputError(
-            f"student: its logits have shape {tuple(answer.shape)}, the teacher's "
+            f"student: its logits have shape {tuple(outputs.shape)}, the teacher's "
             f"{tuple(logits.shape)}; make it with quantize_model(teacher)"
         )
-    if not answer.requires_grad:
+    if not outputs.requires_grad:
         raise InputError(
             "student: its logits depend on no parameter that is trained (torch.no_grad or detach "
             "in its forward, or the last layers alone are not frozen)"
@@ -143,7 +143,7 @@ def check_shapes(
 
 
 def example_batch(generator: nn.Module, count: int) -> tuple[Tensor, Tensor]:
-    """Noise ``(count, latent_dim)`` and labels ``(count,)`` for ``generator``, always the same."""
+    """Return fixed noise ``(count, latent_dim)`` and labels ``(count,)`` for ``generator``."""
     like = floating_parameter(generator)
     shape = (count, int(generator.latent_dim))  # type: ignore[arg-type]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -151,12 +151,12 @@ def example_batch(generator: nn.Module, count: int) -> tuple[Tensor, Tensor]:
 
 
 def floating_parameter(network: nn.Module) -> Tensor:
-    """The first parameter with a floating-point dtype; that is the dtype of what it takes."""
+    """Return the first parameter with a floating-point dtype, which is that of the inputs."""
     return next(p for p in network.parameters() if p.is_floating_point())
 
 
 def _images(generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
-    """What ``generator`` makes, detached, if it is images."""
+    """Return what ``generator`` makes, detached; raise InputError if it is no images."""
     try:
         images = generator(z, labels)
     except Exception as error:
@@ -178,7 +178,7 @@ def _images(generator: nn.Module, z: Tensor, labels: Tensor) -> Tensor:
 
 
 def _teacher_logits(teacher: StatisticsTeacher, images: Tensor) -> Tensor:
-    """The teacher's logits of ``images``, if they and the statistics can teach a generator."""
+    """Return the teacher's logits of ``images``; raise InputError if they cannot teach."""
     name = f"teacher: does not take the generator's images of shape {tuple(images.shape)}"
     try:
         with torch.no_grad():
@@ -190,12 +190,12 @@ def _teacher_logits(teacher: StatisticsTeacher, images: Tensor) -> Tensor:
         raise
     except Exception as error:
         raise InputError(f"{name}: {one_line(error)}") from error
-    sound = logits.isfinite().all()
+    finite = logits.isfinite().all()
     for values in (*statistics.means, *statistics.vars):
-        sound &= values.isfinite().all()
-    if not bool(sound):
+        finite &= values.isfinite().all()
+    if not bool(finite):
         raise InputError(
-            "teacher: answers NaN or infinite values to the generator's images, in its logits or "
+            "teacher: has NaN or infinite values for the generator's images, in its logits or "
             "its batch norms' inputs; check its weights and running statistics"
         )
     problem = "they do not depend on it (torch.no_grad or detach in its forward)"

@@ -72,6 +72,6 @@ def require_finite_teacher(losses: Mapping[str, Tensor]) -> None:
         value = float(losses[name])
         if not math.isfinite(value):
             raise InputError(
-                "teacher: answers NaN or infinite values to the first generated images "
+                "teacher: has NaN or infinite values for the first generated images "
                 f"({name} is {value}); check its weights and running statistics"
             )

@@ -1,4 +1,4 @@
-"""Which memory format a step is faster in, by trying, and whether networks take it."""
+"""The memory format in which a step is faster, by trial, and checks that networks support it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TORCH_FORMATS = {
     "channels_last": torch.channels_last,
     "contiguous": torch.contiguous_format,
 }
-# Rounding differs between the formats: a choice within the noise would be another one tomorrow.
+# Formats round differently; without a margin, timing noise could flip the choice between runs.
 MARGIN = 1.1
 # The kernels of the two formats round differently; a forward that depends on the format is far off.
 TOLERANCE = 0.01
@@ -58,8 +58,8 @@ def require_channels_last(
         try:
             with multiplications("fp32", device):
                 if network is generator:
-                    _answer(trial, noise, "channels_last")
-                elif not _close(*(_answer(trial, given, key) for key in TORCH_FORMATS)):
+                    _logits(trial, noise, "channels_last")
+                elif not _close(*(_logits(trial, given, key) for key in TORCH_FORMATS)):
                     problem = "what it computes there is something else"
         except Exception as error:
             problem = one_line(error)
@@ -70,7 +70,7 @@ def require_channels_last(
             )
 
 
-def _answer(network: nn.Module, args: tuple[Tensor, ...], name: str) -> Any:
+def _logits(network: nn.Module, args: tuple[Tensor, ...], name: str) -> Any:
     memory_format = TORCH_FORMATS[name]
     network.to(memory_format=memory_format)
     return network(*(x.clone(memory_format=memory_format) if x.dim() == 4 else x for x in args))

@@ -23,7 +23,7 @@ def check_precision(precision: str, device: torch.device, name: str = "precision
 
 @contextmanager
 def multiplications(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within, CUDA's float32 products are exact for ``"fp32"``, TensorFloat-32 for the others.
+    """Make CUDA's float32 products exact for ``"fp32"``, TensorFloat-32 for the others.
 
     The process's own settings are put back afterwards; on the CPU nothing is changed.
     """
@@ -46,7 +46,7 @@ def multiplications(precision: Precision, device: torch.device) -> Iterator[None
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """For a forward pass: convolutions in bfloat16 for ``"bf16"``, else nothing.
+    """Return a context for forwards: convolutions in bfloat16 for ``"bf16"``, else no change.
 
     Weights' casts are not cached: a step captured in a CUDA graph must make them anew.
     """

@@ -14,29 +14,29 @@ class Progress:
     """Interface for progress reporting: override what is needed."""
 
     def on_start(self, trainer: GDFQTrainer) -> None:
-        """Training begins."""
+        """Report that training begins."""
 
     def on_status(self, text: str) -> None:
-        """Something else than a training step begins."""
+        """Report that something other than a training step begins."""
 
     def on_warning(self, text: str) -> None:
-        """Something went wrong that does not end the run."""
+        """Report a problem that does not end the run."""
 
     def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """A training step is done."""
+        """Report a training step."""
 
     def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """An epoch is done."""
+        """Report an epoch, given its mean losses."""
 
     def on_stop(self) -> None:
-        """Training ended."""
+        """Report that training has ended."""
 
 
 class LayerProgress(Progress):
     """Interface for progress reporting, of layers that are measured too."""
 
     def on_layers(self, count: int) -> None:
-        """Measuring of ``count`` layers begins."""
+        """Report that ``count`` layers are about to be measured."""
 
     def on_layer(self, name: str) -> None:
-        """The layer ``name`` is measured."""
+        """Report that the layer ``name`` is measured."""

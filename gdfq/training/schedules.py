@@ -15,11 +15,11 @@ Schedule = Literal["step", "cosine", "constant"]
 def learning_rate_factor(
     schedule: Schedule, steps: int, steps_per_epoch: int, milestones: Sequence[int] = ()
 ) -> Callable[[Tensor], Tensor]:
-    """The factor of the initial rate at each step of a run of ``steps`` steps.
+    """Return the factor of the initial rate as a function of the step.
 
     ``"step"`` divides by 10 at each epoch in ``milestones`` (the paper's), ``"cosine"`` falls
-    from 1 to 0 along half a cosine, ``"constant"`` stays at 1. Takes a 0-d int64 tensor and
-    returns a 0-d float64 one.
+    from 1 to 0 along half a cosine over ``steps``, ``"constant"`` stays at 1. The function takes a
+    0-d int64 tensor and returns a 0-d float64 one.
     """
     divisions = [epoch * steps_per_epoch for epoch in milestones]
 
@@ -66,7 +66,7 @@ class LearningRate:
         return value
 
     def advance(self) -> None:
-        """Go on to the next step."""
+        """Advance by a step."""
         self.steps.add_(1)
         self._set()
 

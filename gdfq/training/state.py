@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def digest(module: nn.Module) -> str:
-    """SHA-256 of all that a network's ``state_dict`` holds."""
+    """Return the SHA-256 of everything in a network's ``state_dict``."""
     result = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -27,7 +27,7 @@ def digest(module: nn.Module) -> str:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The tensors an optimizer keeps for each parameter, by the parameter's number.
+    """Return the tensors that an optimizer keeps for each parameter, by the parameter's number.
 
     Empty before its first step. Learning rates are not among them, nor is any setting.
     """
@@ -68,13 +68,13 @@ def check_state(
     updates: Mapping[str, Update],
     parts: Mapping[str, Part],
 ) -> None:
-    """Raise InputError if ``state`` is not one of a trainer of ``networks``, whose is ``own``."""
+    """Raise InputError if ``state`` does not fit a trainer, whose own state is ``own``."""
     missing = own.keys() - state.keys()
     if missing:
         raise InputError(f"state: has no {', '.join(sorted(missing))}")
     if state["device"] != own["device"]:
         raise InputError(
-            f"state: is of a trainer on {state['device']}, this one is on {own['device']}: "
+            f"state: was saved on {state['device']}, this trainer is on {own['device']}: "
             "their random numbers differ"
         )
     for name, network in networks.items():
@@ -86,7 +86,7 @@ def check_state(
 
 
 def check_module_state(name: str, module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Raise an InputError if ``state`` is not one of ``module``, called ``name``."""
+    """Raise an InputError if ``state`` does not fit ``module``, called ``name``."""
     own = module.state_dict()
     for key in sorted(own.keys() ^ state.keys()):
         raise InputError(
@@ -104,7 +104,7 @@ def check_module_state(name: str, module: nn.Module, state: Mapping[str, Any]) -
 def check_optimizer_state(
     name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Raise an InputError if ``state`` is not one of ``optimizer``, called ``name``."""
+    """Raise an InputError if ``state`` does not fit ``optimizer``, called ``name``."""
     parameters = optimizer_parameters(optimizer)
     for number, values in state.items():
         if not number.isdigit() or int(number) >= len(parameters):
@@ -119,15 +119,15 @@ def check_optimizer_state(
 
 
 def check_parts_state(parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
-    """Raise an InputError if ``state`` is not one of ``parts``, by name."""
+    """Raise an InputError if ``state`` does not fit ``parts``, by name."""
     for name in sorted(parts.keys() ^ state.keys()):
         raise InputError(
-            f"state: is of a trainer {'without' if name in parts else 'with'} the part {name!r}"
+            f"state: was saved {'without' if name in parts else 'with'} the part {name!r}"
         )
     for name, part in parts.items():
         part.check_state(state[name])
 
 
 def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What ``optimizer`` updates, group after group."""
+    """Return what ``optimizer`` updates, group after group."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

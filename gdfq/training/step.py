@@ -1,4 +1,4 @@
-"""One iteration of the paper's algorithm: generator and student learn in turns.
+"""One iteration of the paper's algorithm: generator and student learn alternately.
 
 With noise ``z`` and labels ``y``, images ``x = G(z, y)``, the teacher's logits ``t`` and the
 student's ``s``::

@@ -1,4 +1,4 @@
-"""The algorithm: generator and student in turns (Xu et al., ECCV 2020, algorithm 1)."""
+"""The algorithm: generator and student alternately (Xu et al., ECCV 2020, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -132,11 +132,11 @@ class GDFQTrainer:
         self.steps_done = 0
         self.calibrated = False
 
-        self.random = torch.Generator(self.device).manual_seed(self.training.seed)
+        self.rng = torch.Generator(self.device).manual_seed(self.training.seed)
         images = checks.check_shapes(self.teacher, self.student, self.generator, num_classes)
         sequence.try_correction(start, self.student, self.teacher.model, images)
         loop = Loop(
-            self.teacher, student, generator, images, self.training, num_classes, self.random,
+            self.teacher, student, generator, images, self.training, num_classes, self.rng,
             self.world,
         )  # fmt: skip
         self.parts = make_parts(parts, learned)
@@ -151,9 +151,9 @@ class GDFQTrainer:
             )
         if self.world.parallel:
             globalize_batch_norms(self.generator, "generator")
-            state = self.random.get_state()
+            state = self.rng.get_state()
             self.world.copy_from_rank0(self.teacher, self.student, self.generator, state)
-            self.random.set_state(state)
+            self.rng.set_state(state)
         sequence.prepare(start, self.student)
         self.fused: FusedModel | None = None
         if fuse and isinstance(student, fx.GraphModule):
@@ -172,7 +172,7 @@ class GDFQTrainer:
         self.generator_update = generator_update(generator, self.training, self.world)
         self.student_update = student_update(student, self.training, self.world, self.parts)
         self.images = GeneratedImages(
-            generator, num_classes, self.training.batch_size, self.random, self.parts, self.world
+            generator, num_classes, self.training.batch_size, self.rng, self.parts, self.world
         )
         self.algorithm = Step(
             self.teacher, self.fused or student, self.images, self.generator_update,
@@ -195,7 +195,7 @@ class GDFQTrainer:
 
         Raises:
             NonFiniteLossError: a loss or a weight of the student became NaN or infinite; it is put
-                back to what it was at the end of the last epoch that was sound.
+                back to what it was at the end of the last good epoch.
         """
         callback = callback or TrainerCallback()
         training, last_good = self.training, self.last_good
@@ -249,7 +249,7 @@ class GDFQTrainer:
     @torch.inference_mode(False)
     @torch.enable_grad()
     def step(self) -> dict[str, Tensor]:
-        """One iteration: the generator learns, then, after the warm-up, the student.
+        """Do one iteration: the generator learns, then, after the warm-up, the student.
 
         Returns:
             The step's losses, 0-d tensors: ``generator`` with its parts ``generator_ce`` and
@@ -276,7 +276,7 @@ class GDFQTrainer:
         return self._record(self.algorithm.fine_tune())
 
     def _set_modes(self) -> None:
-        """Statistics of teacher and student stand still, whatever a callback has set."""
+        """Freeze the statistics of teacher and student, whatever a callback has set."""
         self.teacher.eval()
         self.student.eval()
         self.generator.train()
@@ -313,16 +313,16 @@ class GDFQTrainer:
 
     def _new_images(self) -> Images:
         """Return new images as for a calibration; random state and generator stay as they are."""
-        state = self.random.get_state()
+        state = self.rng.get_state()
         images = self.images.batches(
             self.training.calibration_batches, copy.deepcopy(self.generator)
         )
-        self.random.set_state(state)
+        self.rng.set_state(state)
         return images
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Within, networks compute as in a step, without gradients."""
+        """Have networks compute as in a step, without gradients."""
         precision = self.training.precision
         with (
             torch.inference_mode(False),
@@ -336,14 +336,14 @@ class GDFQTrainer:
     # ---- checkpoints ----
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a trainer made with the same arguments needs to go on bit for bit.
+        """Return what a trainer made with the same arguments needs to resume bit for bit.
 
         Tensors, numbers, a string, and dictionaries of such, whose keys are strings:
         ``student`` and ``generator`` (parameters, statistics, ranges), ``student_optimizer`` and
         ``generator_optimizer``, ``schedules``, ``random``, ``totals`` (the epoch's losses so
         far), ``sound`` (the student that :meth:`train` puts back after a loss that is not
         finite), ``parts`` (what each part keeps), ``steps_done``, ``calibrated`` and ``device``.
-        The teacher is not in it. Tensors are the trainer's own, which go on changing, as in
+        The teacher is not in it. Tensors are the trainer's own, which later steps change, as in
         ``nn.Module.state_dict``.
         """
         return {
@@ -355,7 +355,7 @@ class GDFQTrainer:
                 "student": self.student_update.rate.steps,
                 "generator": self.generator_update.rate.steps,
             },
-            "random": self.random.get_state(),
+            "random": self.rng.get_state(),
             "totals": dict(self._totals),
             "sound": dict(self.last_good.state),
             "parts": {part.name: state for part in self.parts if (state := part.state_dict())},
@@ -366,15 +366,15 @@ class GDFQTrainer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where the trainer that ``state`` is of was.
+        """Restore ``state``, of :meth:`state_dict`.
 
-        Tensors are copied into the trainer's own, in place. Training goes on bit for bit on the
+        Tensors are copied into the trainer's own, in place. Training resumes bit for bit on the
         same machine if the trainer was made with the same arguments; a ``memory_format`` of
         ``"auto"`` must be given as what was chosen, because rounding depends on it.
 
         Raises:
-            InputError: ``state`` is of other networks, or of a trainer on another kind of device,
-                whose random numbers are others; nothing has been changed.
+            InputError: ``state`` was saved with other networks, or on another kind of device, whose
+                random numbers differ; nothing has been changed.
         """
         networks = {"student": self.student, "generator": self.generator}
         updates = {"student": self.student_update, "generator": self.generator_update}
@@ -385,7 +385,7 @@ class GDFQTrainer:
         for name, update in updates.items():
             load_optimizer_state(update.optimizer, state[f"{name}_optimizer"])
             update.rate.go_to(state["schedules"][name])
-        self.random.set_state(state["random"].cpu())
+        self.rng.set_state(state["random"].cpu())
         for name, total in self._totals.items():
             total.copy_(state["totals"][name])
         self.last_good.load(state["sound"], self.device)
@@ -411,17 +411,17 @@ class GDFQTrainer:
         return "one CUDA graph a step"
 
     def describe(self) -> str:
-        """How steps are run: memory format, execution, and what is fused."""
+        """Return how steps are run: memory format, execution, and what is fused."""
         return describe(self)
 
     def _compiled(self, step: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-        """``step``, or the CUDA graph of it for what it depends on now."""
+        """Return ``step``, or the CUDA graph of it."""
         if not self.cuda_graph:
             return step
         key = step.__name__
         if key not in self._captured:
             self._captured.clear()  # a graph keeps its step's memory
-            self._captured[key] = CapturedStep(step, self.random)
+            self._captured[key] = CapturedStep(step, self.rng)
         return self._captured[key]
 
     def _choose_memory_format(self, teacher: nn.Module, **options: Any) -> MemoryFormat:

@@ -80,7 +80,7 @@ def test_plain_is_the_same_algorithm():
         seed=3,
     )
     ours.calibrate(1)
-    ours.random.set_state(plain.rng.get_state())
+    ours.rng.set_state(plain.rng.get_state())
     # One range for all: the plain network has one for each module, ours for each use.
     acts = (QAct, QuantizedActivation)
     for act in (m for t in (ours, plain) for m in t.student.modules() if isinstance(m, acts)):

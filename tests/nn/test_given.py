@@ -97,7 +97,7 @@ TEACHERS = {
     "sparse": (lambda: Inner(behind=torch.Tensor.to_sparse), "torch.float32, torch.sparse_coo, in"),
     "classes": (lambda: Inner(behind=lambda y: y.argmax(1)), "returns a tensor of torch.int64"),
     "two inputs": (TwoInputs, "does not take the .* missing 1 required positional argument: 'y'"),
-    "NaN": (lambda: Inner(behind=lambda y: y + (y - 1e9).log()), "answers NaN or infinite values"),
+    "NaN": (lambda: Inner(behind=lambda y: y + (y - 1e9).log()), "has NaN or infinite values"),
     "on meta": (lambda: tiny_teacher().to("meta"), "0.weight is on the meta device"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "0.weight has no shape yet"),
     "not copied": (WithLock, "WithLock cannot be copied .*lock"),

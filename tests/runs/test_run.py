@@ -13,7 +13,7 @@ from gdfq.recipes.networks import build_trainer
 from gdfq.runs import session
 from gdfq.runs.options import Options
 from gdfq.runs.run import Run
-from gdfq.training.checkpoint import newest_sound
+from gdfq.training.checkpoint import newest_valid
 from tests.helpers.tiny import tiny_teacher
 from tests.runs.test_resume import Killed, Show, kill
 from tests.training.test_outcome import recipe_of, same, states
@@ -56,7 +56,7 @@ def test_generated_images_are_drawn_and_made_as_training_s_are(finished, parts):
 
 
 def test_figures_need_no_network(finished, monkeypatch):
-    for name in ("build_teacher", "build_student", "build_generator", "newest_sound"):
+    for name in ("build_teacher", "build_student", "build_generator", "newest_valid"):
         monkeypatch.setattr(f"gdfq.runs.run.{name}", pytest.fail)
     run = Run(finished.folder)
     assert (run.result.finished, run.result.steps, run.recipe.name) == (True, 6, "sequential")
@@ -83,7 +83,7 @@ def test_a_killed_run_is_opened_at_its_newest_checkpoint(tmp_path):
         session.quantize(recipe_of(), folder, Show(5, kill), options())
     assert not (folder / "student.safetensors").exists()
     run = gdfq.open_run(folder, tiny_teacher())
-    trained = newest_sound(folder, pytest.fail)[1]["trainer"]
+    trained = newest_valid(folder, pytest.fail)[1]["trainer"]
     assert same(states(run.student), trained["student"])
     assert same(states(run.generator), trained["generator"])
     assert (run.result.finished, run.latest_result.steps) == (False, 4)

@@ -60,7 +60,7 @@ def test_a_step_has_no_host_reads(options, warm_up):
     if not warm_up:
         trainer.calibrate(1)
     trainer.step()  # the optimizers make their state
-    with NoHost(trainer.random) as mode:
+    with NoHost(trainer.rng) as mode:
         trainer.step()
     assert mode.draws >= 2
 
@@ -127,7 +127,7 @@ def test_a_failed_capture_is_said_and_the_step_goes_on(monkeypatch):
     made, runs = captured(monkeypatch, fail)
     for _ in range(WARM_UP_STEPS):
         made()
-    with pytest.warns(RuntimeWarning, match="goes on without: operation not permitted"):
+    with pytest.warns(RuntimeWarning, match="it runs without one: operation not permitted"):
         made()
     for _ in range(2):
         made()
@@ -145,7 +145,7 @@ def test_the_cause_of_a_failed_capture_is_named(monkeypatch):
     made, _ = captured(monkeypatch, fail)
     for _ in range(WARM_UP_STEPS):
         made()
-    with pytest.warns(RuntimeWarning, match="without: the cause"):
+    with pytest.warns(RuntimeWarning, match="without one: the cause"):
         made()
 
 

@@ -21,7 +21,7 @@ from gdfq.training import TrainerCallback
 from gdfq.training.checkpoint import (
     checkpoint_path,
     checkpoints,
-    newest_sound,
+    newest_valid,
     read_checkpoint,
     write_checkpoint,
 )
@@ -226,7 +226,7 @@ def broken(change):
     ("change", "message"),
     [
         (lambda s: s.pop("random"), "state: has no random"),
-        (lambda s: s.update(device="cuda"), "state: is of a trainer on cuda, this one is on cpu"),
+        (lambda s: s.update(device="cuda"), "state: was saved on cuda, this trainer is on cpu"),
         (lambda s: s["student"].pop("0.weight"), "state: student.0.weight is missing"),
         (
             lambda s: s["generator"].update(more=torch.zeros(1)),
@@ -352,7 +352,7 @@ def test_a_file_cut_short_or_longer_is_noticed(written):
 def test_the_previous_is_used_and_the_corrupt_one_reported(written, content):
     checkpoint_path(written, 6).write_bytes(content)
     reports = []
-    path, state = newest_sound(written, reports.append)
+    path, state = newest_valid(written, reports.append)
     assert path == checkpoint_path(written, 3)
     assert state["trainer"]["steps_done"] == 3
     assert len(reports) == 1
@@ -364,10 +364,10 @@ def test_no_sound_checkpoint(tmp_path, written):
     for path in checkpoints(written):
         path.write_bytes(b"")
     reports = []
-    assert newest_sound(written, reports.append) is None
+    assert newest_valid(written, reports.append) is None
     assert len(reports) == 2
     (tmp_path / "empty").mkdir()
-    assert newest_sound(tmp_path / "empty", reports.append) is None
+    assert newest_valid(tmp_path / "empty", reports.append) is None
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace"])

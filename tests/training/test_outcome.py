@@ -17,7 +17,7 @@ from gdfq.runs.metrics import Metrics
 from gdfq.runs.options import Options
 from gdfq.runs.run import Run as OpenedRun
 from gdfq.sources.registries import InMemory
-from gdfq.training.checkpoint import newest_sound
+from gdfq.training.checkpoint import newest_valid
 from tests.helpers.tiny import tiny_teacher
 from tests.runs.test_resume import Show
 
@@ -70,7 +70,7 @@ class Run:
     @property
     def trained(self):
         """The student as it was trained, by the checkpoint."""
-        return newest_sound(self.folder, pytest.fail)[1]["trainer"]["student"]
+        return newest_valid(self.folder, pytest.fail)[1]["trainer"]["student"]
 
 
 @every_outcome
@@ -95,7 +95,7 @@ def test_an_interrupted_run_leaves_the_average_too(tmp_path):
     with pytest.raises(Interrupted):
         run.go(stop, Interrupts(signal.SIGTERM))
     saved = load_file(run.folder / "student.safetensors")
-    average = newest_sound(run.folder, pytest.fail)[1]["trainer"]["parts"]["average"]["values"]
+    average = newest_valid(run.folder, pytest.fail)[1]["trainer"]["parts"]["average"]["values"]
     assert same({name: saved[name] for name in average}, average)
     assert not same(saved, run.trained)
     # What is reported of it is that student too.
@@ -107,7 +107,7 @@ def test_a_resumed_run_keeps_what_was_measured_and_counted(tmp_path):
     stop = Show(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
         run.go(stop, Interrupts(signal.SIGTERM))
-    seconds = newest_sound(run.folder, pytest.fail)[1]["training_seconds"]
+    seconds = newest_valid(run.folder, pytest.fail)[1]["training_seconds"]
     assert seconds > 0
     result = session.resume(run.folder, Show(), run.options()).result
     # The student before fine-tuning was measured before the signal, and is not again.

@@ -4,9 +4,9 @@ With a learning rate ``r``, each quantized weight's gradient ``g`` is multiplied
 at which a share ``code_change_share`` of the weight's codes differs between ``w`` and
 ``w - r*f*g``, on the range that ``w`` has now. It is found by doubling from 1 until there are as
 many changes, and by five bisections between that and half of it (0 where 1 was enough); the upper
-end is taken. Where 2^20 is not enough, as for a gradient of zero, the factor is 1. Codes that stay
-the same for many steps, because each step is far smaller than the distance of two codes, are the
-reason.
+bound is taken. Where 2^20 is not enough, as for a gradient of zero, the factor is 1. Codes that
+stay the same for many steps, because each step is far smaller than the distance of two codes, are
+the reason.
 
 Codes are counted on the range that the weight has before the update. Where ranges are kept
 (``weight_ranges = "mse"``) the update changes as many; where they are the minimum and the maximum,
@@ -85,10 +85,10 @@ class CodeChanges(Part):
             [t.flatten(0, lo.dim() - 1) for t, lo in zip(tensors, lows, strict=True)]
             for tensors in (weights, gradients)
         )
-        ends = [lo.flatten() for lo in lows], [hi.flatten() for hi in highs]
+        bounds = [lo.flatten() for lo in lows], [hi.flatten() for hi in highs]
 
         def enough(factors: Tensor) -> Tensor:
-            changed = count_changed_codes(rows, slopes, factors * rate, *ends, self.bits)
+            changed = count_changed_codes(rows, slopes, factors * rate, *bounds, self.bits)
             return changed >= self.wanted
 
         factors = self._search(enough)

@@ -68,7 +68,7 @@ class HardSamples(Part):
 
 
 def teacher_cross_entropy(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """The generator's cross-entropy, 0-d; ``see the module.
+    """Return the generator's cross-entropy, 0-d: the formula of the module.
 
     Args:
         logits: ``(B, K)`` of the teacher.
@@ -85,7 +85,7 @@ def teacher_cross_entropy(logits: Tensor, labels: Tensor, gamma: float) -> Tenso
 def harder_images(
     student: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, step: float
 ) -> Tensor:
-    """``images`` with each pixel moved by ``step``, so that ``student`` is less sure of labels."""
+    """Return ``images``, pixels moved by ``step`` so that ``student`` is less sure of labels."""
     images = images.detach().requires_grad_()
     loss = F.cross_entropy(student(images).float(), labels)
     (gradient,) = torch.autograd.grad(loss, images)

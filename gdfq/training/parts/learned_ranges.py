@@ -1,6 +1,6 @@
 """Ranges that are trained, at a learning rate of their own and without weight decay.
 
-On where the student was made with ``learned_ranges``. ``range_lr`` follows the student's schedule.
+On if the student was made with ``learned_ranges``. ``range_lr`` follows the student's schedule.
 An update may halve a range's width at most: what is more is taken back, from both bounds alike
 where both are trained, so that a range keeps a positive width at any learning rate.
 
@@ -64,7 +64,9 @@ class LearnedRanges(Part):
                 assert module.weight_lo is not None
                 assert module.weight_hi is not None
                 self._add(module.weight_lo, module.weight_hi, module.zero_in_range)
-        self.parameters = [end for end in self.lower + self.upper if isinstance(end, nn.Parameter)]
+        self.parameters = [
+            bound for bound in self.lower + self.upper if isinstance(bound, nn.Parameter)
+        ]
 
     def parameter_groups(self, groups: list[dict[str, Any]], rate: LearningRate) -> Any:
         """Return the groups with ranges apart, without weight decay."""

@@ -6,9 +6,9 @@ multiplied by::
     exp(-(u**2 + v**2) / (2 * d**2))
 
 The filter is linear and a product of one along each axis, so it is computed as ``A x B^T`` with two
-constant circulant matrices, which is what the transforms forth and back multiply out to. Generated
-images have more of high frequencies than photographs, and the student need not learn them. The
-teacher sees the filtered images too, and the generator's gradient passes through the filter.
+constant circulant matrices, the product of the forward and inverse transforms. Generated images
+have more of high frequencies than photographs, and the student need not learn them. The teacher
+sees the filtered images too, and the generator's gradient passes through the filter.
 
 Source: SynQ, ICLR 2025: d from 20 to 100. Costs ``height + width`` multiply-adds a pixel and
 channel, less than a hundredth of the generator's, and one pass over the images in memory.
@@ -70,7 +70,7 @@ class LowPassFilter:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """``images`` filtered, in their dtype and memory format."""
+        """Return ``images``, filtered, in their dtype and memory format."""
         channels_last = images.is_contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, enabled=False):
             filtered = self.rows @ images.float().contiguous() @ self.columns.T
@@ -79,7 +79,7 @@ class LowPassFilter:
 
 
 def gaussian_matrix(size: int, width: float) -> Tensor:
-    """The filter along an axis of ``size`` pixels, ``(size, size)`` float64, symmetric."""
+    """Return the filter along an axis of ``size`` pixels, ``(size, size)`` float64, symmetric."""
     frequencies = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
     kernel = torch.fft.ifft(torch.exp(-(frequencies**2) / (2 * width**2))).real
     at = torch.arange(size)

@@ -79,7 +79,7 @@ class MixedLabels(Part):
 def mixed_labels(
     labels: Tensor, classes: int, probability: float, mixed: int, rng: torch.Generator
 ) -> Tensor:
-    """``(B, classes)`` probabilities: rows of ``labels``, each a mix with ``probability``.
+    """Return ``labels`` as probabilities ``(B, classes)``, each row a mix with ``probability``.
 
     Args:
         labels: ``(B,)`` classes.

@@ -84,7 +84,7 @@ class Objective(Part):
         self.temperature, self.alpha = loop.training.temperature, loop.training.alpha
 
     def student_loss(self, loss: StudentLoss) -> StudentLoss:
-        """Return the loss that the settings ask for."""
+        """Return the loss of ``(B, K)`` logits, 0-d, differentiable to the student's."""
         return self.loss
 
     def loss(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def student_loss(
     temperature: float,
     alpha: float,
 ) -> Tensor:
-    """The loss of ``(B, K)`` logits; 0-d, differentiable to the student's.
+    """Return the loss of ``(B, K)`` logits, 0-d, differentiable to the student's.
 
     Args:
         settings: the objective.
@@ -121,7 +121,7 @@ def student_loss(
 
 
 def _weighted(labels: Tensor, teacher_logits: Tensor, weight: float, gate: float | None) -> Tensor:
-    """``(B, K)`` labels whose cross-entropy is the weighted, gated one: it is linear in them."""
+    """Return ``(B, K)`` labels whose cross-entropy, linear in them, is the weighted, gated one."""
     probabilities = teacher_logits.float().softmax(1)
     target = as_probabilities(labels, probabilities.shape[1])
     if gate is None:

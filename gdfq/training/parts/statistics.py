@@ -112,7 +112,7 @@ def _roots(variances: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _names(network: StatisticsTeacher) -> dict[int, str]:
-    """The batch norms' names by the identity of what they store, whatever the layer's class."""
+    """Return the batch norms' names by the identity of their buffers, for any class of layer."""
     names: dict[int, str] = {}
     for path, buffer in network.model.named_buffers(remove_duplicate=False):
         names.setdefault(id(buffer), path.rpartition(".")[0])

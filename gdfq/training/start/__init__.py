@@ -1,4 +1,4 @@
-"""What is done between calibration and fine-tuning, each a small module of its own."""
+"""Steps between calibration and fine-tuning, each a small module."""
 
 from gdfq.training.start.settings import NO_START, Start
 

@@ -1,6 +1,6 @@
-"""Activation ranges from what the values between their extremes are.
+"""Activation ranges from the distribution of the values.
 
-Least squared error: Sung et al., "Resiliency of Deep Neural Networks under Quantization", 2015;
+MSE-optimal: Sung et al., "Resiliency of Deep Neural Networks under Quantization", 2015;
 Banner et al., "Post Training 4-bit Quantization of Convolutional Networks", NeurIPS 2019.
 Percentiles: Li et al., "Fully Quantized Network for Object Detection", CVPR 2019.
 """
@@ -20,8 +20,8 @@ from gdfq.ops.fake_quantize import fake_quantize
 from gdfq.training.start.images import Images
 
 BINS = 2048
-CANDIDATES = 100  # of an end, in a search over one end
-COARSE = 48  # of each end, in a search over both
+CANDIDATES = 100  # of a bound, in a search over one bound
+COARSE = 48  # of each bound, in a search over both
 CHUNK = 2**24  # up to where float32 counts exactly
 
 
@@ -29,7 +29,7 @@ class Histogram:
     """How often an activation's values fall into each of :data:`BINS` equal parts of its range.
 
     Attributes:
-        lo, hi: the least and the greatest value, 0-d float32.
+        lo, hi: the minimum and maximum, 0-d float32.
         counts: ``(BINS,)`` float64.
     """
 
@@ -41,7 +41,7 @@ class Histogram:
         """Count the values of ``x``, all within the range."""
         width = torch.clamp(self.hi - self.lo, min=1e-30)
         for part in x.flatten().split(CHUNK):
-            # To [0, 1], so that the ends need not be read: histc takes them as numbers.
+            # To [0, 1], so that the bounds need not be read: histc takes them as numbers.
             self.counts += torch.histc((part.float() - self.lo) / width, BINS, 0.0, 1.0)
 
     @property
@@ -51,7 +51,7 @@ class Histogram:
         return self.lo + middles * (self.hi - self.lo)
 
     def percentile(self, percent: float) -> Tensor:
-        """The upper edge of the part up to which ``percent`` percent of all values lie, 0-d."""
+        """Return the upper edge of the bin that ``percent`` percent of all values reach, 0-d."""
         reached = self.counts.cumsum(0) >= self.counts.sum() * (percent / 100)
         part = reached.double().argmax()
         return (self.lo + (part + 1) / BINS * (self.hi - self.lo)).float()
@@ -61,8 +61,8 @@ class Histogram:
 def set_act_ranges(student: nn.Module, images: Images, how: str, percentile: float) -> None:
     """Set the range of every :class:`QAct` of ``student``, which has ranges, from ``images``.
 
-    Two passes: one for each activation's least and greatest value, one for a histogram between
-    them. Ranges are chosen for what the student computes with the ranges it has so far.
+    Two passes: one for each activation's minimum and maximum, one for a histogram between them.
+    Ranges are chosen for what the student computes with the ranges it has so far.
 
     Args:
         student: in evaluation mode.
@@ -71,22 +71,22 @@ def set_act_ranges(student: nn.Module, images: Images, how: str, percentile: flo
         percentile: for the latter.
     """
     quantizers = [module for module in student.modules() if isinstance(module, QAct)]
-    ends = {
+    bounds = {
         q: torch.full((2,), -torch.inf, device=q.lo.device, dtype=torch.float32) for q in quantizers
     }
 
     def widen(q: QAct, x: Tensor) -> None:
         lo, hi = torch.aminmax(x)
-        torch.maximum(ends[q], torch.stack([-lo, hi]).float(), out=ends[q])
+        torch.maximum(bounds[q], torch.stack([-lo, hi]).float(), out=bounds[q])
 
     with _seen(quantizers, widen):
         images.through(student)
     # An activation that the images never reach keeps its range.
-    together = torch.stack([ends[q] for q in quantizers])
+    together = torch.stack([bounds[q] for q in quantizers])
     images.world.max(together, "activation ranges")
     for q, pair in zip(quantizers, together.unbind(), strict=True):
-        ends[q] = pair
-    histograms = {q: Histogram(-pair[0], pair[1]) for q, pair in ends.items()}
+        bounds[q] = pair
+    histograms = {q: Histogram(-pair[0], pair[1]) for q, pair in bounds.items()}
     with _seen(quantizers, lambda q, x: histograms[q].add(x)):
         images.through(student)
     counts = torch.stack([histograms[q].counts for q in quantizers])
@@ -94,35 +94,35 @@ def set_act_ranges(student: nn.Module, images: Images, how: str, percentile: flo
     for q, row in zip(quantizers, counts.unbind(), strict=True):
         histogram = histograms[q]
         histogram.counts = row
-        if not bool(row.sum() > 0) or not bool(torch.isfinite(ends[q]).all()):
+        if not bool(row.sum() > 0) or not bool(torch.isfinite(bounds[q]).all()):
             continue
         lo, hi = (
-            least_squares(histogram, q) if how == "mse" else _percentiles(histogram, q, percentile)
+            mse_bounds(histogram, q) if how == "mse" else _percentiles(histogram, q, percentile)
         )
         q.lo.copy_(lo)
         q.hi.copy_(hi)
 
 
-def least_squares(histogram: Histogram, q: QAct) -> tuple[Tensor, Tensor]:
-    """The ends with the least squared error of ``q``'s quantizer over ``histogram``, 0-d each.
+def mse_bounds(histogram: Histogram, q: QAct) -> tuple[Tensor, Tensor]:
+    """Return the MSE-optimal lower and upper bound of ``q`` over ``histogram``, 0-d each.
 
-    Where all values have one sign, as behind ReLU, the end at 0's side stays and the other is one
-    of :data:`CANDIDATES`; else both move, first coarsely, then around the best.
+    Where all values have one sign, as behind ReLU, the bound at 0's side stays and the other is
+    one of :data:`CANDIDATES`; else both move, first coarsely, then around the best.
     """
-    least, greatest = histogram.lo, histogram.hi
-    ones = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=least.device, dtype=torch.float32)
+    lowest, highest = histogram.lo, histogram.hi
+    ones = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=lowest.device, dtype=torch.float32)
     if _one_sided(q):
-        lo, hi = least.expand(CANDIDATES), least + (greatest - least) * ones
+        lo, hi = lowest.expand(CANDIDATES), lowest + (highest - lowest) * ones
         best = _errors(histogram, lo, hi, q.act_bits).argmin()
         return lo[best], hi[best]
-    width = greatest - least
-    steps = torch.arange(COARSE, device=least.device, dtype=torch.float32) / COARSE
-    around = torch.arange(-4, 5, device=least.device, dtype=torch.float32) / COARSE
-    moved_in = torch.zeros(2, device=least.device, dtype=torch.float32)  # shares of the width
+    width = highest - lowest
+    steps = torch.arange(COARSE, device=lowest.device, dtype=torch.float32) / COARSE
+    around = torch.arange(-4, 5, device=lowest.device, dtype=torch.float32) / COARSE
+    moved_in = torch.zeros(2, device=lowest.device, dtype=torch.float32)  # shares of the width
     for offsets in (steps, around / 4, around / 16, around / 64):
         first, second = (moved_in.view(2, 1) + offsets).clamp(0, 1).unbind()
-        lo = (least + width * first).repeat_interleave(len(second))
-        hi = (greatest - width * second).repeat(len(first))
+        lo = (lowest + width * first).repeat_interleave(len(second))
+        hi = (highest - width * second).repeat(len(first))
         errors = _errors(histogram, lo, hi, q.act_bits)
         best = errors.masked_fill(lo >= hi, torch.inf).argmin()
         moved_in = torch.stack([first[best // len(second)], second[best % len(second)]])
@@ -130,7 +130,7 @@ def least_squares(histogram: Histogram, q: QAct) -> tuple[Tensor, Tensor]:
 
 
 def _errors(histogram: Histogram, lo: Tensor, hi: Tensor, bits: int) -> Tensor:
-    """The squared errors over ``histogram`` of the ranges ``lo`` to ``hi``, ``(ranges,)``."""
+    """Return the squared error over ``histogram`` of each range ``lo`` to ``hi``, ``(ranges,)``."""
     values = histogram.values
     errors = []
     for first, last in zip(lo.split(64), hi.split(64), strict=True):
@@ -157,7 +157,7 @@ def _one_sided(q: QAct) -> bool:
 
 @contextmanager
 def _seen(quantizers: Sequence[QAct], look: Callable[[QAct, Tensor], Any]) -> Iterator[None]:
-    """Within, ``look`` is shown what each of ``quantizers`` is about to quantize."""
+    """Call ``look`` with what each of ``quantizers`` is about to quantize."""
 
     def hook(q: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(q, QAct)

@@ -1,9 +1,9 @@
 """The student's batch norms and biases, corrected by what quantization did to generated images.
 
-Of a batch norm's input, per channel, let the teacher's mean and variance over the images be ``m``
-and ``v``, the student's ``m'`` and ``v'``. The student's running statistics become those with which
-it computes what the teacher's batch norm makes of ``(x - m') * sqrt(v / v') + m`` (re-estimation),
-or of ``x - m' + m`` (bias correction)::
+Let ``m`` and ``v`` be the mean and variance per channel, over the images, of the input of the
+teacher's batch norm, the student's ``m'`` and ``v'``. The student's running statistics become those
+with which it computes what the teacher's batch norm makes of ``(x - m') * sqrt(v / v') + m``
+(re-estimation), or of ``x - m' + m`` (bias correction)::
 
     var'  = (var + eps) * (v' + eps) / (v + eps) - eps
     mean' = m' - (m - mean) * sqrt((v' + eps) / (v + eps))
@@ -53,13 +53,13 @@ class Moments:
         self.batches += 1
 
     def pair(self) -> Tensor:
-        """Mean and mean of squares over all batches, ``(2, channels)``."""
+        """Return mean and mean of squares over all batches, ``(2, channels)``."""
         assert self.sums is not None
         return self.sums / self.batches
 
 
 def _moments(x: Tensor, dim: int) -> Tensor:
-    """Of each channel, which are along ``dim``."""
+    """Return mean and mean of squares of each channel along ``dim``, ``(2, channels)``."""
     wide = x.detach().double().movedim(dim, 0).flatten(1)
     return torch.stack([wide.mean(1), wide.square().mean(1)])
 
@@ -133,11 +133,11 @@ class _Calls(BatchNormCalls):
         bias: Tensor | None,
         eps: float,
     ) -> Tensor:
-        """What a batch norm makes of ``x``."""
+        """Return a batch norm's output for ``x``."""
         raise NotImplementedError
 
     def layer(self, function: Any, output: Tensor, bias: Tensor) -> Tensor:
-        """What a layer's ``output`` becomes."""
+        """Return what replaces a layer's ``output``."""
         raise NotImplementedError
 
 
@@ -198,7 +198,7 @@ class _StudentsCalls(_Calls):
         }
 
     def next(self, function: Any, channels: int) -> _Call:
-        """The teacher's call that this one repeats."""
+        """Return the teacher's call that this one repeats."""
         calls = self.teacher.calls
         call = calls[self.position] if self.position < len(calls) else None
         if call is None or (call.function, call.channels) != (function, channels):
@@ -207,7 +207,7 @@ class _StudentsCalls(_Calls):
         return call
 
     def mended(self, x: Tensor, call: _Call, layer: _Layer) -> Tensor:
-        """``x`` with the moments that the teacher's has."""
+        """Return ``x`` with the moments that the teacher's has."""
         self.needed.add(self.position - 1)
         assert call.pair is not None
         dim = DIMS[call.function]
@@ -248,7 +248,7 @@ class _StudentsCalls(_Calls):
 
 
 def differing() -> InputError:
-    """The error that teacher and student are not the same network."""
+    """Return the error that teacher and student are not the same network."""
     return InputError(
         "student: batch norms and layers are not called in the teacher's order, so that its "
         "statistics cannot be corrected by the teacher's; make it with quantize_model(teacher), or "
@@ -305,12 +305,12 @@ def correct(student: nn.Module, teacher: nn.Module, images: Images, spread: bool
 
 
 def _ratio(var: Tensor, aimed_var: Tensor, eps: float) -> Tensor:
-    """The student's standard deviation over the teacher's."""
+    """Return the student's standard deviation over the teacher's."""
     return ((var + eps) / (aimed_var + eps)).sqrt().clamp(1 / LARGEST, LARGEST)
 
 
 def _with_norm_behind(student: nn.Module) -> set[nn.Module]:
-    """The layers whose output a batch norm reads."""
+    """Return the layers whose output a batch norm reads."""
     if not isinstance(student, fx.GraphModule):
         return set()
     modules = dict(student.named_modules(remove_duplicate=False))

@@ -2,7 +2,7 @@
 
 Behind a batch norm, ReLU and a quantizer, channel c is divided by ``s_c`` (in the batch norm's
 weight and bias) and the weights of the layers that read it are multiplied by it. ``s_c`` is a power
-of two, so that the float network computes the same, bit for bit. With the channel's upper end
+of two, so that the float network computes the same, bit for bit. With the channel's upper bound
 ``r = bias + 3 * |weight|`` from the batch norm, and the greatest weight m that reads it,
 ``s = sqrt(r / m)``, divided by its geometric mean over channels; where a depthwise convolution
 reads it, whose quantizer has a range for each channel, ``s = r``.
@@ -48,7 +48,7 @@ def equalize(student: nn.Module) -> list[str]:
     done = []
 
     def called(node: Any, *kinds: type) -> Any:
-        """The module that ``node`` calls, of one of ``kinds`` and called nowhere else, or None."""
+        """Return the module that ``node`` alone calls, if it is one of ``kinds``, else None."""
         if not isinstance(node, fx.Node) or node.op != "call_module":
             return None
         module = modules[str(node.target)]
@@ -111,7 +111,7 @@ def _scales(norm: _BatchNorm, layers: list[Any]) -> Tensor:
 
 
 def _greatest(layer: Any) -> Tensor:
-    """The greatest weight, absolutely, that reads each input channel."""
+    """Return the greatest absolute weight that reads each input channel."""
     weight = layer.weight.detach().abs()
     groups = getattr(layer, "groups", 1)
     # (groups, outputs, inputs, elements)
@@ -120,7 +120,7 @@ def _greatest(layer: Any) -> Tensor:
 
 
 def _of_inputs(layer: Any, scales: Tensor) -> Tensor:
-    """``scales`` of input channels, in a shape that multiplies ``layer``'s weight."""
+    """Return ``scales`` of input channels, in a shape that multiplies ``layer``'s weight."""
     weight = layer.weight
     groups = getattr(layer, "groups", 1)
     per_output = scales.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)

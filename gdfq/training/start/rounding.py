@@ -1,10 +1,9 @@
 """Rounding to the other neighbour where that cancels a kernel's, then an output's error.
 
-Of each kernel (the weights that join one input channel with one output) the rounding errors add
-up to some number of steps; as many as that, rounded, of the weights that were rounded furthest in
-its direction are rounded the other way. Then the same for the sum over an output's kernels, of
-which each gives one weight at most. What is left is half a step a kernel, and half a step an
-output.
+The rounding errors of a kernel (the weights between one input channel and one output) add up to
+some number of steps; as many as that, rounded, of the weights that were rounded furthest in its
+direction are rounded the other way. Then the same for the sum over an output's kernels, of which
+each gives one weight at most. What is left is half a step a kernel, and half a step an output.
 
 Source: Guo et al., "SQuant: On-the-Fly Data-Free Quantization via Diagonal Hessian Approximation",
 ICLR 2022, sections 3.3 and 3.4.
@@ -33,7 +32,7 @@ def flip_rounding(student: nn.Module) -> None:
 
 
 def flipped(layer: QuantizedWeight) -> Tensor:
-    """The weight of ``layer`` with some of its values moved beyond the tie next to them."""
+    """Return the weight of ``layer``, some values moved beyond the tie next to them."""
     weight = layer.weight.detach()
     outputs = weight.shape[0]
     codes, inv_scale, zero = (t.double() for t in layer.weight_codes())
@@ -45,16 +44,16 @@ def flipped(layer: QuantizedWeight) -> Tensor:
     exact = inv_scale * values - zero
     error = codes - exact
     half = 2 ** (layer.weight_bits - 1)
-    lo, hi = (end.double().view(-1, 1, 1) for end in layer.weight_minmax())
+    lo, hi = (bound.double().view(-1, 1, 1) for bound in layer.weight_minmax())
     movable = (error.abs() <= 0.5) & (values != lo) & (values != hi)
     move = torch.zeros_like(error)  # of the code, -1, 0 or 1
 
     def beyond_tie(move: Tensor) -> Tensor:
-        """The value just beyond the tie between a code and the one that ``move`` makes of it."""
+        """Return the value just beyond the tie between a code and its neighbour in ``move``."""
         return (codes + (0.5 + BEYOND) * move + zero) / inv_scale
 
     def candidates(direction: Tensor) -> Tensor:
-        """How far each weight was rounded in ``direction``, 0 where it may not be moved back."""
+        """Return how far each weight was rounded in ``direction``, 0 where it has to stay."""
         room = torch.where(direction > 0, codes > -half, codes < half - 1)
         there = beyond_tie(-direction)
         room &= (there > lo) & (there < hi)  # so that the range stays

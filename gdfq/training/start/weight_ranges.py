@@ -1,4 +1,4 @@
-"""Weight ranges of least squared error, per output.
+"""MSE-optimal weight ranges, per output.
 
 Source: Banner et al., "Post Training 4-bit Quantization of Convolutional Networks", NeurIPS 2019,
 there by a formula for a distribution, here by search over the weights themselves.
@@ -24,25 +24,25 @@ def set_weight_ranges(student: nn.Module, how: str) -> None:
     """
     for layer in student.modules():
         if isinstance(layer, QuantizedWeight) and layer.weight_lo is not None:
-            lo, hi = layer.weight_minmax() if how == "minmax" else least_squares(layer)
+            lo, hi = layer.weight_minmax() if how == "minmax" else mse_bounds(layer)
             assert layer.weight_hi is not None
             layer.weight_lo.copy_(lo)
             layer.weight_hi.copy_(hi)
 
 
-def least_squares(layer: QuantizedWeight) -> tuple[Tensor, Tensor]:
-    """The ends of least squared error for each output's weights, ``(outputs,)`` each.
+def mse_bounds(layer: QuantizedWeight) -> tuple[Tensor, Tensor]:
+    """Return the MSE-optimal bounds for each output's weights, ``(outputs,)`` each.
 
-    Both ends move in together from the minimum and maximum, then the upper and the lower one in
-    turns, each by the best of :data:`CANDIDATES` shares of the width.
+    Both bounds move in together from the minimum and maximum, then the upper and the lower one
+    alternately, each by the best of :data:`CANDIDATES` shares of the width.
     """
-    least, greatest = layer.weight_minmax()
+    lowest, highest = layer.weight_minmax()
     rows = layer.weight.detach().float().flatten(1)
-    width = greatest - least
+    width = highest - lowest
     below, above = torch.zeros_like(width), torch.zeros_like(width)  # shares of the width
 
     def errors(below: Tensor, above: Tensor) -> Tensor:
-        lo, hi = least + width * below, greatest - width * above
+        lo, hi = lowest + width * below, highest - width * above
         values = fake_quantize(rows, lo, hi, layer.weight_bits, 0, "identity", layer.zero_in_range)
         return (values - rows).double().square().sum(1)
 
@@ -65,4 +65,4 @@ def least_squares(layer: QuantizedWeight) -> tuple[Tensor, Tensor]:
     for _ in range(ROUNDS):
         move(False, True)
         move(True, False)
-    return least + width * below, greatest - width * above
+    return lowest + width * below, highest - width * above

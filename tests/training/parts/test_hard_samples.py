@@ -26,10 +26,10 @@ def test_the_generator_s_cross_entropy_weighs_hard_samples(gamma):
 
 def test_the_exponent_reaches_the_generator_s_loss():
     trainer = tiny_trainer(parts=Parts(hard_sample_gamma=3.0))
-    random = trainer.random.get_state()
+    random = trainer.rng.get_state()
     z, labels = trainer.images.sample()
     logits = tiny_teacher()(copy.deepcopy(trainer.generator)(z, labels))
-    trainer.random.set_state(random)
+    trainer.rng.set_state(random)
     p = logits.softmax(1)[torch.arange(16), labels]
     expected = ((1 - p) ** 3 * -p.log()).mean()
     torch.testing.assert_close(trainer.step()["generator_ce"], expected, rtol=1e-4, atol=1e-6)

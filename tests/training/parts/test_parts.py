@@ -65,7 +65,7 @@ def test_off_is_the_paper_s_loop_bit_for_bit_and_operator_for_operator():
     assert steps(plain) == steps(off)
     assert same_state(state(plain.student), state(off.student))
     assert same_state(state(plain.generator), state(off.generator))
-    assert torch.equal(plain.random.get_state(), off.random.get_state())
+    assert torch.equal(plain.rng.get_state(), off.rng.get_state())
     assert off.outcome is off.student
     counts = []
     for trainer in (plain, off):

@@ -118,7 +118,7 @@ def test_a_start_is_part_of_calibration():
     plain, trained = tiny_trainer(bits=3), tiny_trainer(bits=3, start=Start(act_ranges="mse"))
     for trainer in (plain, trained):
         trainer.calibrate(2)
-    assert torch.equal(plain.random.get_state(), trained.random.get_state())
+    assert torch.equal(plain.rng.get_state(), trained.rng.get_state())
     narrower = [
         (float(a.hi), float(b.hi))
         for a, b in zip(plain.student.modules(), trained.student.modules(), strict=True)
@@ -143,14 +143,14 @@ def test_ranges_before_and_after_a_correction_are_each_of_all_batches_once(corre
             if isinstance(m, QAct)
         )
 
-    random = trainer.random.get_state()
+    random = trainer.rng.get_state()
     with monkeypatch.context() as patch:
         patch.setattr("gdfq.training.trainer.observe_ranges", observed)
         trainer.calibrate(3)
     assert [count for count, _ in first + second] == [3] * 4
     # The first round's are those of a start that corrects nothing, the second's new ones.
     plain = tiny_trainer()
-    plain.random.set_state(random)
+    plain.rng.set_state(random)
     plain.calibrate(3)
     acts = [m for m in plain.student.modules() if isinstance(m, QAct)]
     assert [float(act.hi) for act in acts] == [hi for _, hi in first]
@@ -539,9 +539,9 @@ def test_starts_in_bf16_are_about_those_in_float32(key):
 def test_the_end_s_correction_is_of_means_and_deviations_on_new_images():
     trainer = tiny_trainer(bits=3, start=Start(bn_reestimate_end=True))
     trainer.train()
-    random, generator = trainer.random.get_state(), copy.deepcopy(trainer.generator)
+    random, generator = trainer.rng.get_state(), copy.deepcopy(trainer.generator)
     outcome = trainer.outcome
-    assert torch.equal(trainer.random.get_state(), random)
+    assert torch.equal(trainer.rng.get_state(), random)
     assert all(
         torch.equal(value, trainer.generator.state_dict()[name])
         for name, value in generator.state_dict().items()
@@ -577,7 +577,7 @@ def test_going_on_with_a_start_is_bit_for_bit():
     again = second.train()
     for name, value in result.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    assert torch.equal(whole.random.get_state(), second.random.get_state())
+    assert torch.equal(whole.rng.get_state(), second.rng.get_state())
 
 
 @pytest.mark.thorough
