@@ -37,9 +37,11 @@ from gdfq.sources import LoadedTeacher
 from gdfq.sweeps.criterion import compare
 from gdfq.sweeps.plan import PlannedRun, read_plan
 from gdfq.training import GDFQTrainer, TrainerCallback
+from gdfq.training.parts import PARTS
 
 HELD_OUT = 16  # batches of generated images that no student is trained on
 PASS = 200  # of them in a forward pass
+GENERATORS = {"labels", "images", "cross_entropy", "bns_loss"}  # hooks of a part
 # A generator's training depends on every field of a recipe except these.
 STUDENTS = {
     "quantization": None,
@@ -47,10 +49,12 @@ STUDENTS = {
     "bits": None,
     "training": {"student_lr", "momentum", "weight_decay", "temperature", "alpha"},
     "parts": {
-        "objective", "ce_weight", "ce_gate", "hard_sample_step", "code_change_share",
-        "max_grad_norm", "ema_decay", "replay_batches", "replay_share", "range_lr",
+        field
+        for part in PARTS
+        for field in part.settings_class.model_fields
+        if not vars(part).keys() & GENERATORS or field == "hard_sample_step"
     },
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -22,9 +22,11 @@ from gdfq.recipes import load_recipe
 from gdfq.recipes.files import parse_recipe, tomllib
 from gdfq.recipes.schema import Recipe, fields
 from gdfq.sweeps.plan import make_plan
+from gdfq.training.parts import PARTS
+from gdfq.training.parts.clipping import Clipping
 from tests.helpers.documents import ROOT, blocks, commands, pages
 
-FILE = re.compile(r"`((?:csrc|gdfq|tests|benchmarks)/[\w/.]+|CMakeLists.txt)`")
+FILE = re.compile(r"`((?:csrc|gdfq|tests|benchmarks)/[\w/.]+|CMakeLists.txt|docs/parts.md)`")
 LANGUAGES = {"python", "console", "toml", "text", "cpp"}
 ALL = {str(page.relative_to(ROOT)): blocks(page) for page in pages()}
 EVERY = [block for found in ALL.values() for block in found]
@@ -151,29 +153,41 @@ def test_messages_of_the_faq_are_the_programs():
     assert unknown == []
 
 
-def test_operator_page_names_every_file():
-    """What lists most operators, or has this one's name, is a part of an operator."""
-    rows = re.findall(
-        r"^\| `.*", (ROOT / "docs" / "add-an-operator.md").read_text(encoding="utf-8"), re.M
-    )
-    named = {file.replace("quantize_codes", "NAME") for file in FILE.findall("\n".join(rows))}
+def signs_of(part):
+    """Return a pattern of what names a part: its class or one of its settings."""
+    return "|".join([part.__name__, *part.settings_class.model_fields])
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "sign", "signs"),
+    [
+        ("add-an-operator", "quantize_codes", "quantize_codes", functional.__all__),
+        ("add-a-part", "clipping", signs_of(Clipping), [signs_of(part) for part in PARTS]),
+    ],
+)
+def test_page_names_every_file(page, name, sign, signs):
+    """What lists most operators (or parts), or has this one's name, belongs to one."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    rows = "\n".join(re.findall(r"^\| `.*", text, re.M))
+    named = {file.replace(name, "NAME") for file in FILE.findall(rows)}
     tracked = subprocess.run(
-        ["git", "ls-files", "csrc", "gdfq", "tests", "benchmarks", "docs/api", "CMakeLists.txt"],
+        ["git", "ls-files", "csrc", "gdfq", "tests", "benchmarks", "docs/api", "docs/parts.md",
+         "CMakeLists.txt"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout.split()  # fmt: skip
     if not tracked:
         pytest.skip("not a git checkout: which files there are is unknown")
-    operators = functional.__all__
     having = set()
     for path in tracked:
-        if "quantize_codes" in path:
-            having.add(path.replace("quantize_codes", "NAME"))
+        if name in path:
+            having.add(path.replace(name, "NAME"))
         elif path.endswith((".py", ".cpp", ".h", ".txt", ".md", ".toml")) and (
-            not path.startswith("benchmarks/results") and (ROOT / path).exists()
+            not path.startswith(("benchmarks/results", "benchmarks/sweeps"))
+            and (ROOT / path).exists()
         ):
             text = (ROOT / path).read_text(encoding="utf-8", errors="ignore")
-            listed = sum(re.search(rf"\b{name}", text) is not None for name in operators)
-            if "quantize_codes" in text and listed > len(operators) / 2:
+            listed = sum(re.search(rf"\b({each})", text) is not None for each in signs)
+            if re.search(rf"\b({sign})", text) and listed > len(signs) / 2:
                 having.add(path)
     assert named == having
 

@@ -16,6 +16,12 @@ from tests.helpers.documents import ROOT
 from tests.helpers.parts import same_state, state, steps
 from tests.helpers.tiny import EACH_PART, Operators, tiny_teacher, tiny_trainer
 
+# A part's page lists the hooks, and the files that test_page_names_every_file holds.
+HOOKS = {
+    hook for hook, value in vars(Part).items()
+    if inspect.isroutine(value) and not hook.startswith("__")
+}  # fmt: skip
+
 every_part = pytest.mark.parametrize("parts", EACH_PART.values(), ids=EACH_PART.keys())
 
 
@@ -38,7 +44,14 @@ def test_a_part_is_whole(part):
         assert f"`{field}" in page or f'"{field}' in page, field
     assert (ROOT / f"tests/training/parts/test_{name}.py").is_file()
     # A part changes the loop by hooks that Part has, and by nothing else.
-    assert {h for h in vars(part) if h in vars(Part)} - {"__init__", "__doc__", "__module__"}
+    assert {h for h in vars(part) if h in vars(Part)} & HOOKS
+
+
+def test_the_page_about_parts_names_every_hook():
+    page = (ROOT / "docs/add-a-part.md").read_text(encoding="utf-8")
+    rows = "".join(re.findall(r"^\| [a-z].*\n", page, re.M))
+    named = set(re.findall(r"`(\w+)`", rows))
+    assert named | {"check_settings", "is_on"} == HOOKS
 
 
 def test_every_module_and_every_setting_is_of_one_part():
