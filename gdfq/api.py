@@ -113,14 +113,9 @@ def quantize(
     network = None if model is None or isinstance(model, str) else model
     shown = make_progress(progress)
     settings = Options(
-        device,
-        checkpoint_every,
-        tensorboard,
-        workers,
-        report=True,
-        network=network,
-        evaluate=evaluate,
-    )
+        device=device, checkpoint_every=checkpoint_every, tensorboard=tensorboard, workers=workers,
+        report=True, network=network, evaluate=evaluate,
+    )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="gdfq-") if out is None else out)
     try:
         result = _run(partial(session.quantize, found, folder, shown, settings), folder)
@@ -161,13 +156,9 @@ def resume(
     folder = Path(folder)
     shown = make_progress(progress)
     settings = Options(
-        device,
-        checkpoint_every,
-        workers=workers,
-        report=True,
-        network=model,
-        evaluate=evaluate,
-    )
+        device=device, checkpoint_every=checkpoint_every, workers=workers,
+        report=True, network=model, evaluate=evaluate,
+    )  # fmt: skip
     return _loaded(_run(partial(session.resume, folder, shown, settings), folder))
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import typer
@@ -18,6 +18,7 @@ from gdfq.distributed import World
 from gdfq.environment import resolve_device as resolve_device
 from gdfq.errors import InputError, ProcessLostError
 from gdfq.runs.console import make_console, print_line
+from gdfq.runs.options import Options
 
 console = make_console()
 errors = make_console(stderr=True)
@@ -28,16 +29,25 @@ EXIT_INTERRUPTED = 130
 
 NARROW = 40  # columns; a table that is wrapped to fewer has nothing left in its cells
 
-DEVICE = typer.Option(help="cpu or cuda; auto takes a GPU where there is one")
+
+def run_option(name: str, *flags: str) -> Any:
+    """Return the option of the field ``name`` of a run's options."""
+    field = Options.model_fields[name]
+    least = next((rule.ge for rule in field.metadata if hasattr(rule, "ge")), None)
+    shown = field.default is not None
+    return typer.Option(*flags, help=field.description, min=least, show_default=shown)
+
+
+DEVICE = run_option("device")
+WORKERS = run_option("workers")
+CHECKPOINT_EVERY = run_option("checkpoint_every")
+REPORT = run_option("report", "--report/--no-report")
+OPTIONS = Options()  # the defaults
 RECIPE = typer.Option(
     help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with the paper's "
     "schedule: the constants of cifar10-resnet20, or imagenet-resnet18 from 64 pixels on",
     show_default=False,
 )
-WORKERS = typer.Option(
-    min=0, help="processes that decode test images; by default one a core, at most 8",
-    show_default=False,
-)  # fmt: skip
 
 
 def print_text(text: str, style: str | None = None) -> None:
@@ -48,6 +58,16 @@ def print_text(text: str, style: str | None = None) -> None:
 def print_error(message: str) -> None:
     """Print a line on standard error, as it is."""
     print_line(errors, message)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning on standard error."""
+    print_error(f"warning: {text}")
+
+
+def print_stopping() -> None:
+    """Print that a signal has arrived; for :class:`gdfq.runs.interrupts.Interrupts`."""
+    print_error("stopping after this step and saving; a second signal ends at once")
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
@@ -108,13 +128,3 @@ def leave(world: World, error: BaseException) -> NoReturn:
         stream.flush()
     # Not sys.exit: leaving the others in good order would wait for those that are gone.
     os._exit(code)
-
-
-def percent(value: float | None) -> str:
-    """Format a percentage, "-" if there is none."""
-    return "-" if value is None else f"{value:.2f}%"
-
-
-def student_name(bits: str) -> str:
-    """Return a table's name for a student of these :func:`~gdfq.recipes.bits.bits_label`."""
-    return f"student, {bits}"

@@ -11,16 +11,13 @@ from rich.table import Table
 from gdfq.cli._common import (
     DEVICE,
     WORKERS,
-    percent,
-    print_error,
     print_table,
+    print_warning,
     resolve_device,
-    student_name,
 )
 from gdfq.data import open_batches, top1
 from gdfq.memory import keep_freed_memory
-from gdfq.recipes.bits import bits_label
-from gdfq.runs.accuracy import bits_of
+from gdfq.report.text import plain_percent
 from gdfq.runs.run import Run
 
 
@@ -44,11 +41,9 @@ def evaluate(
     keep_freed_memory()
     batches = open_batches(recipe, opened.preprocessing, workers, world)
     if batches.note:
-        print_error(f"warning: {batches.note}")
+        print_warning(batches.note)
     table = Table("", f"top-1 on {world.total(batches.pictures):,} test images of {batches.name}")
-    table.add_row("teacher", percent(top1(opened.teacher, batches, world)))
-    spec, bits = recipe.quantization, bits_of(student, opened.preprocessing)
-    effective = bits["effective_weight_bits"], bits["effective_act_bits"]
-    label = bits_label(bits["average_weight_bits"], spec.act_bits, spec.dynamic_ranges, effective)
-    table.add_row(student_name(label), percent(top1(student, batches, world)))
+    table.add_row("teacher", plain_percent(top1(opened.teacher, batches, world)))
+    label = opened.latest_result.label
+    table.add_row(f"student, {label}", plain_percent(top1(student, batches, world)))
     print_table(table)

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from gdfq.cli._common import EXIT_FAILED, percent, print_error, print_table, print_text
+from gdfq.cli._common import EXIT_FAILED, print_error, print_table, print_text
 from gdfq.errors import InputError
 from gdfq.export.files import FORMATS, Exported, export_file, options_for
 from gdfq.export.form import Form
 from gdfq.export.onnx_file import data_path
 from gdfq.export.source import open_images, open_packed
+from gdfq.report.text import plain_percent as percent
 from gdfq.runs.run import Run
 
 
@@ -31,7 +32,7 @@ def export(
     mode: Annotated[
         str,
         typer.Option(
-            help="onnx: exact keeps every answer; integer computes convolutions and sums in "
+            help="onnx: exact keeps every prediction; integer computes convolutions and sums in "
             "integers, which changes some"
         ),
     ] = "exact",
@@ -50,7 +51,7 @@ def export(
         bool,
         typer.Option(
             "--keep-unfaithful/--delete-unfaithful",
-            help="a file that should answer as the student does and does not: leave it, or not",
+            help="a file that should predict as the student does but does not: keep or delete it",
         ),
     ] = True,
 ) -> None:  # fmt: skip
@@ -77,7 +78,7 @@ def export(
     if not written.faithful:
         fate = f"it {written.fate or 'is still there'}"
         reasons = "; ".join(written.wrong)
-        print_error(f"gdfq: {path} does not answer as the student does, {fate}: {reasons}")
+        print_error(f"gdfq: {path} does not predict as the student does, {fate}: {reasons}")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -85,7 +86,7 @@ def _print_parities(written: Exported) -> None:
     parities = written.parities
     title = f"on {written.images}"
     table = Table("against the student", *(p.runtime for p in parities), title=title)
-    table.add_row("same answer", *(percent(p.agreement) for p in parities))
+    table.add_row("same prediction", *(percent(p.agreement) for p in parities))
     table.add_row("median difference", *(f"{p.median_difference:.2g}" for p in parities))
     limit = max(p.limit for p in parities)
     beyond = f"images with one beyond {limit:.2g}"

@@ -11,22 +11,26 @@ import typer
 from rich.table import Table
 
 from gdfq.cli._common import (
+    CHECKPOINT_EVERY,
     DEVICE,
     EXIT_FAILED,
+    OPTIONS,
     RECIPE,
+    REPORT,
     WORKERS,
     console,
-    percent,
     print_error,
+    print_stopping,
     print_table,
     print_text,
-    student_name,
+    run_option,
 )
 from gdfq.cli._recipe_options import takes_recipe_fields
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.memory import keep_freed_memory
 from gdfq.recipes import Recipe, resolve_recipe
-from gdfq.recipes.bits import bits_label, parse_bits
+from gdfq.recipes.bits import parse_bits
+from gdfq.report.text import plain_percent
 from gdfq.runs import session
 from gdfq.runs.folder import IMAGES, PAGE, STUDENT
 from gdfq.runs.interrupts import Interrupted, Interrupts
@@ -55,15 +59,9 @@ def quantize(
             show_default=False,
         ),
     ] = None,
-    checkpoint_every: Annotated[
-        float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
-    ] = 60.0,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="log to `tensorboard` in the run folder")
-    ] = False,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="leave report.html in the run folder")
-    ] = True,
+    checkpoint_every: Annotated[float, CHECKPOINT_EVERY] = OPTIONS.checkpoint_every,
+    tensorboard: Annotated[bool, run_option("tensorboard", "--tensorboard")] = False,
+    report: Annotated[bool, REPORT] = True,
     **options: Any,
 ) -> None:
     """Quantize a recipe's teacher, or any network; any field of a recipe can be overridden.
@@ -74,10 +72,13 @@ def quantize(
     given = {key: value for key, value in options.items() if value is not None}
     world = context.obj
     progress = console_progress(console, live=world.first)
-    interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=_notice)
+    interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=print_stopping)
     keep_freed_memory()
 
-    run_options = Options(device, checkpoint_every, tensorboard, workers, world, report)
+    run_options = Options(
+        device=device, checkpoint_every=checkpoint_every, tensorboard=tensorboard, workers=workers,
+        world=world, report=report,
+    )  # fmt: skip
     if resume is not None:
         _refuse_others({"recipe": recipe, "out": out, "bits": bits, **given})
         folder = resume
@@ -106,10 +107,6 @@ def _refuse_others(options: dict[str, Any]) -> None:
         )
 
 
-def _notice() -> None:
-    print_error("stopping after this step and saving; a second signal ends at once")
-
-
 def _default_folder(recipe: Recipe) -> Path:
     spec = recipe.quantization
     mixed = "-mixed" if recipe.bits or spec.first_last_bits is not None else ""
@@ -122,12 +119,6 @@ takes_recipe_fields(quantize)
 
 def _print_result(run: Run) -> None:
     result, folder = run.result, run.folder
-    effective = result.effective_weight_bits, result.effective_act_bits
-    student = student_name(
-        bits_label(
-            result.average_weight_bits or 0, result.act_bits, result.dynamic_ranges, effective
-        )
-    )
     table = Table(
         "",
         "top-1",
@@ -136,9 +127,9 @@ def _print_result(run: Run) -> None:
         + f"; {100 * result.float_weight_share:.2f}% of the weights in float"
         * (result.float_weight_share > 0),
     )
-    table.add_row("teacher, float32", percent(result.teacher))
-    table.add_row(f"{student}, before fine-tuning", percent(result.before))
-    table.add_row(f"{student}, after fine-tuning", percent(result.after))
+    table.add_row("teacher, float32", plain_percent(result.teacher))
+    table.add_row(f"student, {result.label}, before fine-tuning", plain_percent(result.before))
+    table.add_row(f"student, {result.label}, after fine-tuning", plain_percent(result.after))
     print_table(table)
     print_text(
         f"{result.steps} steps in {result.training_seconds or 0:.0f} s. Student: "

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gdfq.cli._common import DEVICE, print_error, print_text, resolve_device
+from gdfq.cli._common import DEVICE, print_text, print_warning, resolve_device
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.runs.folder import PAGE
@@ -39,10 +39,6 @@ def report(
             raise InputError(f"run: there is no folder {path}")
     target = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
     keep_freed_memory()
-    opened = [Run(path, device=resolve_device(device), on_warning=_warn) for path in runs]
-    write_report(opened, target, print_text, _warn, again)
+    opened = [Run(path, device=resolve_device(device), on_warning=print_warning) for path in runs]
+    write_report(opened, target, print_text, print_warning, again)
     print_text(f"{target}: {target.stat().st_size:,} bytes")
-
-
-def _warn(text: str) -> None:
-    print_error(f"warning: {text}")

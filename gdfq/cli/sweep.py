@@ -11,13 +11,18 @@ from rich import box
 from rich.table import Table
 
 from gdfq.cli._common import (
+    CHECKPOINT_EVERY,
     DEVICE,
     EXIT_FAILED,
+    OPTIONS,
+    REPORT,
     WORKERS,
     console,
     print_error,
+    print_stopping,
     print_table,
     print_text,
+    print_warning,
     resolve_device,
 )
 from gdfq.errors import InputError
@@ -47,12 +52,8 @@ def sweep(
     ] = None,
     device: Annotated[str, DEVICE] = "auto",
     workers: Annotated[int | None, WORKERS] = None,
-    checkpoint_every: Annotated[
-        float, typer.Option(help="seconds between checkpoints; 0 for one after every step")
-    ] = 60.0,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="leave report.html in each run's folder")
-    ] = True,
+    checkpoint_every: Annotated[float, CHECKPOINT_EVERY] = OPTIONS.checkpoint_every,
+    report: Annotated[bool, REPORT] = True,
     ray: Annotated[
         bool,
         typer.Option(
@@ -79,16 +80,18 @@ def sweep(
     folder = out or Path("sweeps") / file.stem
     # Over Ray, the device is another machine's; "auto" is there what that one has.
     own_device = resolve_device("auto" if ray else device)
-    options = Options(device, checkpoint_every, workers=workers, report=report)
+    options = Options(
+        device=device, checkpoint_every=checkpoint_every, workers=workers, report=report
+    )
     check_folders(plan, folder)
     check_networks(plan, None if ray else own_device)
     keep_freed_memory()
     if ray:
         train = over_ray(options, gpus_per_run, cpus_per_run, _stopping, print_text)
     else:
-        train = one_after_another(options, lambda: console_progress(console), _notice)
+        train = one_after_another(options, lambda: console_progress(console), print_stopping)
     try:
-        found = run_sweep(plan, folder, train, own_device, print_text, _warn, ray)
+        found = run_sweep(plan, folder, train, own_device, print_text, print_warning, ray)
     except Interrupted as error:
         again = f"gdfq sweep {shlex.quote(str(file))} --out {shlex.quote(str(folder))}"
         print_error(f"gdfq: {explain_end(error, folder, again)}")
@@ -96,14 +99,6 @@ def sweep(
     _print(found, folder)
     if any(run.status != "finished" for run in found.runs):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _warn(text: str) -> None:
-    print_error(f"warning: {text}")
-
-
-def _notice() -> None:
-    print_error("stopping after this step and saving; a second signal ends at once")
 
 
 def _stopping() -> None:

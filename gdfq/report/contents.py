@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from pydantic import PlainSerializer, PlainValidator
 
+from gdfq.recipes.bits import bits_label
+
 
 def png(pixels: np.ndarray) -> bytes:
     """Return ``(H, W)`` or ``(H, W, 3)`` uint8 as a PNG file."""
@@ -62,12 +64,21 @@ class Result:
     teacher: float | None = None
     before: float | None = None
     after: float | None = None
-    evaluation: str = "not asked for"
+    evaluation: str = "not measured"
     failure: str | None = None
     dynamic_ranges: str = "none"
     effective_weight_bits: float | None = None
     effective_act_bits: float | None = None
     float_weight_share: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The student's bits in short, see :func:`gdfq.recipes.bits.bits_label`."""
+        average, width = self.average_weight_bits, self.weight_bits
+        effective = self.effective_weight_bits, self.effective_act_bits
+        return bits_label(
+            width if average is None else average, self.act_bits, self.dynamic_ranges, effective
+        )
 
 
 @dataclass

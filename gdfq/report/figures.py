@@ -20,7 +20,7 @@ LOGARITHMIC_FROM = 20
 CURVES = {
     "student": ("Student's loss", "what its recipe trains it with"),
     "generator": ("Generator's loss", "all of it"),
-    "generator_ce": ("Generator's loss, of classes", "cross-entropy of the teacher's answers"),
+    "generator_ce": ("Generator's loss, of classes", "cross-entropy of the teacher's predictions"),
     "bns": ("Generator's loss, of statistics", "squared mismatch, without its weight"),
     "student_lr": ("Student's learning rate", ""),
     "generator_lr": ("Generator's learning rate", ""),

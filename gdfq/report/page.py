@@ -136,7 +136,7 @@ def _result(runs: Sequence[Contents]) -> dict[str, Any]:
 def _summary(run: Contents) -> str:
     top1, parts = run.result, []
     if top1.after is not None:
-        text = f"The student answers {percent(top1.after)} of {top1.evaluation} correctly"
+        text = f"The student classifies {percent(top1.after)} of {top1.evaluation} correctly"
         if top1.teacher is not None:
             lost = top1.teacher - top1.after
             word = "fewer" if lost >= 0 else "more"

@@ -22,6 +22,11 @@ def percent(value: float | None) -> str:
     return fixed(value, 2, "%")
 
 
+def plain_percent(value: float | None) -> str:
+    """Format a percentage for a terminal, in ASCII."""
+    return "-" if value is None else f"{value:.2f}%"
+
+
 def compact(value: float | None, digits: int = 3) -> str:
     """Format with so many significant digits; very small or large numbers as powers of ten."""
     if value is None or not math.isfinite(value):

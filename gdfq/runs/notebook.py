@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gdfq.report.text import duration
 from gdfq.runs.progress import SECONDS_BETWEEN_LOSSES, Rate, losses_text, phase_of
 from gdfq.training import GDFQTrainer
 from gdfq.training.progress import Progress
@@ -66,7 +67,7 @@ class NotebookProgress(Progress):
         parts = [phase_of(trainer), f"{done}/{steps} steps", losses]
         if rate:
             left = (steps - done) * trainer.training.batch_size / rate
-            parts += [f"{rate:.0f} images/s", f"{_clock(left)} left" if done < steps else ""]
+            parts += [f"{rate:.0f} images/s", f"{duration(left)} left" if done < steps else ""]
         text = " &middot; ".join(html.escape(part) for part in parts if part)
         self.bar = f'<progress value="{done}" max="{steps}"></progress> {text}'
         self._write()
@@ -80,9 +81,3 @@ class NotebookProgress(Progress):
             self.display = display(shown, display_id=True)
         else:
             self.display.update(shown)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

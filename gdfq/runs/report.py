@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,12 @@ from gdfq.recipes import Recipe
 from gdfq.report.contents import AccuracyPoint, Contents, Curve, FileSize, Measured, Result
 from gdfq.report.page import render
 from gdfq.runs.folder import MEASURED, PAGE
-from gdfq.runs.measures import measure
+from gdfq.runs.measures import StatusCallback, measure
 
 if TYPE_CHECKING:
     from gdfq.runs.run import Run
 
 _JSON = TypeAdapter(Measured)
-
-StatusCallback = Callable[[str], None]
 
 
 def write_report(
@@ -126,8 +124,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _contents(run: Run, name: str, result: Result, measured: Measured) -> Contents:
     recipe = run.recipe
-    warmup = recipe.training.warmup_epochs * recipe.training.steps_per_epoch
-    measured_at = ((warmup, result.before), (measured.step, result.after))
+    measured_at = ((recipe.training.warmup_steps, result.before), (measured.step, result.after))
     return Contents(
         name=name,
         sentence=_sentence(recipe, result, measured.step),
@@ -147,7 +144,7 @@ def _sentence(recipe: Recipe, result: Result, step: int) -> str:
     bits = f"{spec.weight_bits}-bit weights"
     if average is not None and average != spec.weight_bits:
         bits = f"weights of {average:.2f} bits on average"
-    total = recipe.training.epochs * recipe.training.steps_per_epoch
+    total = recipe.training.steps
     trained = f"{step:,} steps" if result.finished else f"{step:,} of {total:,} steps so far"
     return (
         f"{recipe.teacher.model} quantized to {bits} and {spec.act_bits}-bit activations without "

@@ -105,7 +105,6 @@ class Run:
             "act_bits": spec.act_bits,
             "seed": self.recipe.training.seed,
             "dynamic_ranges": spec.dynamic_ranges,
-            "evaluation": "not measured",
             **stored,
         }
         return Result(**{f.name: known[f.name] for f in fields(Result) if f.name in known})
@@ -305,17 +304,17 @@ class Run:
         Args:
             path: of the file; it is replaced if it exists.
             format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``; None is what ``path`` ends in.
-            mode: of ONNX; ``"exact"`` keeps every answer, ``"integer"`` computes convolutions and
-                sums in integers, which changes some.
+            mode: of ONNX; ``"exact"`` keeps every prediction, ``"integer"`` computes convolutions
+                and sums in integers, which changes some.
             weights: of ONNX; ``"int8"``, or ``"int4"`` for half the size.
             decompose: pt2 in PyTorch's own operators, which loads without this package.
             images: how many it is compared on; None is all of ``evaluate``'s batches, else all of
                 the recipe's data set, else 256 generated ones.
-            keep_unfaithful: False deletes a file that should answer as the student does and does
+            keep_unfaithful: False deletes a file that should predict as the student does but does
                 not, and puts back what it replaced.
 
         Returns:
-            How the file answers. Where it should answer as the student does and does not, there is
+            How the file predicts. If it should predict as the student does but does not, there is
             a warning too, which says in which runtime and why.
 
         Raises:
@@ -384,14 +383,10 @@ class Run:
         return copy.deepcopy(self.student).cpu()
 
     def __repr__(self) -> str:
-        return text_table(*self._shown)
+        return text_table(self.result, self.metrics, self.folder)
 
     def _repr_html_(self) -> str:
-        return html_table(*self._shown)
-
-    @property
-    def _shown(self) -> tuple[dict[str, Any], str]:
-        return self.metrics, str(self.folder)
+        return html_table(self.result, self.metrics, self.folder)
 
 
 def _warn(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -51,7 +50,7 @@ def quantize(
         OSError: the student or the result could not be written; :func:`resume` writes them.
         ProcessLostError: another process of ``options.world`` is gone.
     """
-    options = replace(options, device=resolve_device(options.device))
+    options = options.model_copy(update={"device": resolve_device(options.device)})
     recipe, teacher, trainer = _build(recipe, options)
     for note in (*teacher.notes, *trainer.teacher.describe_unrecorded()):
         progress.on_warning(note)
@@ -90,11 +89,9 @@ def resume(
     """
     if not (folder / RECIPE).is_file():
         raise InputError(f"resume: {folder} is not a run folder: it has no {RECIPE}")
-    options = replace(
-        options,
-        device=resolve_device(device_of(folder) if options.device == "auto" else options.device),
-        tensorboard=options.tensorboard or (folder / TENSORBOARD).is_dir(),
-    )
+    device = device_of(folder) if options.device == "auto" else options.device
+    logged = options.tensorboard or (folder / TENSORBOARD).is_dir()
+    options = options.model_copy(update={"device": resolve_device(device), "tensorboard": logged})
     with locked(folder / RECIPE) if options.world.first else nullcontext():
         run = Run(folder, options.network, options.device, options.evaluate)
         if run.result.finished:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-from gdfq.recipes.bits import bits_label
+from gdfq.report.contents import Result
+from gdfq.report.text import plain_percent, size
 
 
-def text_table(metrics: dict[str, Any], folder: str) -> str:
-    """Return the table of :attr:`gdfq.Run.metrics` as lines of text."""
-    rows = _rows(metrics)
+def text_table(result: Result, sizes: Mapping[str, int], folder: Path) -> str:
+    """Return the table as lines of text; ``sizes`` are those of :attr:`gdfq.Run.metrics`."""
+    rows = _rows(result, sizes)
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
         "  ".join(
@@ -18,62 +20,45 @@ def text_table(metrics: dict[str, Any], folder: str) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([_title(metrics), *lines, _caption(metrics, folder)])
+    return "\n".join([_title(result), *lines, _caption(result, folder)])
 
 
-def html_table(metrics: dict[str, Any], folder: str) -> str:
+def html_table(result: Result, sizes: Mapping[str, int], folder: Path) -> str:
     """Return the same as HTML."""
-    head, *rows = _rows(metrics)
+    head, *rows = _rows(result, sizes)
     body = "".join(f"<tr>{_cells('th', row[:1])}{_cells('td', row[1:])}</tr>" for row in rows)
     return (
-        f'<table class="gdfq-result"><caption>{html.escape(_title(metrics))}</caption>'
+        f'<table class="gdfq-result"><caption>{html.escape(_title(result))}</caption>'
         f"<thead><tr>{_cells('th', head)}</tr></thead><tbody>{body}</tbody></table>"
-        f"<div>{html.escape(_caption(metrics, folder))}</div>"
+        f"<div>{html.escape(_caption(result, folder))}</div>"
     )
 
 
-def _title(metrics: dict[str, Any]) -> str:
-    return f"{metrics['name']}, seed {metrics['seed']}"
+def _title(result: Result) -> str:
+    return f"{result.name}, seed {result.seed}"
 
 
-def _rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    average = metrics["average_weight_bits"]
-    effective = metrics["effective_weight_bits"], metrics["effective_act_bits"]
-    bits = bits_label(
-        metrics["weight_bits"] if average is None else average,
-        metrics["act_bits"],
-        metrics["dynamic_ranges"],
-        effective,
-    )
-    share = {
-        key: "-" if metrics[key] is None else f"{metrics[key]:.2f}%"
-        for key in ("teacher", "before", "after")
-    }
-    small = _size(metrics["packed_bytes"])
+def _rows(result: Result, sizes: Mapping[str, int]) -> list[tuple[str, str, str, str]]:
+    small = size(sizes["packed_bytes"])
     return [
         ("", "top-1", "bits", "size"),
-        ("teacher", share["teacher"], "float32", _size(metrics["float_bytes"])),
-        ("student before fine-tuning", share["before"], bits, small),
-        ("student after fine-tuning", share["after"], bits, small),
+        ("teacher", plain_percent(result.teacher), "float32", size(sizes["float_bytes"])),
+        ("student before fine-tuning", plain_percent(result.before), result.label, small),
+        ("student after fine-tuning", plain_percent(result.after), result.label, small),
     ]
 
 
-def _caption(metrics: dict[str, Any], folder: str) -> str:
-    state = "" if metrics["finished"] else ", not finished"
-    seconds = metrics["training_seconds"]
+def _caption(result: Result, folder: Path) -> str:
+    state = "" if result.finished else ", not finished"
+    seconds = result.training_seconds
     time = "" if seconds is None else f" in {seconds:.0f} s"
-    share = metrics["float_weight_share"]
+    share = result.float_weight_share
     floats = f"; {100 * share:.2f}% of the weights in float" if share else ""
     return (
-        f"{metrics['steps']} steps{state}{time}; measured: {metrics['evaluation']}{floats}; "
+        f"{result.steps} steps{state}{time}; measured: {result.evaluation}{floats}; "
         f"folder: {folder}"
     )
 
 
 def _cells(tag: str, row: tuple[str, ...]) -> str:
     return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-
-
-def _size(count: int) -> str:
-    """Return a number of bytes in MB or kB."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

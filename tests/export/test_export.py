@@ -109,7 +109,7 @@ def test_the_integer_file_runs_in_integers(capsys, run_folder):
         capsys, "export", run_folder, "--mode", "integer", "--images", 500
     )
     assert code == 0, err
-    assert "same answer" in out
+    assert "same prediction" in out
     path = run_folder / "student-integer.onnx"
     run = Run(run_folder)
     recipe, student = run.recipe, run.student
@@ -890,7 +890,7 @@ def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
     monkeypatch.setattr(files, "export_onnx", export_other)
     arguments = ("--images", 100, "--out", tmp_path / "x.onnx")
     code, out, err = gdfq_command(capsys, "export", run_folder, *arguments)
-    assert "100.00%" not in out.split("same answer")[1].split("median")[0]
+    assert "100.00%" not in out.split("same prediction")[1].split("median")[0]
     assert code == 1
     assert "does not answer" in err
 

@@ -36,7 +36,7 @@ def test_one_run_has_every_section():
     for id in ("result", "training", "images", "statistics", "layers", "confusion", "facts"):
         assert f'<section id="{id}"' in page
         assert f'href="#{id}"' in page
-    assert "The student answers 93.49% of 10,000 test images of fashion-mnist correctly" in page
+    assert "The student classifies 93.49% of 10,000 test images of fashion-mnist correctly" in page
     assert "0.73 points fewer than its teacher" in page
     assert "7.6 times less than the teacher&#39;s 1.10 MB" in page
 
