@@ -76,11 +76,12 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; empty if it cannot be read."""
+    """Return the object in a JSON file; empty if it cannot be read or is something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -95,4 +96,5 @@ def shorten(error: Exception) -> str:
 
 def device_of(folder: Path) -> str:
     """Return the device that the run in ``folder`` began on; "auto" if it is not known."""
-    return read_json(folder / ENVIRONMENT).get("device", "auto")
+    device = read_json(folder / ENVIRONMENT).get("device")
+    return device if isinstance(device, str) else "auto"

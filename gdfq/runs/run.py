@@ -7,13 +7,14 @@ import json
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,6 +41,12 @@ from gdfq.runs.table import html_table, text_table
 from gdfq.sources import LoadedTeacher, Preprocessing
 from gdfq.training.checkpoint import newest_valid
 from gdfq.training.parts import final_state
+
+_RESULT = TypeAdapter(Result)
+
+
+def _ignore(text: str) -> None:
+    """Do nothing; a function with a name, so that runs can be pickled."""
 
 
 class Run:
@@ -71,7 +78,7 @@ class Run:
         network: nn.Module | None = None,
         device: str = "cpu",
         evaluate: Evaluate | None = None,
-        on_warning: Callable[[str], None] = lambda text: None,
+        on_warning: Callable[[str], None] = _ignore,
     ) -> None:
         self.folder = Path(folder)
         self.device = device
@@ -85,19 +92,19 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """Everything that decided the run: ``recipe.toml``."""
-        return parse_recipe(read_text(self._recipe_file, "recipe"), str(self._recipe_file))
+        path = self._path(files.RECIPE)
+        return parse_recipe(read_text(path, "recipe"), str(path))
 
-    @property
-    def _recipe_file(self) -> Path:
-        path = self.folder / files.RECIPE
-        if not path.is_file():
-            raise InputError(f"run: {self.folder} is not a run folder: it has no {path.name}")
-        return path
+    def _path(self, name: str) -> Path:
+        """Return the path of a file of the run; raise InputError if there is no run."""
+        if not (self.folder / files.RECIPE).is_file():
+            raise InputError(f"run: {self.folder} is not a run folder: it has no {files.RECIPE}")
+        return self.folder / name
 
     @cached_property
     def result(self) -> Result:
         """The run's figures: ``result.json``, or what the recipe says as long as there is none."""
-        stored = read_json(self.folder / files.RESULT)
+        path = self._path(files.RESULT)
         spec = self.recipe.quantization
         known = {
             "name": self.recipe.name,
@@ -105,9 +112,15 @@ class Run:
             "act_bits": spec.act_bits,
             "seed": self.recipe.training.seed,
             "dynamic_ranges": spec.dynamic_ranges,
-            **stored,
+            **read_json(path),
         }
-        return Result(**{f.name: known[f.name] for f in fields(Result) if f.name in known})
+        try:
+            return _RESULT.validate_python(known)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise InputError(
+                f"run: cannot read {path}: {wrong['loc'][0]} is {wrong['input']!r}"
+            ) from error
 
     @property
     def ended(self) -> bool:
@@ -118,31 +131,36 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The losses and learning rates of each epoch: ``metrics.jsonl``."""
         try:
-            lines = (self.folder / files.METRICS).read_text(encoding="utf-8").splitlines()
+            lines = self._path(files.METRICS).read_bytes().splitlines()
         except OSError:
             return []
-        records = []
+        records: list[dict[str, Any]] = []
         for line in lines:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break  # the last line of a run that was killed while it wrote
+            if not isinstance(record, dict):
+                break
+            records.append(record)
         return records
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions and machine: ``environment.json``; empty if it is not there."""
-        return read_json(self.folder / files.ENVIRONMENT)
+        return read_json(self._path(files.ENVIRONMENT))
 
     @property
     def images(self) -> Image.Image:
         """Images that the generator made, a row for each class: ``images.png``."""
+        path = self._path(files.IMAGES)
         try:
-            return Image.open(self.folder / files.IMAGES)
-        except OSError as error:
+            with Image.open(path) as image:
+                return image.copy()
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
+            problem = getattr(error, "strerror", None) or error
             raise InputError(
-                f"run: cannot read {self.folder / files.IMAGES}, which is written when training "
-                f"ends: {error.strerror or error}"
+                f"run: cannot read {path}, which is written when training ends: {problem}"
             ) from error
 
     # ---- networks ----
@@ -162,8 +180,9 @@ class Run:
         """The quantized network, in evaluation mode."""
         student, problem = self.kept_student
         if problem is None and not self.calibrated:
+            end = "was interrupted" if self.result.failure is None else "failed"
             problem = (
-                f"the student in {self.folder} has no activation ranges: its run failed before "
+                f"the student in {self.folder} has no activation ranges: its run {end} before "
                 "fine-tuning began"
             )
         if problem is not None:
@@ -173,7 +192,7 @@ class Run:
     @cached_property
     def loaded_teacher(self) -> LoadedTeacher:
         """The teacher with what is known about it."""
-        recipe = load_recipe(str(self._recipe_file))
+        recipe = load_recipe(str(self._path(files.RECIPE)))
         _, teacher = build_teacher(recipe, self._network, self.folder)
         use_format(recipe, teacher.network)
         teacher.network.to(self.device)
@@ -230,7 +249,7 @@ class Run:
     @cached_property
     def _checkpoint(self) -> dict[str, Any] | None:
         """Networks' states and figures of the newest valid checkpoint."""
-        found = newest_valid(self.folder, self._on_warning)
+        found = newest_valid(self._path(files.RECIPE).parent, self._on_warning)
         if found is None:
             return None
         trained = found[1]["trainer"]
@@ -281,7 +300,7 @@ class Run:
         ``packed_bytes`` the sizes of both networks as files.
         """
         return {
-            **asdict(self.result),
+            **asdict(self.latest_result),
             "float_bytes": float_bytes(self.teacher),
             "packed_bytes": len(packed.to_bytes(self.on_cpu(), self.recipe)),
         }
@@ -344,7 +363,7 @@ class Run:
         """Return the student's layers with bits, ranges and sizes, and the folder's files."""
         facts = {"run": self.recipe.name, "seed": str(self.recipe.training.seed)}
         for key in ("teacher", "before", "after"):
-            if (value := getattr(self.result, key)) is not None:
+            if (value := getattr(self.latest_result, key)) is not None:
                 facts[f"top-1 {key}"] = f"{value:.2f}%"
         for file in sorted(self.folder.iterdir()):
             if file.is_file():
@@ -383,10 +402,10 @@ class Run:
         return copy.deepcopy(self.student).cpu()
 
     def __repr__(self) -> str:
-        return text_table(self.result, self.metrics, self.folder)
+        return text_table(self.latest_result, self.metrics, self.folder)
 
     def _repr_html_(self) -> str:
-        return html_table(self.result, self.metrics, self.folder)
+        return html_table(self.latest_result, self.metrics, self.folder)
 
 
 def _warn(text: str) -> None:

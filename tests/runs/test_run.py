@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 import gdfq
 from gdfq.recipes.networks import build_trainer
 from gdfq.runs import session
+from gdfq.runs.folder import device_of
 from gdfq.runs.options import Options
 from gdfq.runs.run import Run
 from gdfq.training.checkpoint import newest_valid
@@ -89,6 +91,9 @@ def test_a_killed_run_is_opened_at_its_newest_checkpoint(tmp_path):
     assert (run.result.finished, run.latest_result.steps) == (False, 4)
     assert run.result.average_weight_bits is None
     assert run.latest_result.average_weight_bits == 4.0
+    assert (run.metrics["steps"], run.metrics["average_weight_bits"]) == (4, 4.0)
+    assert "4 steps, not finished" in repr(run)
+    assert "4 steps, not finished" in run._repr_html_()
     # Resumed, it is what the folder holds.
     done = session.start_or_resume(recipe_of(), folder, Show(), options())
     assert (done.result.finished, done.result.steps) == (True, 6)
@@ -99,7 +104,7 @@ def test_a_run_that_was_killed_in_its_warm_up_has_no_student(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Killed):
         session.quantize(recipe_of(), folder, Show(2, kill), options())
-    with pytest.raises(gdfq.InputError, match=r"^run: the student in .* has no activation ranges"):
+    with pytest.raises(gdfq.InputError, match=r"^run: the student in .* interrupted before fine-"):
         gdfq.open_run(folder, tiny_teacher())
     for checkpoint in folder.glob("checkpoint-*"):
         checkpoint.unlink()
@@ -109,9 +114,47 @@ def test_a_run_that_was_killed_in_its_warm_up_has_no_student(tmp_path):
         Run(folder, tiny_teacher()).generate(1)
 
 
-def test_a_folder_without_a_run_is_named(tmp_path):
-    for read in (gdfq.open_run, lambda path: Run(path).result, lambda path: Run(path).student):
+ATTRIBUTES = [
+    "recipe", "result", "ended", "history", "environment", "images", "teacher", "preprocessing",
+    "student", "loaded_teacher", "calibrated", "generator", "latest_result", "metrics",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_folder_without_a_run_is_named(tmp_path, name):
+    for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(gdfq.InputError, match=r"^run: .*is not a run folder: it has no recipe"):
-            read(tmp_path)
+            getattr(Run(folder), name)
+
+
+def test_a_run_can_be_pickled(finished):
+    again = pickle.loads(pickle.dumps(finished))
+    assert again.metrics == finished.metrics
+    assert torch.equal(again.student(IMAGES), finished.student(IMAGES))
+
+
+def test_damaged_files_are_named_or_count_as_missing(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    for third in (b'{"step": "\xff"}', b"[6]", b'{"step"'):
+        (folder / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + third)
+        assert [record["step"] for record in Run(folder).history] == [2, 4]
+    for content in ("[]", "3", "nul"):
+        (folder / "environment.json").write_text(content)
+        assert (Run(folder).environment, device_of(folder)) == ({}, "auto")
+        (folder / "result.json").write_text(content)
+        assert Run(folder).result.steps == 0
+    (folder / "environment.json").write_text('{"device": [0]}')
+    assert device_of(folder) == "auto"
+    (folder / "result.json").write_text('{"after": "x"}')
+    with pytest.raises(gdfq.InputError, match=r"^run: cannot read .*result\.json: after is 'x'$"):
+        Run(folder).result  # noqa: B018
+    picture = (folder / "images.png").read_bytes()
+    for damaged in (b"", b"no picture", picture[:-400], picture[:60] + bytes(60) + picture[120:]):
+        (folder / "images.png").write_bytes(damaged)
+        with pytest.raises(gdfq.InputError, match=r"^run: cannot read .*images\.png, which"):
+            Run(folder).images  # noqa: B018
+    (folder / "images.png").unlink()
     with pytest.raises(gdfq.InputError, match=r"^run: cannot read .*images\.png, .* No such file"):
-        Run(tmp_path).images  # noqa: B018
+        Run(folder).images  # noqa: B018
