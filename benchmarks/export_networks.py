@@ -47,7 +47,7 @@ from gdfq.convert import QuantizedModel
 from gdfq.environment import environment
 from gdfq.export import export_onnx, runtimes
 from gdfq.export.parity import NOTICEABLE, compare
-from gdfq.export.source import Images
+from gdfq.export.source import CheckImages
 
 RESULT = RESULTS / "export-networks-cpu.json"
 IMAGE_SIZE = 128  # of the photographs
@@ -64,9 +64,9 @@ class Network:
     shape: tuple[int, int, int]
     range: tuple[float, float]
 
-    def images(self, count: int) -> Images:
+    def images(self, count: int) -> CheckImages:
         """Return the first ``count`` images, at most."""
-        return Images(self.batches(count), "", self.shape, self.range)
+        return CheckImages(self.batches(count), "", self.shape, self.range)
 
 
 # ---- EfficientNet-Lite0 ----

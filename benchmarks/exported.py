@@ -15,7 +15,7 @@ from torch import nn
 
 from gdfq.export import runtimes
 from gdfq.export.emit import OPSET
-from gdfq.export.source import Images
+from gdfq.export.source import CheckImages
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def export_float(network: nn.Module, images: Images, path: Path) -> None:
+def export_float(network: nn.Module, images: CheckImages, path: Path) -> None:
     """Write the float model for the comparison."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

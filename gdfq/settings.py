@@ -181,7 +181,7 @@ def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
 def one_of(choices: Sequence[Any]) -> str:
     """Return the choices in words: ``"one of 'a', 'b' or 'c'"``."""
     *others, last = map(repr, choices)
-    return f"one of {', '.join(others)} or {last}"
+    return f"one of {', '.join(others)} or {last}" if others else last
 
 
 def _interval(bounds: Mapping[str, Any]) -> str:

@@ -174,8 +174,11 @@ def test_a_file_that_answers_otherwise_is_warned_of(result, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["net"], "format: must be one of onnx, pt2, safetensors, where net does not end in one"),
-        (["net.pt2", "pth"], "format: must be one of onnx, pt2, safetensors, got 'pth'"),
+        (
+            ["net"],
+            "format: must be one of 'onnx', 'pt2' or 'safetensors', where net does not end in one",
+        ),
+        (["net.pt2", "pth"], "format: must be one of 'onnx', 'pt2' or 'safetensors', got 'pth'"),
     ],
 )
 def test_export_to_nothing(result, arguments, message):

@@ -125,7 +125,10 @@ def test_cuda_tensors_have_a_kernel(operator):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpu", "backend: must be one of auto, triton, cuda, cpu, reference, got 'gpu'"),
+        (
+            "gpu",
+            "backend: must be one of 'auto', 'triton', 'cuda', 'cpu' or 'reference', got 'gpu'",
+        ),
         pytest.param(
             "cuda",
             "backend: 'cuda' cannot be used: gdfq was built without it",
@@ -179,7 +182,8 @@ def test_info_names_what_is_wrong_with_the_variable():
     process = run("-c", "from gdfq.cli import main; main()", "info", GDFQ_BACKEND="gpu")
     assert process.returncode == 2
     assert process.stderr.strip() == (
-        "gdfq: GDFQ_BACKEND: must be one of auto, triton, cuda, cpu, reference, got 'gpu'"
+        "gdfq: GDFQ_BACKEND: must be one of 'auto', 'triton', 'cuda', 'cpu' or 'reference', "
+        "got 'gpu'"
     )
 
 

@@ -14,6 +14,7 @@ from gdfq.convert import quantize_model
 from gdfq.distributed import World
 from gdfq.errors import InputError
 from gdfq.models import Generator
+from gdfq.ops._checks import check_choice
 from gdfq.training import GDFQTrainer
 from gdfq.training.precision import Precision
 
@@ -90,8 +91,7 @@ def make(name: str, workload: Workload, settings: Settings, world: World | None 
 def check_rivals(names: Sequence[str], device: str) -> list[Any]:
     """Return ``names`` without repeats; raise InputError if one is unknown or needs CUDA."""
     for name in names:
-        if name not in get_args(Rival):
-            raise InputError(f"against: must be one of {', '.join(get_args(Rival))}, got {name!r}")
+        check_choice("against", name, get_args(Rival))
         if name in NEED_CUDA and device != "cuda":
             raise InputError(f"against: {name!r} needs a CUDA device, got {device}")
     return list(dict.fromkeys(names))

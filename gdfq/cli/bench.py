@@ -14,6 +14,7 @@ from gdfq.bench.networks import WORKLOADS
 from gdfq.bench.report import details, table, traffic_table
 from gdfq.cli._common import DEVICE, print_table, print_text, resolve_device
 from gdfq.errors import InputError
+from gdfq.ops._checks import check_choice
 from gdfq.training.precision import check_precision
 
 
@@ -58,8 +59,7 @@ def bench(
 
     Under torchrun, also print the collective traffic.
     """
-    if network not in WORKLOADS:
-        raise InputError(f"network: must be one of {', '.join(WORKLOADS)}, got {network!r}")
+    check_choice("network", network, [*WORKLOADS])
     device = resolve_device(device)
     workload = WORKLOADS[network]
     if batch_size is not None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from gdfq.cli._common import EXIT_FAILED, print_error, print_table, print_text
+from gdfq.cli._recipe_options import takes_fields
 from gdfq.errors import InputError
-from gdfq.export.files import FORMATS, Exported, export_file, options_for
+from gdfq.export.files import Exported, FileOptions, export_file, options_for
 from gdfq.export.form import Form
 from gdfq.export.onnx_file import data_path
 from gdfq.export.source import open_images, open_packed
@@ -20,28 +21,10 @@ from gdfq.runs.run import Run
 
 def export(
     run: Annotated[Path, typer.Argument(help="a run folder, or a packed safetensors file")],
-    format: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(FORMATS)}; by default what --out ends in, else onnx",
-                     show_default=False),
-    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="file to write; by default in the run folder", show_default=False),
     ] = None,
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="onnx: exact keeps every prediction; integer computes convolutions and sums in "
-            "integers, which changes some"
-        ),
-    ] = "exact",
-    weights: Annotated[
-        str, typer.Option(help="onnx: int8, or int4 for half the size (2 to 4 bits, exact mode)")
-    ] = "int8",
-    decompose: Annotated[
-        bool, typer.Option(help="pt2: PyTorch's own operators, loads without this package")
-    ] = False,
     images: Annotated[
         int | None,
         typer.Option(min=1, help="compare on so many test images; by default on all",
@@ -51,13 +34,14 @@ def export(
         bool,
         typer.Option(
             "--keep-unfaithful/--delete-unfaithful",
-            help="a file that should predict as the student does but does not: keep or delete it",
+            help="keep a file that fails the comparison, or delete it",
         ),
     ] = True,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Write a student for other runtimes, then run the file and compare it with the student."""
-    options = options_for(out, format, mode, weights, decompose)
-    path = out or (run if run.is_dir() else run.parent) / options.file_name
+    form = options_for(out, **{name: value for name, value in options.items() if value is not None})
+    path = out or (run if run.is_dir() else run.parent) / form.file_name
     for taken in (path, data_path(path)):
         if taken.exists():
             raise InputError(f"out: {taken} exists; nothing is overwritten")
@@ -67,7 +51,7 @@ def export(
     else:
         recipe, student = open_packed(run)
         test = open_images(recipe, run, images)
-    written = export_file(student, path, options, test, recipe, keep_unfaithful)
+    written = export_file(student, path, form, test, recipe, keep_unfaithful)
     print_text(f"{path}: {written.size:,} bytes")
     if written.form is not None:
         _print_form(written.form)
@@ -80,6 +64,9 @@ def export(
         reasons = "; ".join(written.wrong)
         print_error(f"gdfq: {path} does not predict as the student does, {fate}: {reasons}")
         raise typer.Exit(EXIT_FAILED)
+
+
+takes_fields(export, ((None, *field) for field in FileOptions.model_fields.items()))
 
 
 def _print_parities(written: Exported) -> None:

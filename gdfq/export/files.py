@@ -6,59 +6,50 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from pydantic import Field, model_validator
 
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.export import packed
 from gdfq.export.form import Form
-from gdfq.export.onnx_file import check_options, data_path, export_onnx, require
+from gdfq.export.onnx_file import OnnxOptions, data_path, export_onnx, require
 from gdfq.export.parity import NOTICEABLE, Parity, compare, difference
 from gdfq.export.pt2 import export_pt2
-from gdfq.export.source import Images
+from gdfq.export.source import CheckImages
 from gdfq.files import remove
 from gdfq.recipes import Recipe
+from gdfq.settings import one_of
 
-FORMATS = ("onnx", "pt2", "safetensors")
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Format = Literal["onnx", "pt2", "safetensors"]
 PACKED = "packed.safetensors"
 
 
-@dataclass(frozen=True)
-class FileOptions:
-    """Options of an exported file.
+class FileOptions(OnnxOptions):
+    """The format and form of an exported file."""
 
-    Attributes:
-        format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``.
-        mode: of ONNX; ``"exact"`` keeps the student's predictions, ``"integer"`` computes
-            convolutions and sums in integers, which changes some.
-        weights: of ONNX; ``"int8"``, or ``"int4"`` for half the size.
-        decompose: of pt2; write PyTorch operators only, so that it loads without this package.
+    format: Format = Field(
+        "onnx",
+        description="'onnx', 'pt2' or 'safetensors'; by default the ending of the file's name, "
+        "without one 'onnx'",
+    )
+    decompose: bool = Field(
+        False, description="pt2: PyTorch's operators only, so that it loads without this package"
+    )
 
-    Raises:
-        InputError: an option is unknown or does not apply to the format, or a required package is
-            not installed.
-    """
-
-    format: str = "onnx"
-    mode: str = "exact"
-    weights: str = "int8"
-    decompose: bool = False
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise InputError(f"format: must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        for name, used, formats in (
-            ("mode", self.mode != "exact", "onnx"),
-            ("weights", self.weights != "int8", "onnx"),
-            ("decompose", self.decompose, "pt2"),
-        ):
-            if used and self.format != formats:
-                raise InputError(f"{name}: is for the format {formats} only")
-        check_options(self.mode, self.weights)
+    @model_validator(mode="after")
+    def _suit_the_format(self) -> Self:
+        for name, format in (("mode", "onnx"), ("weights", "onnx"), ("decompose", "pt2")):
+            if name in self.changed() and self.format != format:
+                raise InputError(f"{name}: is for the format {format} only")
         if self.format == "onnx":
             require("onnx", "onnxscript", "onnxruntime")
+        return self
 
     @property
     def file_name(self) -> str:
@@ -71,27 +62,22 @@ class FileOptions:
         return f"student{integer}{int4}{plain}.{self.format}"
 
 
-def options_for(
-    path: Path | None,
-    format: str | None = None,
-    mode: str = "exact",
-    weights: str = "int8",
-    decompose: bool = False,
-) -> FileOptions:
+def options_for(path: Path | None, format: Any = None, **options: Any) -> FileOptions:
     """Return the options of the file ``path``.
 
     Without ``format``, the ending of ``path`` selects it; without both, it is ONNX.
 
     Raises:
-        InputError: see :class:`FileOptions`; or the ending of ``path`` is not a format.
+        InputError: an option is unknown or does not apply to the format, a required package is not
+            installed, or the ending of ``path`` is not a format.
     """
     if format is None:
         format = "onnx" if path is None else path.suffix.removeprefix(".")
-        if format not in FORMATS:
+        if format not in get_args(Format):
             raise InputError(
-                f"format: must be one of {', '.join(FORMATS)}, where {path} does not end in one"
+                f"format: must be {one_of(get_args(Format))}, where {path} does not end in one"
             )
-    return FileOptions(format, mode, weights, decompose)
+    return FileOptions(format=format, **options)
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,7 +156,7 @@ def export_file(
     student: QuantizedModel,
     path: Path,
     options: FileOptions,
-    test: Images,
+    test: CheckImages,
     recipe: Recipe | None,
     keep_unfaithful: bool = True,
 ) -> Exported:
@@ -205,12 +191,20 @@ def export_file(
 
 
 def _export_file(
-    student: QuantizedModel, path: Path, options: FileOptions, test: Images, recipe: Recipe | None
+    student: QuantizedModel,
+    path: Path,
+    options: FileOptions,
+    test: CheckImages,
+    recipe: Recipe | None,
 ) -> Exported:
     if options.format == "onnx":
-        mode, weights = check_options(options.mode, options.weights)
         form = export_onnx(
-            student, path, test.example, mode=mode, weights=weights, input_range=test.range
+            student,
+            path,
+            test.example,
+            input_range=test.range,
+            mode=options.mode,
+            weights=options.weights,
         )
         size = sum(file.stat().st_size for file in _written(path))
         parities = compare(student, path, test.batches)

@@ -87,9 +87,9 @@ class _Known:
 def export_form(
     student: QuantizedModel,
     images: Tensor,
-    mode: Mode = "exact",
-    weights: Weights = "int8",
-    input_range: tuple[float, float] | None = None,
+    mode: Mode,
+    weights: Weights,
+    input_range: tuple[float, float] | None,
 ) -> Form:
     """Return the graph of ``student`` with its quantized layers replaced by modules that emit Q/DQ.
 

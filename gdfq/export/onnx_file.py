@@ -10,9 +10,10 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch._dynamo.exc import UserError
 
@@ -31,6 +32,10 @@ from gdfq.files import write_file
 from gdfq.nn import QAct
 from gdfq.nn.given import one_line
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
+from gdfq.settings import Settings, with_fields
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 METADATA_KEY = "gdfq"
 LIMIT = 2_000_000_000  # bytes of tensors in one file: protobuf allows 2 GiB, graph included
@@ -47,15 +52,27 @@ def require(*packages: str) -> ModuleType:
     return importlib.import_module(packages[0])
 
 
-def check_options(mode: str, weights: str) -> tuple[Mode, Weights]:
-    """Return both; raise InputError unless they are valid and can be combined."""
-    if mode not in get_args(Mode):
-        raise InputError(f"mode: must be 'exact' or 'integer', got {mode!r}")
-    if weights not in get_args(Weights):
-        raise InputError(f"weights: must be 'int8' or 'int4', got {weights!r}")
-    if mode == "integer" and weights == "int4":
-        raise InputError("weights: must be 'int8' in integer mode: integer kernels take no int4")
-    return cast(Mode, mode), cast(Weights, weights)
+class OnnxOptions(Settings):
+    """The form of an ONNX file."""
+
+    mode: Mode = Field(
+        "exact",
+        description="onnx: 'exact' (the default) keeps the student's predictions, 'integer' "
+        "computes convolutions and sums in integers, which changes some",
+    )
+    weights: Weights = Field(
+        "int8",
+        description="onnx: 'int8' (the default), or in exact mode 'int4', half the size for "
+        "weights of 2 to 4 bits",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_combined(self) -> Self:
+        if self.mode == "integer" and self.weights == "int4":
+            raise InputError(
+                "weights: must be 'int8' in integer mode: integer kernels take no int4"
+            )
+        return self
 
 
 def check_ranges(student: QuantizedModel) -> None:
@@ -94,9 +111,8 @@ def export_onnx(
     path: str | Path,
     images: Tensor,
     *,
-    mode: Mode = "exact",
-    weights: Weights = "int8",
     input_range: tuple[float, float] | None = None,
+    **options: Any,
 ) -> Form:
     """Write ``student`` as ONNX with QuantizeLinear and DequantizeLinear, opset 21.
 
@@ -111,11 +127,10 @@ def export_onnx(
         student: from :func:`gdfq.quantize_model` or :func:`gdfq.load`, with ranges set.
         path: of the file; replaced if it exists.
         images: a batch ``(N, C, H, W)``; only its shape matters.
-        mode: ``"exact"`` or ``"integer"``.
-        weights: ``"int8"``; in exact mode also ``"int4"``, half the size for weights of 2 to 4
-            bits.
         input_range: lower and upper bound of the images, for integer mode; None leaves the first
             convolution in float.
+        options: the fields of :class:`OnnxOptions`, by name: ``mode="integer"`` or
+            ``weights="int4"``.
 
     Returns:
         The exported network; ``parts`` lists how each layer is stored, ``instead`` those that
@@ -125,25 +140,28 @@ def export_onnx(
         InputError: an argument is invalid, ``student`` has dynamic ranges, a package is missing,
             torch.onnx cannot export an operation, or the file cannot be written.
     """
-    check_options(mode, weights)
+    given = OnnxOptions(**options)
     if input_range is not None and not input_range[0] < input_range[1]:
         raise InputError(f"input_range: must be (lo, hi), lo < hi, got {input_range!r}")
     check_student(student)
     _check_readers(student)
     check_ranges(student)
     require("onnx", "onnxscript")
-    form = export_form(student, images, mode, weights, input_range)
+    form = export_form(student, images, given.mode, given.weights, input_range)
     model = _to_proto(form, images)
     _delete_exporter_notes(model)
-    if weights == "int4":
+    if given.weights == "int4":
         _store_as_int4(model)
-    facts = {"mode": mode, "parts": [asdict(part) for part in form.parts]}
+    facts = {"mode": given.mode, "parts": [asdict(part) for part in form.parts]}
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
     try:
         _write(model, Path(path))
     except OSError as error:
         raise InputError(f"path: cannot write {path}: {error.strerror}") from error
     return form
+
+
+export_onnx.__signature__ = with_fields(export_onnx, OnnxOptions)  # type: ignore[attr-defined]
 
 
 def _to_proto(form: Form, images: Tensor) -> Any:

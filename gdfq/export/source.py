@@ -23,7 +23,7 @@ GENERATED = 256  # default number of generated images
 
 
 @dataclass
-class Images:
+class CheckImages:
     """Batches of normalized images ``(N, C, H, W)`` with labels ``(N,)`` or None.
 
     ``range``: lower and upper bound of normalized values, for pixels in [0, 1].
@@ -61,7 +61,7 @@ def open_images(
     limit: int | None = None,
     given: Iterable[tuple[Tensor, Tensor]] | None = None,
     make_generator: Callable[[], Generator | None] = lambda: None,
-) -> Images:
+) -> CheckImages:
     """Return images for a student: its recipe's data set; without one, generated images.
 
     Args:
@@ -80,12 +80,12 @@ def open_images(
     shape = facts.channels, facts.image_size, facts.image_size
     if given is not None:
         name = "the images given" if limit is None else f"{limit:,} of the images given"
-        return Images(given if limit is None else _first(given, limit), name, shape, limits)
+        return CheckImages(given if limit is None else _first(given, limit), name, shape, limits)
     if recipe.teacher.data != "none":
         batches = open_batches(recipe, facts)
         count = min(limit or batches.pictures, batches.pictures)
         name = f"{count:,} test images of {batches.name}"
-        return Images(_first(batches, count), name, shape, limits)
+        return CheckImages(_first(batches, count), name, shape, limits)
     generator = make_generator()
     if generator is None:
         raise InputError(
@@ -95,7 +95,7 @@ def open_images(
     count = limit or GENERATED
     generator = copy.deepcopy(generator).cpu()
     made = ((x, None) for x in images_in_turn(recipe, generator, facts.num_classes, count))
-    return Images(made, f"{count:,} generated images", shape, limits)
+    return CheckImages(made, f"{count:,} generated images", shape, limits)
 
 
 def _preprocessing(path: Path, recipe: Recipe) -> Preprocessing:

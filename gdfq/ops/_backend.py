@@ -19,6 +19,7 @@ import torch
 
 from gdfq.errors import InputError
 from gdfq.ops import _native, triton
+from gdfq.ops._checks import check_choice
 
 VARIABLE = "GDFQ_BACKEND"
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
@@ -157,8 +158,7 @@ def _triton_kernel(operator: str) -> Kernel | None:
 
 
 def _check(name: str, source: str) -> None:
-    if name not in BACKENDS:
-        raise InputError(f"{source}: must be one of {', '.join(BACKENDS)}, got {name!r}")
+    check_choice(source, name, BACKENDS)
     if name == "triton" and triton_version() is None:
         raise InputError(f"{source}: 'triton' cannot be used: it is not installed")
     if name == "cuda" and _native.cuda_version is None:

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from gdfq.convert import QuantizedModel
 from gdfq.errors import InputError
 from gdfq.export import packed
-from gdfq.export.files import Exported, export_file, options_for
+from gdfq.export.files import Exported, FileOptions, export_file, options_for
 from gdfq.export.inspection import Inspection, in_bytes, inspect_student
-from gdfq.export.source import Images, open_images
+from gdfq.export.source import CheckImages, open_images
 from gdfq.models import Generator
 from gdfq.nn import QAct
 from gdfq.recipes import Recipe, load_recipe
@@ -38,6 +38,7 @@ from gdfq.runs.folder import read_json, shorten, use_format
 from gdfq.runs.measures import float_bytes
 from gdfq.runs.report import write_report
 from gdfq.runs.table import html_table, text_table
+from gdfq.settings import checked, with_fields
 from gdfq.sources import LoadedTeacher, Preprocessing
 from gdfq.training.checkpoint import newest_valid
 from gdfq.training.parts import final_state
@@ -312,47 +313,41 @@ class Run:
         path: str | Path,
         format: str | None = None,
         *,
-        mode: str = "exact",
-        weights: str = "int8",
-        decompose: bool = False,
         images: int | None = None,
         keep_unfaithful: bool = True,
+        **options: Any,
     ) -> Exported:
         """Write the student for other runtimes, then run the file and compare it with the student.
 
         Args:
             path: of the file; it is replaced if it exists.
             format: ``"onnx"``, ``"pt2"`` or ``"safetensors"``; None is what ``path`` ends in.
-            mode: of ONNX; ``"exact"`` keeps every prediction, ``"integer"`` computes convolutions
-                and sums in integers, which changes some.
-            weights: of ONNX; ``"int8"``, or ``"int4"`` for half the size.
-            decompose: pt2 in PyTorch's own operators, which loads without this package.
             images: how many it is compared on; None is all of ``evaluate``'s batches, else all of
                 the recipe's data set, else 256 generated ones.
-            keep_unfaithful: False deletes a file that should predict as the student does but does
-                not, and puts back what it replaced.
+            keep_unfaithful: False deletes a file that fails the comparison, and restores the file
+                that it replaced.
+            options: the other fields of :class:`gdfq.export.files.FileOptions`, by name:
+                ``mode="integer"`` or ``weights="int4"`` for ONNX, ``decompose=True`` for pt2.
 
         Returns:
-            How the file predicts. If it should predict as the student does but does not, there is
-            a warning too, which says in which runtime and why.
+            The file's comparison with the student. If it fails, a warning names runtime and reason.
 
         Raises:
-            InputError: there is no such format, a package is missing, the network cannot be
+            InputError: an option is not allowed, a package is missing, the network cannot be
                 exported, or the file cannot be written.
         """
         path = Path(path)
-        options = options_for(path, format, mode, weights, decompose)
-        if images is not None and images < 1:
-            raise InputError(f"images: must be >= 1, got {images}")
+        form = options_for(path, format, **options)
+        images = checked("images", images, Annotated[int, Field(ge=1)] | None)
         student = self.on_cpu()
         written = export_file(
-            student, path, options, self.check_images(images), self.recipe, keep_unfaithful
+            student, path, form, self.check_images(images), self.recipe, keep_unfaithful
         )
         if not written.faithful:
             warnings.warn(f"gdfq: {written}", stacklevel=2)
         return written
 
-    def check_images(self, limit: int | None = None) -> Images:
+    def check_images(self, limit: int | None = None) -> CheckImages:
         """Return the images that an exported file is compared on, see :meth:`export`."""
         given = None
         if self._evaluate is not None and not callable(self._evaluate):
@@ -406,6 +401,9 @@ class Run:
 
     def _repr_html_(self) -> str:
         return html_table(self.latest_result, self.metrics, self.folder)
+
+
+Run.export.__signature__ = with_fields(Run.export, FileOptions)  # type: ignore[attr-defined]
 
 
 def _warn(text: str) -> None:

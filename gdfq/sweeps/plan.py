@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import ConfigDict, Field
 
 from gdfq.errors import InputError
+from gdfq.ops._checks import check_choice
 from gdfq.recipes import Recipe, load_recipe
 from gdfq.recipes.files import read_text, tomllib
 from gdfq.recipes.schema import check_key, fields
@@ -266,10 +267,10 @@ def _references(file: _File, variants: list[Variant], source: str) -> dict[str, 
     table of that name where there is one.
     """
     wanted = file.reference
-    if wanted is not None and wanted not in {n for v in variants for n in (v.name, v.table)}:
-        names = ", ".join(dict.fromkeys([*filter(None, (v.table for v in variants)), *(
-            v.name for v in variants)]))  # fmt: skip
-        raise InputError(f"{source}: reference: must be one of {names}, got {wanted!r}")
+    if wanted is not None:
+        tables = [variant.table for variant in variants if variant.table]
+        names = dict.fromkeys([*tables, *(variant.name for variant in variants)])
+        check_choice(f"{source}: reference", wanted, [*names])
     if any(variant.name == wanted for variant in variants):
         return {variant.name: str(wanted) for variant in variants}
     references = {}

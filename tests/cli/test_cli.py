@@ -357,8 +357,11 @@ def test_bench_prints_times_phases_and_what_is_fused(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--network", "alexnet"], "network: must be one of resnet20,.* got 'alexnet'"),
-        (["--against", "magic"], "against: must be one of plain, frozen, compile, .* got 'magic'"),
+        (["--network", "alexnet"], "network: must be one of 'resnet20',.* got 'alexnet'"),
+        (
+            ["--against", "magic"],
+            "against: must be one of 'plain', 'frozen', 'compile' or .* got 'magic'",
+        ),
         (
             ["--against", "max-autotune", "--device", "cpu"],
             "against: 'max-autotune' needs a CUDA device, got cpu",

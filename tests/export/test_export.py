@@ -23,7 +23,7 @@ from gdfq.export.formulas import FORMULAS
 from gdfq.export.parity import _parity, compare
 from gdfq.export.pooling import POOLING, refuse_indices
 from gdfq.export.rewrites import REWRITES
-from gdfq.export.source import Images, open_images
+from gdfq.export.source import CheckImages, open_images
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_student, build_teacher
@@ -321,9 +321,13 @@ def test_a_script_within_a_network_is_written_as_what_it_computes(tmp_path):
 def test_bad_arguments_are_named(tmp_path):
     student, images = awkward_student()
     path = tmp_path / "x.onnx"
-    with pytest.raises(gdfq.InputError, match="mode: must be 'exact' or 'integer'"):
+    with pytest.raises(
+        gdfq.InputError, match="mode: must be one of 'exact' or 'integer', got 'fast'"
+    ):
         export_onnx(student, path, images, mode="fast")
-    with pytest.raises(gdfq.InputError, match="weights: must be 'int8' or 'int4'"):
+    with pytest.raises(
+        gdfq.InputError, match="weights: must be one of 'int8' or 'int4', got 'int2'"
+    ):
         export_onnx(student, path, images, weights="int2")
     with pytest.raises(gdfq.InputError, match="must be 'int8' in integer mode"):
         export_onnx(student, path, images, mode="integer", weights="int4")
@@ -792,7 +796,7 @@ def test_one_image_in_twenty_may_differ_by_rounding(tmp_path):
 def test_a_file_that_fails_its_check_is_deleted_on_request(tmp_path, monkeypatch):
     images = torch.randn(8, 2, 8, 8)
     student = calibrated(gdfq.quantize_model(tiny_teacher(), 3, 4), images)
-    test = Images([(images, None)], "8 images", (2, 8, 8), (-4.0, 4.0))
+    test = CheckImages([(images, None)], "8 images", (2, 8, 8), (-4.0, 4.0))
     files = sys.modules["gdfq.export.files"]
 
     def damaged(student, path, example, **options):
@@ -875,7 +879,9 @@ def test_what_is_missing_is_said_before_anything_is_read(capsys, tmp_path, monke
     assert "needs onnxscript, onnxruntime, not installed: pip install 'gdfq[export]'" in err
     code, _, err = gdfq_command(capsys, "export", tmp_path / "no run", "--out", tmp_path / "s.bin")
     assert code == 2
-    assert f"format: must be one of onnx, pt2, safetensors, where {tmp_path / 's.bin'}" in err
+    assert (
+        f"format: must be one of 'onnx', 'pt2' or 'safetensors', where {tmp_path / 's.bin'}" in err
+    )
 
 
 def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
@@ -892,13 +898,16 @@ def test_too_little_agreement_fails(capsys, tmp_path, run_folder, monkeypatch):
     code, out, err = gdfq_command(capsys, "export", run_folder, *arguments)
     assert "100.00%" not in out.split("same prediction")[1].split("median")[0]
     assert code == 1
-    assert "does not answer" in err
+    assert "does not predict" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "tflite"], "format: must be one of onnx, pt2, safetensors"),
+        (
+            ["--format", "tflite"],
+            "format: must be one of 'onnx', 'pt2' or 'safetensors', got 'tflite'",
+        ),
         (["--format", "pt2", "--mode", "integer"], "mode: is for the format onnx only"),
         (["--decompose"], "decompose: is for the format pt2 only"),
         (["--weights", "int4", "--mode", "integer"], "weights: must be 'int8'"),

@@ -204,7 +204,7 @@ def test_seeds_alone_are_a_sweep(file):
         (TINY + TWO + "[[variant]]\nname = 'plain'\nalpha = 9.0", "there are two of this name"),
         (TINY + TWO + "[[variant]]\nname = 'other'", "variant other: is the same as plain"),
         (TINY + "[grid]\nobjective = ['kd_ce']\n" + TWO, "objective: is in [grid] too"),
-        ("reference = 'x'\n" + TINY + TWO, "reference: must be one of plain, kl, got 'x'"),
+        ("reference = 'x'\n" + TINY + TWO, "reference: must be one of 'plain' or 'kl', got 'x'"),
         # What the network alone can say.
         (TINY + "[grid]\nbits = [{x = {weight = 3}}]", "sweep.toml: variant bits.1: bits: "),
         (TINY + "[grid]\nbns_layers = [['x']]", "sweep.toml: variant bns_layers.1: bns_layers: "),
