@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as tensors
 from torch import Tensor, nn
@@ -17,64 +17,51 @@ from torch import Tensor, nn
 from gdfq.convert import QuantizedModel, quantize_model
 from gdfq.errors import InputError
 from gdfq.export.packed_layers import (
+    KINDS,
+    LayerFacts,
     PackedCall,
     PackedWeight,
-    Stored,
-    allocate_packed,
+    kind_of,
     pack,
     pack_call,
 )
 from gdfq.files import write_file
 from gdfq.nn import QAct, QConv2d, QLinear
+from gdfq.nn.quantization import Bits
 from gdfq.nn.weight import WeightQuantizer
+from gdfq.ops._checks import Activation
 from gdfq.recipes import Recipe
 from gdfq.recipes.files import parse_recipe
 from gdfq.recipes.networks import build_network, build_student
+from gdfq.settings import Settings
 
 KEY = "gdfq"  # the only metadata entry: safetensors writes several in varying order
-DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16,
-                                                     torch.bfloat16)}  # fmt: skip
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class LayerFacts(_Part):
-    """Format of a packed weight."""
-
-    kind: Literal["conv2d", "linear", "call"]  # "call": an argument of a function
-    weight_bits: int = Field(ge=2, le=8)
-    shape: list[int]
-    dtype: Literal["float32", "float64", "float16", "bfloat16"]
-    channels_last: bool
-    per_kernel: bool = False  # one scale and zero point for each kernel
-
-
-class ComputedFacts(_Part):
+class ComputedFacts(Settings):
     """Quantizer of a weight that the network computes and passes to a function."""
 
-    weight_bits: int = Field(ge=2, le=8)
+    weight_bits: Bits
     zero_in_range: bool
     kernel_ranges: bool = False
 
 
-class ActFacts(_Part):
+class ActFacts(Settings):
     """Quantizer of an activation."""
 
-    act_bits: int = Field(ge=2, le=8)
-    act: Literal["relu", "relu6", "none"]
+    act_bits: Bits
+    act: Activation
     zero_in_range: bool = False
     dynamic_range: bool = False
 
 
-class Header(_Part):
+class Header(Settings):
     """Metadata of a packed file, by path of the layer in the network."""
 
     format: Literal[1] = 1
     layers: dict[str, LayerFacts]
     acts: dict[str, ActFacts]
-    computed: dict[str, ComputedFacts] = {}
+    computed: dict[str, ComputedFacts] = Field({})
     recipe: str | None = None
 
     def parsed_recipe(self) -> Recipe | None:
@@ -136,9 +123,10 @@ def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
     """Return the content of the file that :func:`save` writes."""
     packed = packed_copy(student)
     modules = packed.named_modules(remove_duplicate=False)
-    layers = _layers(packed) | {p: m for p, m in modules if isinstance(m, PackedCall)}
+    calls = {p: m for p, m in modules if isinstance(m, PackedCall)}
+    layers: dict[str, Any] = {**_layers(packed), **calls}
     header = Header(
-        layers={p: _layer_facts(layer) for p, layer in layers.items()},
+        layers={p: layer.stored for p, layer in layers.items()},
         acts={p: _act_facts(act) for p, act in _acts(packed).items()},
         computed={
             p: ComputedFacts(
@@ -150,12 +138,18 @@ def to_bytes(student: QuantizedModel, recipe: Recipe | None = None) -> bytes:
         },
         recipe=None if recipe is None else recipe.to_toml(),
     )
+    keys = _keys(header)
     state, seen = {}, set()
     for name, value in packed.state_dict(keep_vars=True).items():
         if id(value) not in seen:  # write a shared tensor once
             seen.add(id(value))
-            state[name] = value.detach().contiguous()
+            state[keys.get(name, name)] = value.detach().contiguous()
     return tensors.save(state, metadata={KEY: json.dumps(header.model_dump())})
+
+
+def _keys(header: Header) -> dict[str, str]:
+    """Return the keys in the file of tensors that have another name in the student."""
+    return {f"{path}.inv_scale": f"{path}.scale" for path in header.layers}
 
 
 def check_student(student: Any) -> None:
@@ -176,24 +170,6 @@ def check_student(student: Any) -> None:
     for path, (_, called) in weights_of_calls(student).items():
         if not called.isfinite().all():
             raise InputError(f"student: the weight of {path} is not finite")
-
-
-def _layer_facts(layer: Any) -> LayerFacts:
-    stored: Stored = layer.stored
-    return LayerFacts(
-        kind=_kind(layer),
-        weight_bits=stored.weight_bits,
-        shape=list(stored.shape),
-        dtype=str(stored.dtype).removeprefix("torch."),  # type: ignore[arg-type]
-        channels_last=stored.channels_last,
-        per_kernel=stored.per_kernel,
-    )
-
-
-def _kind(layer: Any) -> Literal["conv2d", "linear", "call"]:
-    if isinstance(layer, WeightQuantizer):
-        return "call"
-    return "conv2d" if isinstance(layer, QConv2d) else "linear"
 
 
 def _act_facts(act: QAct) -> ActFacts:
@@ -309,13 +285,10 @@ def read(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
             f"path: {path} is a safetensors file, but not a packed student of gdfq.save"
         )
     try:
-        return Header.model_validate_json(metadata[KEY]), state
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"path: the header of {path} is damaged: {where}: {first['msg']}") from (
-            error
-        )
+        facts = dict(json.loads(metadata[KEY]))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"path: the header of {path} is damaged: {error}") from error
+    return Header.read(facts, f"path: the header of {path} is damaged"), state
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
@@ -352,14 +325,14 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
     new: dict[Any, nn.Module] = {}
     for name, layer in _layers(student).items():
         facts = header.layers[name]
-        new[layer] = allocate_packed(layer, _stored(facts), layer.weight.device, layer in kept)
+        new[layer] = KINDS[facts.kind](layer, facts, layer.weight.device, layer in kept)
     _replace(student, new)
     made: dict[Any, PackedWeight] = {}
     for name, (quantizer, weight) in calls.items():
         facts = header.layers[name]
-        key = id(weight), facts.model_dump_json(), quantizer.zero_in_range
+        key = id(weight), facts, quantizer.zero_in_range
         if key not in made:
-            made[key] = allocate_packed(quantizer, _stored(facts), weight.device)
+            made[key] = PackedCall(quantizer, facts, weight.device)
         student.set_submodule(name, made[key])
     _drop_weights_of_calls(student)
     for name, quantizer in _computed(student).items():
@@ -376,22 +349,16 @@ def load(path: str | Path, model: nn.Module | None = None) -> QuantizedModel:
                 f"model: does not fit {path}: {name} has dynamic ranges in the model, "
                 "and a stored one in the file"
             )
-    _load_state(student, state, path)
+    _load_state(student, state, _keys(header), path)
     if any(facts.channels_last for facts in header.layers.values()):
         student.to(memory_format=torch.channels_last)
     return student.eval()
 
 
-def _stored(facts: LayerFacts) -> Stored:
-    dtype = DTYPES[facts.dtype]
-    shape = tuple(facts.shape)
-    return Stored(facts.weight_bits, shape, dtype, facts.channels_last, facts.per_kernel)
-
-
 def _check_layers(student: QuantizedModel, header: Header, path: str | Path) -> None:
-    layers = {p: (_kind(m), tuple(m.weight.shape)) for p, m in _layers(student).items()}
+    layers = {p: (kind_of(m), tuple(m.weight.shape)) for p, m in _layers(student).items()}
     called = weights_of_calls(student)
-    layers |= {p: (_kind(q), tuple(weight.shape)) for p, (q, weight) in called.items()}
+    layers |= {p: (kind_of(q), tuple(weight.shape)) for p, (q, weight) in called.items()}
     stored = {p: (f.kind, tuple(f.shape)) for p, f in header.layers.items()}
     layers |= {p: ("call", ()) for p in _computed(student) if p not in called}
     stored |= dict.fromkeys(header.computed, ("call", ()))
@@ -413,8 +380,11 @@ def _say(what: Any) -> str:
     ) else str(what)  # fmt: skip
 
 
-def _load_state(student: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    own = student.state_dict(keep_vars=True)
+def _load_state(
+    student: nn.Module, state: dict[str, Tensor], keys: dict[str, str], path: str | Path
+) -> None:
+    names = student.state_dict(keep_vars=True)
+    own = {keys.get(name, name): value for name, value in names.items()}
     loaded = {id(own[name]) for name in state if name in own}
     missing = [name for name, value in own.items() if id(value) not in loaded]
     unknown = [name for name in state if name not in own]
@@ -424,11 +394,12 @@ def _load_state(student: nn.Module, state: dict[str, Tensor], path: str | Path) 
         if name in own
         and (own[name].shape != state[name].shape or own[name].dtype != state[name].dtype)
     ]
-    for names, problem in (
+    for found, problem in (
         (missing, "is missing in it"),
         (unknown, "is not in the network"),
         (wrong, "has another shape or dtype than in the network"),
     ):
-        if names:
-            raise InputError(f"model: does not fit {path}: {names[0]} {problem}")
-    student.load_state_dict(state, strict=False)
+        if found:
+            raise InputError(f"model: does not fit {path}: {found[0]} {problem}")
+    values = {name: state[keys.get(name, name)] for name in names if keys.get(name, name) in state}
+    student.load_state_dict(values, strict=False)

@@ -3,52 +3,57 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gdfq.nn.conv import QConv2d
 from gdfq.nn.linear import QLinear
+from gdfq.nn.quantization import Bits
 from gdfq.nn.weight import WeightQuantizer, dequantize
 from gdfq.ops.pack_codes import PACKED_BITS, pack_codes, unpack_codes
+from gdfq.settings import Settings
 
 
-class Stored(NamedTuple):
-    """Format of a packed weight: bits, and shape, dtype and memory format of its float values.
+class LayerFacts(Settings):
+    """Format of a packed weight: bits, and shape, dtype and memory format of its float values."""
 
-    ``per_kernel``: one scale and zero point for each kernel, not for each output channel.
-    """
-
-    weight_bits: int
+    kind: Literal["conv2d", "linear", "call"]  # "call": an argument of a function
+    weight_bits: Bits
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: Literal["float32", "float64", "float16", "bfloat16"]
     channels_last: bool
-    per_kernel: bool = False
+    per_kernel: bool = False  # one scale and zero point for each kernel
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as PyTorch's."""
+        return getattr(torch, self.dtype)
 
 
 class PackedWeight(nn.Module):
     """Mixin for a quantized layer whose weight is codes, scales and zero points.
 
     Its outputs equal those of the original layer bit for bit; the weight cannot be trained.
-    Buffers: ``codes`` (uint8 stream of ``weight_bits`` per code; int8 for 8 bits), ``scale`` (the
-    name of the inverse scale in files) and ``zero`` float32 ``(outputs,)`` or, per kernel,
-    ``(outputs, inputs)``. The float ``weight`` is kept only if the network also reads it elsewhere.
+    Buffers: ``codes`` (uint8 stream of ``weight_bits`` per code; int8 for 8 bits), ``inv_scale``
+    and ``zero`` float32 ``(outputs,)`` or, per kernel, ``(outputs, inputs)``. The float ``weight``
+    is kept only if the network also reads it elsewhere (``keep_weight``).
     """
 
     codes: Tensor
-    scale: Tensor
+    inv_scale: Tensor
     zero: Tensor
-    stored: Stored
+    stored: LayerFacts
 
-    def _adopt(
+    def __init__(
         self,
         layer: QConv2d | QLinear | WeightQuantizer,
-        stored: Stored,
-        device: Any,
+        stored: LayerFacts,
+        device: Any = None,
         keep_weight: bool = False,
     ) -> None:
-        """Take over attributes and submodules of ``layer``, and allocate the buffers."""
+        # Attributes and submodules of the layer, and uninitialized buffers.
         nn.Module.__init__(self)
         for name, value in vars(layer).items():
             if name not in ("_parameters", "_buffers", "_modules"):
@@ -64,9 +69,9 @@ class PackedWeight(nn.Module):
             if packed
             else torch.empty(stored.shape, dtype=torch.int8, device=device),
         )
-        for name in ("weight_lo", "weight_hi"):  # replaced by scale and zero
+        for name in ("weight_lo", "weight_hi"):  # replaced by inv_scale and zero
             self.register_buffer(name, None)
-        for name in ("scale", "zero"):
+        for name in ("inv_scale", "zero"):
             scales = stored.shape[: 2 if stored.per_kernel else 1]
             self.register_buffer(name, torch.empty(scales, device=device, dtype=torch.float32))
         bias = getattr(layer, "bias", None)
@@ -94,10 +99,10 @@ class PackedWeight(nn.Module):
         codes = self.codes
         if codes.dtype == torch.uint8:
             codes = unpack_codes(codes, self.stored.weight_bits, self.stored.shape)
-        return codes, self.scale, self.zero
+        return codes, self.inv_scale, self.zero
 
     def _quantized_weight(self) -> Tensor:
-        weight = dequantize(*self.weight_codes()).to(self.stored.dtype)
+        weight = dequantize(*self.weight_codes()).to(self.stored.torch_dtype)
         if self.stored.channels_last:
             # Unlike contiguous(), clone also sets the strides of a 1x1 kernel, which select the
             # convolution's algorithm and thereby its rounding.
@@ -108,26 +113,13 @@ class PackedWeight(nn.Module):
 class PackedConv2d(PackedWeight, QConv2d):
     """:class:`~gdfq.nn.QConv2d` with a packed weight; created by :func:`pack`."""
 
-    def __init__(
-        self, layer: QConv2d, stored: Stored, device: Any = None, keep_weight: bool = False
-    ) -> None:
-        self._adopt(layer, stored, device, keep_weight)
-
 
 class PackedLinear(PackedWeight, QLinear):  # type: ignore[misc]
     """:class:`~gdfq.nn.QLinear` with a packed weight; created by :func:`pack`."""
 
-    def __init__(
-        self, layer: QLinear, stored: Stored, device: Any = None, keep_weight: bool = False
-    ) -> None:
-        self._adopt(layer, stored, device, keep_weight)
-
 
 class PackedCall(PackedWeight, WeightQuantizer):
     """:class:`~gdfq.nn.weight.WeightQuantizer` that holds the packed weight itself."""
-
-    def __init__(self, quantizer: WeightQuantizer, stored: Stored, device: Any = None) -> None:
-        self._adopt(quantizer, stored, device)
 
     def forward(self) -> Tensor:  # type: ignore[override]
         """Return the quantized weight."""
@@ -148,17 +140,18 @@ class ConstantWeight(nn.Module):
         return self.weight
 
 
-def allocate_packed(
-    layer: QConv2d | QLinear | WeightQuantizer,
-    stored: Stored,
-    device: Any = None,
-    keep_weight: bool = False,
-) -> PackedWeight:
-    """Create the packed counterpart of ``layer`` with uninitialized codes."""
+KINDS: dict[str, type[PackedWeight]] = {
+    "conv2d": PackedConv2d,
+    "linear": PackedLinear,
+    "call": PackedCall,
+}
+
+
+def kind_of(layer: QConv2d | QLinear | WeightQuantizer) -> Literal["conv2d", "linear", "call"]:
+    """Return the kind of ``layer`` in :class:`LayerFacts`."""
     if isinstance(layer, WeightQuantizer):
-        return PackedCall(layer, stored, device)
-    kind = PackedConv2d if isinstance(layer, QConv2d) else PackedLinear
-    return kind(layer, stored, device, keep_weight)  # type: ignore[arg-type]
+        return "call"
+    return "conv2d" if isinstance(layer, QConv2d) else "linear"
 
 
 def pack(layer: QConv2d | QLinear, keep_weight: bool = False) -> PackedWeight:
@@ -185,12 +178,18 @@ def _filled(
     keep_weight: bool = False,
 ) -> PackedWeight:
     last = torch._prims_common.suggest_memory_format(weight) == torch.channels_last
-    per_kernel = inv_scale.dim() == 2
-    stored = Stored(layer.weight_bits, tuple(weight.shape), weight.dtype, last, per_kernel)
-    packed = allocate_packed(layer, stored, weight.device, keep_weight)
+    stored = LayerFacts(
+        kind=kind_of(layer),
+        weight_bits=layer.weight_bits,
+        shape=weight.shape,
+        dtype=str(weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        channels_last=last,
+        per_kernel=inv_scale.dim() == 2,
+    )
+    packed = KINDS[stored.kind](layer, stored, weight.device, keep_weight)
     if stored.weight_bits in PACKED_BITS:
         codes = pack_codes(codes, stored.weight_bits)
     packed.codes.copy_(codes)
-    packed.scale.copy_(inv_scale)
+    packed.inv_scale.copy_(inv_scale)
     packed.zero.copy_(zero)
     return packed

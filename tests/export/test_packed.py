@@ -270,7 +270,11 @@ def test_damaged_and_foreign_files_are_named(tmp_path, packed_file):
     attempt(b"PK\x03\x04" + raw, "damaged")
     attempt(save(state), "not a packed student")
     attempt(save(state, {"gdfq": "{"}), "header of .* is damaged")
-    attempt(save(state, {"gdfq": json.dumps({**header, "format": 2})}), "format")
+    attempt(save(state, {"gdfq": "3"}), "header of .* is damaged")
+    attempt(save(state, {"gdfq": json.dumps({**header, "format": 2})}), "format: must be 1, got 2")
+    wide = {**header, "acts": {"1": {**header["acts"]["1"], "act_bits": 9}}}
+    expected = "acts.1.act_bits: must be an int from 2 to 8, got 9"
+    attempt(save(state, {"gdfq": json.dumps(wide)}), expected)
     bits = json.loads(json.dumps(header))
     bits["layers"]["0"]["weight_bits"] = 3
     attempt(save(state, {"gdfq": json.dumps(bits)}), "0.codes has another shape")
