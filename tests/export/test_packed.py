@@ -272,8 +272,8 @@ def test_damaged_and_foreign_files_are_named(tmp_path, packed_file):
     attempt(save(state, {"gdfq": "{"}), "header of .* is damaged")
     attempt(save(state, {"gdfq": "3"}), "header of .* is damaged")
     attempt(save(state, {"gdfq": json.dumps({**header, "format": 2})}), "format: must be 1, got 2")
-    wide = {**header, "acts": {"1": {**header["acts"]["1"], "act_bits": 9}}}
-    expected = "acts.1.act_bits: must be an int from 2 to 8, got 9"
+    wide = {**header, "layers": {"0": {**header["layers"]["0"], "weight_bits": 9}}}
+    expected = "layers.0.weight_bits: must be an int from 2 to 8, got 9"
     attempt(save(state, {"gdfq": json.dumps(wide)}), expected)
     bits = json.loads(json.dumps(header))
     bits["layers"]["0"]["weight_bits"] = 3
