@@ -1,4 +1,4 @@
-"""An exponential average of the student's parameters, which is what is measured and saved.
+"""An exponential average of the student's parameters, which is measured and saved in their place.
 
 After each update ``t = 1, 2, ...`` with decay ``d``::
 
@@ -90,11 +90,11 @@ class Average(Part):
     # ---- checkpoints ----
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average, how many updates it is of, and its last snapshot."""
+        """Return the average, its number of updates, and its last snapshot."""
         return {"values": dict(self.values), "updates": self.updates, "sound": dict(self.saved)}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise InputError if ``state`` is of another student's average."""
+        """Raise InputError if ``state`` is another student's average."""
         for name, value in self.values.items():
             if name not in state["values"] or state["values"][name].shape != value.shape:
                 raise InputError(f"state: the average of {name!r} is missing or of another shape")

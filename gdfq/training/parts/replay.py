@@ -108,7 +108,7 @@ class Replay(Part):
         return {"kept": dict(self.kept), "stored": self.stored}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise InputError if ``state`` is of batches of another size or number."""
+        """Raise InputError if ``state`` has batches of another size or number."""
         rows = (self.batches + 1) * self.batch_size
         for name, tensor in state["kept"].items():
             own = self.kept.get(name)

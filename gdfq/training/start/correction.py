@@ -30,13 +30,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdfq.errors import InputError
-from gdfq.nn.statistics import BatchNormCalls
+from gdfq.nn.statistics import BatchNormCalls, Compute
 from gdfq.nn.weight import QuantizedWeight
 from gdfq.ops.batch_norm_stats import batch_norm_stats
 from gdfq.training.start.images import Images
 
 LARGEST = 4.0  # factor by which a standard deviation is corrected
-# What is watched, and the dimension of its channels.
+# Functions that are watched, and the dimension of their channels.
 DIMS: dict[Any, int] = {F.batch_norm: 1, F.conv2d: -3, F.linear: -1}
 
 
@@ -87,7 +87,7 @@ class _Call:
 
 
 class _Layer:
-    """What is corrected, and the moments over all calls: the teacher's and the student's.
+    """Tensors that are corrected, and the moments over all calls: the teacher's and the student's.
 
     Args:
         name: of the student's module.
@@ -105,10 +105,18 @@ class _Layer:
 
 
 class _Calls(BatchNormCalls):
-    """Within, batch norms and layers with a bias are seen, in order, however they are called."""
+    """Mode in which batch norms, and outputs of layers with a bias, are replaced.
 
-    def __init__(self) -> None:
-        super().__init__(self.normalize)
+    Args:
+        normalize: replaces a batch norm, see :class:`BatchNormCalls`.
+        replace: returns what replaces a function's output, given the function, that and the bias.
+    """
+
+    def __init__(
+        self, normalize: Compute, replace: Callable[[Any, Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__(normalize)
+        self.replace = replace
 
     def __torch_function__(
         self,
@@ -121,31 +129,15 @@ class _Calls(BatchNormCalls):
         if func in (F.conv2d, F.linear):
             bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
             if bias is not None:
-                return self.layer(func, output, bias)
+                return self.replace(func, output, bias)
         return output
-
-    def normalize(
-        self,
-        x: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-    ) -> Tensor:
-        """Return a batch norm's output for ``x``."""
-        raise NotImplementedError
-
-    def layer(self, function: Any, output: Tensor, bias: Tensor) -> Tensor:
-        """Return what replaces a layer's ``output``."""
-        raise NotImplementedError
 
 
 class _TeachersCalls(_Calls):
-    """Within, ``calls`` are noted; of those not among ``needed``, without moments."""
+    """Mode in which ``calls`` are recorded, without moments where not among ``needed``."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(self.normalize, self.layer)
         self.calls: list[_Call] = []
         self.needed: set[int] | None = None  # all
 
@@ -167,7 +159,7 @@ class _TeachersCalls(_Calls):
 
 
 class _StudentsCalls(_Calls):
-    """Within, what the student computes gets the moments of the teacher's same call.
+    """Mode in which the student's values get the moments of the teacher's same call.
 
     Args:
         student: whose batch norms and layers they are.
@@ -179,7 +171,7 @@ class _StudentsCalls(_Calls):
     def __init__(
         self, student: nn.Module, teacher: _TeachersCalls, images: Images, spread: bool
     ) -> None:
-        super().__init__()
+        super().__init__(self.normalize, self.layer)
         self.teacher = teacher
         self.images = images
         self.spread = spread

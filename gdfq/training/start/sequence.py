@@ -1,4 +1,4 @@
-"""What a start does, in order: checks, calibration, the end of training."""
+"""The steps of a start, in order: checks, calibration, the end of training."""
 
 from __future__ import annotations
 
