@@ -19,6 +19,7 @@ from gdfq.settings import Positive, Settings
 from gdfq.sources.preprocessing import Crop, Interpolation
 from gdfq.training import Parts, Start, Training
 from gdfq.training.parts import check_parts
+from gdfq.training.settings import Classes
 
 
 class Teacher(Settings):
@@ -40,9 +41,7 @@ class Teacher(Settings):
         None, description="where it is; otherwise it is looked for in the folder GDFQ_DATA"
     )
     # What the source of the network knows about its input is written into a run's recipe.
-    num_classes: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="classes of the teacher"
-    )
+    num_classes: Classes | None = Field(None, description="classes of the teacher")
     image_size: Annotated[int, Field(ge=4)] | None = Field(
         None, description="height and width of an image; otherwise the source's"
     )

@@ -22,12 +22,8 @@ from gdfq.training.precision import check_precision
 from gdfq.training.settings import Training
 
 
-def check_settings(
-    training: Training, num_classes: int, device: torch.device, processes: int
-) -> None:
-    """Raise InputError for the first setting that teacher, device or processes do not allow."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise InputError(f"num_classes: must be an int >= 2, got {num_classes!r}")
+def check_settings(training: Training, device: torch.device, processes: int) -> None:
+    """Raise InputError for the first setting that device or processes do not allow."""
     if training.batch_size % processes:
         raise InputError(
             f"batch_size: must be a multiple of {processes}, the number of processes, "

@@ -14,6 +14,8 @@ from gdfq.training.schedules import Schedule
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+Classes = Annotated[int, Field(ge=2)]
+
 
 class Training(Settings):
     """The schedule and the losses; the keyword arguments of gdfq.GDFQTrainer.

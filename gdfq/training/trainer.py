@@ -20,7 +20,7 @@ from gdfq.nn import StatisticsTeacher
 from gdfq.nn.given import plain_network
 from gdfq.nn.global_batch_norm import globalize_batch_norms
 from gdfq.ops._checks import check_choice
-from gdfq.settings import with_fields
+from gdfq.settings import checked, with_fields
 from gdfq.training import checks
 from gdfq.training.calibration import observe_ranges
 from gdfq.training.callback import TrainerCallback
@@ -37,7 +37,7 @@ from gdfq.training.memory_format import (
 from gdfq.training.parts import Parts, check_parts, learns_ranges, make_parts
 from gdfq.training.parts.part import Loop
 from gdfq.training.precision import autocast, multiplications
-from gdfq.training.settings import Training
+from gdfq.training.settings import Classes, Training
 from gdfq.training.start import NO_START, Start, sequence
 from gdfq.training.start.images import Images
 from gdfq.training.state import check_state, load_optimizer_state, optimizer_state
@@ -114,7 +114,8 @@ class GDFQTrainer:
         checks.check_networks(teacher=teacher, **networks)
         self.device = next(teacher.parameters()).device
         self.world = world or World()
-        checks.check_settings(self.training, num_classes, self.device, self.world.size)
+        num_classes = checked("num_classes", num_classes, Classes)
+        checks.check_settings(self.training, self.device, self.world.size)
         check_choice("fuse", fuse, (True, False))
         check_choice("cuda_graph", cuda_graph, (True, False))
         checks.check_type("parts", parts, Parts)

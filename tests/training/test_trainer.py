@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -374,6 +375,20 @@ NAN[3].weight.data[0, 0, 0, 0] = float("nan")
 def test_bad_arguments(teacher, options, message):
     with pytest.raises(gdfq.InputError, match=message):
         tiny_trainer(teacher, **options)
+
+
+def test_a_number_of_classes_has_the_bounds_of_a_recipe():
+    def trainer(num_classes):
+        teacher = tiny_teacher()
+        student = gdfq.quantize_model(teacher, 4, 4)
+        generator = gdfq.models.Generator(4, 8, channels=2, latent_dim=5, width=8)
+        return gdfq.GDFQTrainer(teacher, student, generator, num_classes, 4)
+
+    for given in (1, True, "4"):
+        message = f"^num_classes: must be an int >= 2, got {given!r}"
+        with pytest.raises(gdfq.InputError, match=message):
+            trainer(given)
+    assert type(trainer(np.int64(4)).images.num_classes) is int
 
 
 def test_a_student_of_another_teacher_is_refused():
