@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gdfq.bit_widths.allocation import allocate
-from gdfq.bit_widths.sensitivity import divergence
+from gdfq.bit_widths.sensitivity import Divergence
 from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.data import open_batches, top1
 from gdfq.functional import fake_quantize_minmax
@@ -44,7 +44,8 @@ def quantized(teacher: nn.Module, bits: dict[str, int]) -> nn.Module:
 
 def row(teacher: nn.Module, bits: dict[str, int], batches: list[tuple[Tensor, Tensor]]) -> str:
     """Return two cells of the table: divergence from the teacher, and top-1."""
-    nats = divergence(teacher, [images for images, _ in batches], bits)
+    measure = Divergence(teacher, [images for images, _ in batches])
+    nats = measure({f"{name}.weight": width for name, width in bits.items()})
     return f"{1000 * nats:.1f} | {top1(quantized(teacher, bits), batches):.2f}%"
 
 

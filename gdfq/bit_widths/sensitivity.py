@@ -57,7 +57,7 @@ def measure_sensitivities(
     for name in names_of_layers(teacher, how.leaf_modules):
         weight = f"{name}.weight"
         sensitivity = {width: measure({weight: width}) for width in widths}
-        layers.append(Layer(name, measure.weight(weight).numel(), sensitivity))
+        layers.append(Layer(name, tensor_at(measure.network, weight).numel(), sensitivity))
         on_layer(layers[-1])
     return layers
 
@@ -78,19 +78,15 @@ def names_of_layers(teacher: nn.Module, leaf_modules: Sequence[str | type] = ())
     return names
 
 
-@torch.no_grad()
-def divergence(
-    teacher: nn.Module,
-    batches: Sequence[Tensor],
-    bits: Mapping[str, int],
-    how: Quantization = DEFAULTS,
-) -> float:
-    """Return the divergence of the network whose layers' weights have the widths in ``bits``.
+def summed_divergence(expected: Tensor, found: Tensor) -> Tensor:
+    """Return the sum over images of KL(expected || found), log-probabilities ``(N, classes)``."""
+    return F.kl_div(found, expected, reduction="sum", log_target=True)
 
-    Arguments and errors are those of :func:`measure_sensitivities`.
-    """
-    measure = Divergence(teacher, batches, how)
-    return measure({f"{name}.weight": width for name, width in bits.items()})
+
+def tensor_at(network: nn.Module, path: str) -> Tensor:
+    """Return the parameter or buffer at ``path`` in ``network``."""
+    owner, _, name = path.rpartition(".")
+    return getattr(network.get_submodule(owner), name)
 
 
 class Divergence:
@@ -121,24 +117,17 @@ class Divergence:
     def _predict(self, images: Tensor) -> Tensor:
         return F.log_softmax(self.network(images).float(), dim=1)
 
-    def weight(self, path: str) -> Tensor:
-        """Return the tensor at ``path`` in the network."""
-        owner, _, name = path.rpartition(".")
-        weight = getattr(self.network.get_submodule(owner), name)
-        assert isinstance(weight, Tensor)
-        return weight
-
     @torch.no_grad()
     def __call__(self, bits: Mapping[str, int]) -> float:
         """Return nats, with the weight at each path in ``bits`` quantized to so many bits."""
-        trained = {path: self.weight(path).clone() for path in bits}
+        trained = {path: tensor_at(self.network, path).clone() for path in bits}
         for path, width in bits.items():
             quantizer = WeightQuantizer(width, self.how)
-            self.weight(path).copy_(quantizer(trained[path]))
+            tensor_at(self.network, path).copy_(quantizer(trained[path]))
         total = sum(
-            F.kl_div(self._predict(images), expected, reduction="sum", log_target=True)
+            summed_divergence(expected, self._predict(images))
             for images, expected in zip(self.batches, self.expected, strict=True)
         )
         for path, weight in trained.items():
-            self.weight(path).copy_(weight)
+            tensor_at(self.network, path).copy_(weight)
         return float(total) / self.images

@@ -87,11 +87,11 @@ def sweep(
     check_networks(plan, None if ray else own_device)
     keep_freed_memory()
     if ray:
-        train = over_ray(options, gpus_per_run, cpus_per_run, _stopping, print_text)
+        launch = over_ray(options, gpus_per_run, cpus_per_run, _stopping, print_text)
     else:
-        train = one_after_another(options, lambda: console_progress(console), print_stopping)
+        launch = one_after_another(options, lambda: console_progress(console), print_stopping)
     try:
-        found = run_sweep(plan, folder, train, own_device, print_text, print_warning, ray)
+        found = run_sweep(plan, folder, launch, own_device, print_text, print_warning, ray)
     except Interrupted as error:
         again = f"gdfq sweep {shlex.quote(str(file))} --out {shlex.quote(str(folder))}"
         print_error(f"gdfq: {explain_end(error, folder, again)}")

@@ -37,14 +37,18 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> np
     return values.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def images_by_class(made: Tensor, names: Sequence[str], images: Preprocessing) -> list[ClassImages]:
+def images_by_class(
+    made: Tensor, names: Sequence[str], preprocessing: Preprocessing
+) -> list[ClassImages]:
     """Pick some images of each class from ``(classes, count, C, H, W)``, and take their mean."""
-    shown = SHOWN_SMALL if images.image_size <= SMALL else SHOWN_LARGE
+    shown = SHOWN_SMALL if preprocessing.image_size <= SMALL else SHOWN_LARGE
     classes = []
     for label, (row, name) in enumerate(zip(made, names, strict=True)):
-        pixels = to_pixels(row[:shown], images.mean, images.std)
-        mean = to_pixels(row, images.mean, images.std).mean(0).round().astype(np.uint8)
-        gray = images.channels != 3
+        pixels = to_pixels(row[:shown], preprocessing.mean, preprocessing.std)
+        mean = (
+            to_pixels(row, preprocessing.mean, preprocessing.std).mean(0).round().astype(np.uint8)
+        )
+        gray = preprocessing.channels != 3
         tiles = [_tile(picture, gray) for picture in (*pixels, mean)]
         classes.append(ClassImages(label, name, tiles[:-1], tiles[-1], len(row)))
     return classes

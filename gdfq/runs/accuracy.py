@@ -22,7 +22,7 @@ from gdfq.recipes import Recipe
 from gdfq.report.contents import Result
 from gdfq.sources import Preprocessing
 
-# Batches of normalized images and labels, or what says a network's top-1 in percent.
+# Batches of normalized images and labels, or a function of a network that returns top-1 in percent.
 Evaluate = Iterable[tuple[Tensor, Tensor]] | Callable[[nn.Module], float]
 
 
@@ -68,14 +68,14 @@ class MeasureOnData(Measure):
     def __init__(
         self,
         recipe: Recipe,
-        images: Preprocessing,
+        preprocessing: Preprocessing,
         workers: int | None,
         result: Result,
         world: World,
     ) -> None:
         super().__init__(result, world)
         self.recipe = recipe
-        self.images = images
+        self.preprocessing = preprocessing
         self.workers = workers
         self.batches: Batches | None = None
 
@@ -88,7 +88,7 @@ class MeasureOnData(Measure):
         """Open the data set."""
         problem = ""
         try:
-            self.batches = open_batches(self.recipe, self.images, self.workers, self.world)
+            self.batches = open_batches(self.recipe, self.preprocessing, self.workers, self.world)
         except InputError as error:
             problem = str(error)
         if self.world.any(bool(problem)):
@@ -125,7 +125,7 @@ class MeasureOnBatches(Measure):
     def __init__(
         self,
         batches: Iterable[tuple[Tensor, Tensor]],
-        images: Preprocessing,
+        preprocessing: Preprocessing,
         result: Result,
         world: World,
     ) -> None:
@@ -135,7 +135,7 @@ class MeasureOnBatches(Measure):
                 "evaluate: an iterator can be read once, and it is read three times; give a list "
                 "or a DataLoader"
             )
-        _check_batch(next(iter(batches), None), images)
+        _check_batch(next(iter(batches), None), preprocessing)
         self.batches = batches
 
     def __call__(self, model: nn.Module) -> float:
@@ -151,8 +151,8 @@ class MeasureOnBatches(Measure):
             yield images, labels.long().cpu()
 
 
-def _check_batch(batch: Any, images: Preprocessing) -> None:
-    shape = (images.channels, images.image_size, images.image_size)
+def _check_batch(batch: Any, preprocessing: Preprocessing) -> None:
+    shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
     wanted = f"(images, labels): images (N, {', '.join(map(str, shape))}) float32, labels (N,)"
     if batch is None:
         raise InputError(f"evaluate: there is no batch; must be batches of {wanted}")
@@ -174,9 +174,10 @@ def _check_batch(batch: Any, images: Preprocessing) -> None:
             f"evaluate: must be batches of {wanted}; got labels {tuple(labels.shape)} of "
             f"{labels.dtype}"
         )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < images.num_classes:
+    classes = preprocessing.num_classes
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(
-            f"evaluate: labels must be 0 to {images.num_classes - 1}, got {int(labels.min())} to "
+            f"evaluate: labels must be 0 to {classes - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}"
         )
 
@@ -195,12 +196,12 @@ class MeasureByFunction(Measure):
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
         """Return what the function returns for ``model``."""
-        said = self.function(copy.deepcopy(model).eval())
+        returned = self.function(copy.deepcopy(model).eval())
         try:
-            accuracy = float(said)
+            accuracy = float(returned)
         except (TypeError, ValueError):
             raise InputError(
-                f"evaluate: must return top-1 in percent, got a {type(said).__name__}"
+                f"evaluate: must return top-1 in percent, got a {type(returned).__name__}"
             ) from None
         if not 0 <= accuracy <= 100:
             raise InputError(f"evaluate: must return top-1 in percent, 0 to 100, got {accuracy}")
@@ -211,7 +212,7 @@ class MeasureByFunction(Measure):
 
 def make_measure(
     recipe: Recipe,
-    images: Preprocessing,
+    preprocessing: Preprocessing,
     result: Result,
     world: World,
     workers: int | None = None,
@@ -230,7 +231,7 @@ def make_measure(
                 "evaluate: must be batches of (images, labels) or a function of a network, got a "
                 f"{type(evaluate).__name__}"
             )
-        return MeasureOnBatches(evaluate, images, result, world)
+        return MeasureOnBatches(evaluate, preprocessing, result, world)
     if recipe.teacher.data == "none":
         return Measure(result, world)
-    return MeasureOnData(recipe, images, workers, result, world)
+    return MeasureOnData(recipe, preprocessing, workers, result, world)

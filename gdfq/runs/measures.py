@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gdfq.bit_widths.sensitivity import Divergence
+from gdfq.bit_widths.sensitivity import Divergence, tensor_at
 from gdfq.data import confusion, open_batches
 from gdfq.export import packed
 from gdfq.nn.weight import QuantizedWeight, dequantize
@@ -97,16 +97,15 @@ class _Measurement:
                 lost.add(layer.weight, dequantize(*layer.weight_codes()))
                 row.weight_sqnr = lost.sqnr
             elif place.weight:
-                row.shape = list(_tensor(self.student, place.weight).shape)
+                row.shape = list(tensor_at(self.student, place.weight).shape)
 
     def images(self) -> None:
         run, generator = self.run, self.run.generator
         assert generator is not None
-        images = run.preprocessing
-        names = shown_classes(run.recipe, images)
+        names = shown_classes(run.recipe, run.preprocessing)
         count = PER_CLASS_SMALL if self.small else PER_CLASS_LARGE
         made = class_images(run.recipe, generator, len(names), count)
-        self.result.classes = images_by_class(made, names, images)
+        self.result.classes = images_by_class(made, names, run.preprocessing)
         norms = batch_norms(run.teacher)
         order = [row.norm for row in self.result.layers if row.norm in norms]
         self.result.norms = norm_statistics(
@@ -178,10 +177,9 @@ class _Measurement:
 
     def confusion(self) -> None:
         run = self.run
-        images = run.preprocessing
         counts = dict(run.counts)
         if not counts and run.recipe.teacher.data != "none" and run.calibrated:
-            batches = open_batches(run.recipe, images)
+            batches = open_batches(run.recipe, run.preprocessing)
             counts["teacher"] = confusion(run.teacher, batches)
             counts["student"] = confusion(self.student, batches)
         if len(counts) == 2:
@@ -207,8 +205,3 @@ def _moments(student: nn.Module) -> dict[str, Moments]:
 
 def _by_module(student: nn.Module, moments: dict[str, Moments]) -> dict[nn.Module, Moments]:
     return {student.get_submodule(name): seen for name, seen in moments.items()}
-
-
-def _tensor(network: nn.Module, path: str) -> Tensor:
-    owner, _, name = path.rpartition(".")
-    return getattr(network.get_submodule(owner), name)

@@ -15,13 +15,13 @@ class Metrics:
 
     Args:
         path: of the file.
-        report: told, in a line, when a record could not be written; the next one writes it too.
+        on_warning: called with a line when a record cannot be written; the next one writes it too.
     """
 
-    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, on_warning: Callable[[str], None]) -> None:
         self.path = path
         self.records: list[dict[str, Any]] = []
-        self.report = report
+        self.on_warning = on_warning
         self._behind = False
 
     def write(self) -> None:
@@ -44,7 +44,7 @@ class Metrics:
                     file.write(_line(record))
         except OSError as error:
             self._behind = True
-            self.report(
+            self.on_warning(
                 f"cannot write {self.path}: {error.strerror}; its last line follows with the next"
             )
 

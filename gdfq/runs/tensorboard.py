@@ -32,14 +32,14 @@ class TensorBoard:
     Args:
         folder: of the event files.
         steps_done: steps that what is already in ``folder`` counts for.
-        report: told, in a line, when the files cannot be written; then no more is.
+        on_warning: called with a line when the files cannot be written; no more is, then.
     """
 
-    def __init__(self, folder: Path, steps_done: int, report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, steps_done: int, on_warning: Callable[[str], None]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.folder = folder
-        self.report = report
+        self.on_warning = on_warning
         self.writer: Any = SummaryWriter(str(folder), purge_step=steps_done + 1)
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -78,4 +78,6 @@ class TensorBoard:
             self.writer.flush()
         except OSError as error:
             self.writer = None
-            self.report(f"cannot write to {self.folder}: {error.strerror}; no more is logged there")
+            self.on_warning(
+                f"cannot write to {self.folder}: {error.strerror}; no more is logged there"
+            )

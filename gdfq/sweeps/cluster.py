@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from gdfq.errors import InputError
@@ -11,9 +12,10 @@ from gdfq.memory import keep_freed_memory
 from gdfq.runs.interrupts import Interrupted, Interrupts
 from gdfq.runs.options import Options
 from gdfq.runs.progress import SilentProgress
-from gdfq.sweeps.running import Job, Trainer, run_job
+from gdfq.sweeps.plan import PlannedRun
+from gdfq.sweeps.running import Launcher, execute
 
-# What runs that are told to stop have for a step and a checkpoint.
+# Runs that are stopped have this long for a step and a checkpoint.
 STOP_SECONDS = 120.0
 
 
@@ -23,11 +25,11 @@ def over_ray(
     cpus: float,
     notice: Callable[[], None],
     on_status: Callable[[str], None],
-) -> Trainer:
-    """Do jobs as tasks of the Ray cluster that ``RAY_ADDRESS`` names, or of one on this machine.
+) -> Launcher:
+    """Execute runs as tasks of the Ray cluster ``RAY_ADDRESS``, or of one on this machine.
 
     Their folders must be seen by all machines at the same path. A task whose machine is lost is
-    done again by Ray, and goes on from the run's newest checkpoint.
+    done again by Ray, and resumes at the run's newest checkpoint.
 
     Args:
         options: of the runs.
@@ -63,20 +65,20 @@ def over_ray(
     on_status(f"each run gets {cpus:g} CPUs and {gpus:g} GPUs of {len(nodes)} machines")
     task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus)
 
-    def train(jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
+    def launch(runs: Sequence[PlannedRun], out: Path) -> Iterator[tuple[PlannedRun, str | None]]:
         interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=notice)
-        pending: dict[Any, Job] = {}
+        pending: dict[Any, PlannedRun] = {}
         try:
             with interrupts:
-                pending = {task.remote(job, options): job for job in jobs}
+                pending = {task.remote(run, out, options): run for run in runs}
                 while pending:
                     ready, _ = ray.wait(list(pending), timeout=0.5)
                     interrupts.check()
                     for reference in ready:
-                        job = pending.pop(reference)
+                        run = pending.pop(reference)
                         problem = _problem(ray, reference)
-                        on_status(f"{len(jobs) - len(pending)} of {len(jobs)} are over: {job.name}")
-                        yield job, problem
+                        on_status(f"{len(runs) - len(pending)} of {len(runs)} are over: {run.name}")
+                        yield run, problem
                         interrupts.check()
         finally:
             for reference in pending:
@@ -84,15 +86,16 @@ def over_ray(
             if pending:
                 ray.wait(list(pending), num_returns=len(pending), timeout=STOP_SECONDS)
 
-    return train
+    return launch
 
 
-def _task(job: Job, options: Options) -> str | None:
+def _task(run: PlannedRun, out: Path, options: Options) -> str | None:
     keep_freed_memory()
     # By which Ray cancels a task; a command that was started by nohup passes on that it ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return run_job(job, options, SilentProgress(), Interrupts(signal.SIGINT, kill=False))
+        interrupts = Interrupts(signal.SIGINT, kill=False)
+        return execute(run, out, options, SilentProgress(), interrupts)
     except Interrupted:
         return "stopped"
 

@@ -9,7 +9,7 @@ Status = Literal["finished", "failed", "unfinished", "not started"]
 
 
 @dataclass
-class Measured:
+class Comparison:
     """Students of one seed and of the same bits beside their teacher, on the same images.
 
     Attributes:
@@ -45,7 +45,7 @@ class RunRow:
         steps: done.
         weight_bits: average over the weights; with dynamic ranges, what these cost included.
         training_seconds: of training alone.
-        divergence, agreement: see :class:`Measured`.
+        divergence, agreement: see :class:`Comparison`.
         report: whether it has a page of its own in its folder.
         environment: machine and versions in a line; empty where not known.
     """
@@ -171,7 +171,7 @@ class Sweep:
     variants: list[VariantRow]
     runs: list[RunRow]
     groups: list[Group]
-    measured: list[Measured] = field(default_factory=list)
+    measured: list[Comparison] = field(default_factory=list)
     ray: bool = False
     notes: list[str] = field(default_factory=list)
     file: str = ""

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gdfq.bit_widths.sensitivity import summed_divergence
 from gdfq.runs.folder import STUDENT
 from gdfq.runs.run import Run
-from gdfq.sweeps.contents import Measured
+from gdfq.sweeps.contents import Comparison
 
 # Images of up to so many pixels a side, and of larger ones, over all the generators.
 SMALL = 64
@@ -34,7 +34,7 @@ def measure(
     seed: int,
     device: str,
     on_warning: Callable[[str], None],
-) -> Measured:
+) -> Comparison:
     """Compare the finished runs of one seed in ``folders`` with their teacher.
 
     Args:
@@ -62,7 +62,7 @@ def measure(
         run = Run(folder, device=device, on_warning=on_warning)
         found, agreement[variant] = compare(run.teacher, run.student, batches)
         divergence[variant] = found if math.isfinite(found) else None
-    return Measured(group, seed, sum(map(len, batches)), students(folders), divergence, agreement)
+    return Comparison(group, seed, sum(map(len, batches)), students(folders), divergence, agreement)
 
 
 def students(folders: Mapping[str, Path]) -> dict[str, str]:
@@ -93,7 +93,7 @@ def compare(
         wanted, found = (
             network.eval()(images).double().log_softmax(1) for network in (teacher, student)
         )
-        total += float(F.kl_div(found, wanted, reduction="sum", log_target=True))
+        total += float(summed_divergence(wanted, found))
         equal += int((wanted.argmax(1) == found.argmax(1)).sum())
     count = sum(map(len, batches))
     return total / count, 100.0 * equal / count

@@ -117,11 +117,11 @@ def _count(number: int, of: str) -> str:
 def _lead(sweep: Sweep) -> str:
     done = sum(run.status == "finished" for run in sweep.runs)
     runs = _count(len(sweep.runs), "run")
-    told = f"{runs}, all finished" if done == len(sweep.runs) else f"{done} of {runs} finished"
+    state = f"{runs}, all finished" if done == len(sweep.runs) else f"{done} of {runs} finished"
     return (
         f"{sweep.model}, quantized without its training data in "
         f"{_count(len(sweep.variants), 'variant')}, each with {_count(len(sweep.seeds), 'seed')}: "
-        f"{told}."
+        f"{state}."
     )
 
 

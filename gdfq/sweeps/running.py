@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import write_file
-from gdfq.recipes import Recipe, load_recipe
+from gdfq.recipes import load_recipe
 from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
 from gdfq.runs import session
 from gdfq.runs.folder import PAGE, RECIPE, RESULT
@@ -21,29 +20,21 @@ from gdfq.sweeps.contents import RunRow
 from gdfq.sweeps.plan import Plan, PlannedRun
 from gdfq.training.progress import Progress
 
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is to be done: its variant and seed by name, its recipe, its folder."""
-
-    name: str
-    recipe: Recipe
-    folder: Path
+# Executes runs in the folders of their names in a folder; yields each when it is over, with what
+# kept it from its end if its own folder does not say it.
+Launcher = Callable[[Sequence[PlannedRun], Path], Iterator[tuple[PlannedRun, str | None]]]
 
 
-# Does jobs; yields each when it is over, with what kept it from its end where its folder does not
-# say it.
-Trainer = Callable[[Sequence[Job]], Iterator[tuple[Job, str | None]]]
-
-
-def run_job(job: Job, options: Options, progress: Progress, interrupts: Interrupts) -> str | None:
+def execute(
+    run: PlannedRun, out: Path, options: Options, progress: Progress, interrupts: Interrupts
+) -> str | None:
     """Start a run or resume it; return why it did not finish if its folder does not say it.
 
     Raises:
         Interrupted: a signal of ``interrupts`` arrived; the next call continues from there.
     """
     try:
-        session.start_or_resume(job.recipe, job.folder, progress, options, interrupts)
+        session.start_or_resume(run.recipe, out / run.name, progress, options, interrupts)
     except NonFiniteLossError:
         return None  # it is in the folder
     except InputError as error:
@@ -55,20 +46,20 @@ def run_job(job: Job, options: Options, progress: Progress, interrupts: Interrup
 
 def one_after_another(
     options: Options, make_progress: Callable[[], Progress], notice: Callable[[], None]
-) -> Trainer:
-    """Do jobs in this process; ``notice`` is called when a signal is kept until a step is done.
+) -> Launcher:
+    """Execute runs in this process; ``notice`` is called when a signal waits for a step's end.
 
-    The result raises Interrupted, see :func:`run_job`.
+    The result raises Interrupted, see :func:`execute`.
     """
 
-    def train(jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
-        for number, job in enumerate(jobs, 1):
+    def launch(runs: Sequence[PlannedRun], out: Path) -> Iterator[tuple[PlannedRun, str | None]]:
+        for number, run in enumerate(runs, 1):
             progress = make_progress()
-            progress.on_status(f"run {number} of {len(jobs)}: {job.name}")
+            progress.on_status(f"run {number} of {len(runs)}: {run.name}")
             interrupts = Interrupts(signal.SIGINT, signal.SIGTERM, notice=notice)
-            yield job, run_job(job, options, progress, interrupts)
+            yield run, execute(run, out, options, progress, interrupts)
 
-    return train
+    return launch
 
 
 def recipe_file(out: Path, run: PlannedRun) -> Path:

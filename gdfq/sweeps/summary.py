@@ -7,14 +7,14 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gdfq.sweeps.contents import Group, Measured, Paired, RunRow, Spread, Sweep, VariantRow
+from gdfq.sweeps.contents import Comparison, Group, Paired, RunRow, Spread, Sweep, VariantRow
 from gdfq.sweeps.plan import Plan, Variant
 
 
 def summarize(
     plan: Plan,
     runs: Sequence[RunRow],
-    measured: Sequence[Measured],
+    measured: Sequence[Comparison],
     ray: bool = False,
     notes: Sequence[str] = (),
 ) -> Sweep:

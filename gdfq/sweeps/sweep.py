@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from gdfq.errors import InputError
 from gdfq.files import locked, write_file
 from gdfq.runs.folder import read_json, write_json
+from gdfq.runs.measures import StatusCallback
 from gdfq.sweeps import criterion
-from gdfq.sweeps.contents import Measured, RunRow, Sweep
+from gdfq.sweeps.contents import Comparison, RunRow, Sweep
 from gdfq.sweeps.page import render
 from gdfq.sweeps.plan import Plan, PlannedRun
-from gdfq.sweeps.running import Job, Trainer, check_folders, row_of, write_recipe
+from gdfq.sweeps.running import Launcher, check_folders, row_of, write_recipe
 from gdfq.sweeps.summary import summarize
 
 FILE, PAGE, DATA, LOCK = "sweep.toml", "sweep.html", "sweep.json", ".lock"
 OVER = ("finished", "failed")
 
-StatusCallback = Callable[[str], None]
-
 
 def run_sweep(
     plan: Plan,
     out: Path,
-    train: Trainer,
+    launch: Launcher,
     device: str,
     on_status: StatusCallback,
     on_warning: StatusCallback,
@@ -33,22 +31,22 @@ def run_sweep(
 ) -> Sweep:
     """Do the runs of ``plan`` that are not over yet, and leave everything about it in ``out``.
 
-    A run that is over is kept, and one that was interrupted goes on. ``sweep.html`` and
+    A run that is over is kept, and one that was interrupted is resumed. ``sweep.html`` and
     ``sweep.json`` are written anew after each.
 
     Args:
         plan: the sweep.
         out: a folder: of this sweep, an empty one, or none yet.
-        train: does runs, see :func:`gdfq.sweeps.running.one_after_another`.
+        launch: executes runs, see :func:`gdfq.sweeps.running.one_after_another`.
         device: what students are compared on.
         on_status: called with lines about what is being done.
         on_warning: called with a line about each thing that went wrong.
-        ray: whether ``train`` does runs at the same time.
+        ray: whether ``launch`` executes runs at the same time.
 
     Raises:
         InputError: ``out`` cannot be used, or a run in it has another recipe than ``plan`` gives
             it.
-        Interrupted: a signal arrived; the next call goes on from there.
+        Interrupted: a signal arrived; the next call resumes the sweep.
     """
     _make(out)
     with locked(out / LOCK):
@@ -56,7 +54,7 @@ def run_sweep(
         write_file(out / FILE, plan.text.encode())
         sweep = _Sweep(plan, out, device, on_status, on_warning, ray)
         try:
-            sweep.go(train)
+            sweep.go(launch)
         finally:
             sweep.publish()
         return sweep.contents()
@@ -90,27 +88,23 @@ class _Sweep:
         self.notes: dict[tuple[str, int], str] = {}
         earlier = read_json(out / DATA)
         self.ray = ray or bool(earlier.get("ray"))
-        self.measured: dict[tuple[str, int], Measured] = {}
+        self.measured: dict[tuple[str, int], Comparison] = {}
         for stored in earlier.get("measured", []):
-            found = Measured(**stored)
+            found = Comparison(**stored)
             self.measured[found.group, found.seed] = found
 
-    def go(self, train: Trainer) -> None:
+    def go(self, launch: Launcher) -> None:
         """Do the runs; measure those of a seed and of the same bits when all of them are over."""
-        jobs: dict[str, PlannedRun] = {}
-        for run in self.plan.runs:
-            if self.row(run).status not in OVER:
-                write_recipe(self.out, run)
-                jobs[run.name] = run
+        todo = [run for run in self.plan.runs if self.row(run).status not in OVER]
+        for run in todo:
+            write_recipe(self.out, run)
         for name in self.plan.groups:
             for seed in self.plan.seeds:
                 self.measure(name, seed)
-        todo = [Job(run.name, run.recipe, (self.out / run.name).resolve()) for run in jobs.values()]
         kept = len(self.plan.runs) - len(todo)
         if kept:
             self.on_status(f"{kept} of {len(self.plan.runs)} runs are over already")
-        for job, problem in train(todo):
-            run = jobs[job.name]
+        for run, problem in launch(todo, self.out.resolve()):
             if problem is not None:
                 self.problems[run.name] = problem
                 self.on_warning(f"{run.name}: {problem}")

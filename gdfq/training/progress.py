@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from gdfq.training.callback import TrainerCallback
 
 if TYPE_CHECKING:
     from gdfq.training.trainer import GDFQTrainer
 
 
-class Progress:
-    """Interface for progress reporting: override what is needed."""
+class Progress(TrainerCallback):
+    """Interface for progress reporting: callbacks of the trainer and of a run; override any."""
 
     def on_start(self, trainer: GDFQTrainer) -> None:
         """Report that training begins."""
@@ -21,12 +21,6 @@ class Progress:
 
     def on_warning(self, text: str) -> None:
         """Report a problem that does not end the run."""
-
-    def on_step(self, trainer: GDFQTrainer, losses: dict[str, Tensor]) -> None:
-        """Report a training step."""
-
-    def on_epoch(self, trainer: GDFQTrainer, losses: dict[str, float]) -> None:
-        """Report an epoch, given its mean losses."""
 
     def on_stop(self) -> None:
         """Report that training has ended."""

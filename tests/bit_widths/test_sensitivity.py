@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gdfq
-from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
+from gdfq.bit_widths.sensitivity import Divergence, measure_sensitivities
 from gdfq.nn import Quantization
 
 SENSITIVE, EXACT = "3", "6"
@@ -71,8 +71,9 @@ def test_a_sensitivity_is_the_divergence_of_that_layer_s_network(images):
         layer for layer in measure_sensitivities(model, images, [3]) if layer.name == "0"
     )
     assert measured.sensitivity == {3: pytest.approx(expected, rel=1e-3)}
-    assert divergence(model, images, {"0": 3}) == measured.sensitivity[3]
-    assert divergence(model, images, {}) == 0
+    divergence = Divergence(model, images)
+    assert divergence({"0.weight": 3}) == measured.sensitivity[3]
+    assert divergence({}) == 0
 
 
 def test_bad_arguments(images):
@@ -93,7 +94,7 @@ def test_zero_in_range_is_measured_with_zero_in_it(images):
         for how in (Quantization(), Quantization(zero_in_range=True))
     )
     assert wide > narrow
-    assert divergence(model, images, {"3": 3}, Quantization(zero_in_range=True)) == wide
+    assert Divergence(model, images, Quantization(zero_in_range=True))({"3.weight": 3}) == wide
 
 
 def test_kernels_are_measured_with_ranges_of_their_own(images):

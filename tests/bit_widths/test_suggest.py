@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gdfq.bit_widths.allocation import allocate
-from gdfq.bit_widths.sensitivity import divergence, measure_sensitivities
+from gdfq.bit_widths.sensitivity import Divergence, measure_sensitivities
 from gdfq.bit_widths.suggest import suggest_bits
 from gdfq.data import open_batches
 from gdfq.nn import average_weight_bits
@@ -170,8 +170,10 @@ def teacher_and_images():
 def ratio_to_equal_bits(teacher, batches, layers, width):
     """The divergence of bits chosen by sensitivity, by that of ``width`` bits in each layer."""
     chosen = allocate(layers, width)
-    equal = dict.fromkeys(chosen, width)
-    return divergence(teacher, batches, chosen) / divergence(teacher, batches, equal)
+    measure = Divergence(teacher, batches)
+    return measure({f"{n}.weight": w for n, w in chosen.items()}) / measure(
+        {f"{n}.weight": width for n in chosen}
+    )
 
 
 @pytest.mark.thorough

@@ -25,7 +25,7 @@ from gdfq.runs import session
 from gdfq.runs.options import Options
 from gdfq.runs.run import Run as OpenedRun
 from gdfq.sweeps import criterion
-from gdfq.sweeps.contents import Measured, RunRow
+from gdfq.sweeps.contents import Comparison, RunRow
 from gdfq.sweeps.page import render
 from gdfq.sweeps.plan import label_of_bits, make_plan, read_plan
 from gdfq.sweeps.running import row_of
@@ -627,7 +627,9 @@ def made_up(top1, divergence, bits=(4,), seeds=(0, 1, 2), **changes):
                 if any((r.variant, r.seed, r.status) == (v.name, seed, "finished") for r in runs)
             }
             agreement = {name: 100 - 100 * (value or 1.0) for name, value in done.items()}
-            measured.append(Measured(group, seed, 1000, dict.fromkeys(done, "0"), done, agreement))
+            measured.append(
+                Comparison(group, seed, 1000, dict.fromkeys(done, "0"), done, agreement)
+            )
     return summarize(plan, runs, measured)
 
 
