@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -12,7 +14,7 @@ from gdfq.nn.global_batch_norm import global_bn_leaky_relu
 from gdfq.nn.narrow_conv import narrow_conv2d
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu
 from gdfq.ops.upsample_conv2d import upsample_conv2d
-from gdfq.settings import Settings
+from gdfq.settings import Settings, with_fields
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
@@ -80,6 +82,10 @@ def _normalize(
     return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
 
 
+ImageSize = Annotated[int, Field(ge=4)]
+Channels = Annotated[int, Field(ge=1)]
+
+
 class GeneratorSettings(Settings):
     """The generator's shape."""
 
@@ -92,8 +98,8 @@ class GeneratorSettings(Settings):
 
 class _Shape(GeneratorSettings):
     num_classes: int = Field(ge=1)
-    image_size: int = Field(ge=4)
-    channels: int = Field(ge=1)
+    image_size: ImageSize
+    channels: Channels
 
 
 class Generator(nn.Module):
@@ -104,11 +110,11 @@ class Generator(nn.Module):
         image_size: height and width in pixels, >= 4. Two stages double the resolution; a size that
             is not a multiple of 4 is cropped from the next multiple.
         channels: of the images, >= 1.
-        latent_dim: size of the noise vector, >= 1.
-        conditional_bn: False is the paper's generator for small images, which multiplies the noise
-            by the label's embedding; True is the one for ImageNet, where the label selects scale
-            and shift of each batch norm.
-        width: channels of the first two stages, >= 2; the third has half as many. 128 in the paper.
+        settings: the fields of :class:`GeneratorSettings`, by name. ``latent_dim`` is >= 1;
+            ``width``, the channels of the first two stages, >= 2, and the third has half as many.
+            ``conditional_bn=False`` is the paper's generator for small images, which multiplies the
+            noise by the label's embedding; True is the one for ImageNet, where the label selects
+            scale and shift of each batch norm.
 
     Raises:
         InputError: an argument is not one of the above.
@@ -116,47 +122,39 @@ class Generator(nn.Module):
     Source: Xu et al., ECCV 2020, section 3.2, and the architectures of its experiments.
     """
 
+    num_classes: int
+    image_size: int
+    channels: int
+    latent_dim: int
+    conditional_bn: bool
+    width: int
+
     def __init__(
-        self,
-        num_classes: int,
-        image_size: int,
-        channels: int = 3,
-        latent_dim: int = 100,
-        conditional_bn: bool = False,
-        width: int = 128,
+        self, num_classes: int, image_size: int, channels: int = 3, **settings: Any
     ) -> None:
         super().__init__()
-        given = _Shape(
-            num_classes=num_classes,
-            image_size=image_size,
-            channels=channels,
-            latent_dim=latent_dim,
-            conditional_bn=conditional_bn,
-            width=width,
-        )
-        self.num_classes = given.num_classes
-        self.image_size = given.image_size
-        self.channels = given.channels
-        self.latent_dim = given.latent_dim
-        self.conditional_bn = given.conditional_bn
-        self.width = given.width
-        self.first_size = -(-image_size // 4)
+        for name, value in _Shape(
+            num_classes=num_classes, image_size=image_size, channels=channels, **settings
+        ):
+            setattr(self, name, value)
+        width, latent_dim = self.width, self.latent_dim
+        self.first_size = -(-self.image_size // 4)
 
         def norm(features: int, eps: float) -> nn.BatchNorm2d:
-            if conditional_bn:
-                return ConditionalBatchNorm2d(features, num_classes, eps=eps)
+            if self.conditional_bn:
+                return ConditionalBatchNorm2d(features, self.num_classes, eps=eps)
             return nn.BatchNorm2d(features, eps=eps)
 
-        if not conditional_bn:
-            self.label_embedding = nn.Embedding(num_classes, latent_dim)
+        if not self.conditional_bn:
+            self.label_embedding = nn.Embedding(self.num_classes, latent_dim)
         self.linear = nn.Linear(latent_dim, width * self.first_size**2)
         self.bn0 = norm(width, eps=1e-5)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.bn1 = norm(width, eps=0.8)
         self.conv2 = nn.Conv2d(width, width // 2, 3, padding=1)
         self.bn2 = norm(width // 2, eps=0.8)
-        self.conv3 = nn.Conv2d(width // 2, channels, 3, padding=1)
-        self.bn3 = nn.BatchNorm2d(channels, affine=False)
+        self.conv3 = nn.Conv2d(width // 2, self.channels, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(self.channels, affine=False)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Generate normalized images ``(N, channels, image_size, image_size)``.
@@ -180,3 +178,6 @@ class Generator(nn.Module):
         images = narrow_conv2d(x, self.conv3.weight, self.conv3.bias)
         images = images[:, :, : self.image_size, : self.image_size]
         return _normalize(self.bn3, torch.tanh(images), None)
+
+
+Generator.__init__.__signature__ = with_fields(Generator.__init__, GeneratorSettings)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from gdfq.convert.bits import LayerBits
 from gdfq.errors import InputError
-from gdfq.models.generator import GeneratorSettings
+from gdfq.models.generator import Channels, GeneratorSettings, ImageSize
 from gdfq.nn.quantization import Quantization
 from gdfq.recipes.bits import with_exceptions
 from gdfq.settings import Positive, Settings
@@ -42,17 +42,17 @@ class Teacher(Settings):
     )
     # What the source of the network knows about its input is written into a run's recipe.
     num_classes: Classes | None = Field(None, description="classes of the teacher")
-    image_size: Annotated[int, Field(ge=4)] | None = Field(
+    image_size: ImageSize | None = Field(
         None, description="height and width of an image; otherwise the source's"
     )
-    channels: Annotated[int, Field(ge=1)] | None = Field(None, description="channels of an image")
+    channels: Channels | None = Field(None, description="channels of an image")
     mean: tuple[float, ...] | None = Field(
         None, description="per channel, what the teacher's input was shifted by"
     )
     std: tuple[Positive, ...] | None = Field(
         None, description="per channel, what it was divided by"
     )
-    resize: Annotated[int, Field(ge=4)] | None = Field(
+    resize: ImageSize | None = Field(
         None, description="of a picture's shorter edge, before the crop to image_size"
     )
     crop: Crop | None = Field(None, description="'squash' resizes both edges")
