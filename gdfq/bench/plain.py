@@ -177,7 +177,8 @@ class PlainTrainer:
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(not frozen_teacher)
         self.generator = PlainGenerator(
             generator.num_classes, generator.image_size, generator.channels,
-            generator.latent_dim, generator.conditional_bn, generator.width,
+            latent_dim=generator.latent_dim, conditional_bn=generator.conditional_bn,
+            width=generator.width,
         ).to(self.device)  # fmt: skip
         self.generator.load_state_dict(generator.state_dict())
         for module in (self.teacher, self.student, self.generator):

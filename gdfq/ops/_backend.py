@@ -10,12 +10,13 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gdfq.errors import InputError
 from gdfq.ops import _native, triton
@@ -145,7 +146,10 @@ def _interpreted() -> bool:
 
 @functools.cache
 def _triton_kernel(operator: str) -> Kernel | None:
-    """Return the launcher of Triton's kernel, imported on first use because that is slow."""
+    """Return the launcher of Triton's kernel, imported on first use because that is slow.
+
+    Float64 and empty tensors run the reference.
+    """
     if operator not in triton_modules():
         return None
     try:
@@ -154,7 +158,22 @@ def _triton_kernel(operator: str) -> Kernel | None:
         if (error.name or "").startswith("gdfq"):
             raise
         return None
-    return getattr(module, operator)
+    launcher, reference = getattr(module, operator), _references[operator]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        plain = any(t.dtype == torch.float64 or not t.numel() for t in _tensors(args))
+        return (reference if plain else launcher)(*args, **kwargs)
+
+    return kernel
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among ``arguments`` and in their lists."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(argument)
 
 
 def _check(name: str, source: str) -> None:

@@ -11,10 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from gdfq.ops._outputs import empty_like, walkable
-from gdfq.ops.batch_norm_stats import (
-    batch_norm_stats_backward_reference,
-    batch_norm_stats_reference,
-)
 from gdfq.ops.triton._language import (
     band_channel,
     band_of,
@@ -178,12 +174,7 @@ def batch_norm_stats(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch output and partial statistics, then their merge.
-
-    Float64 runs the reference.
-    """
-    if x.dtype == torch.float64:
-        return batch_norm_stats_reference(x, running_mean, running_var, weight, bias, eps)
+    """Launch output and partial statistics, then their merge."""
     x = walkable(x)
     y = empty_like(x)
     layout = layout_of(x, 1)
@@ -215,11 +206,7 @@ def batch_norm_stats_backward(
     weight: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Launch one kernel; float64 runs the reference."""
-    if x.dtype == torch.float64:
-        return batch_norm_stats_backward_reference(
-            grad_y, grad_mean, grad_var, x, mean, running_var, weight, eps
-        )
+    """Launch one kernel."""
     x = walkable(x)
     dx = empty_like(x)
     layout = layout_of(x, 1)

@@ -8,10 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from gdfq.ops._outputs import empty_like, walkable
-from gdfq.ops.bn_act_fake_quantize import (
-    bn_act_fake_quantize_backward_reference,
-    bn_act_fake_quantize_reference,
-)
 from gdfq.ops.triton._language import (
     activate,
     band_channel,
@@ -189,30 +185,25 @@ def bn_act_fake_quantize(
     residual: Tensor | None,
     ste: str,
 ) -> Tensor:
-    """Launch one kernel; float64 runs the reference."""
-    if x.dtype == torch.float64:
-        return bn_act_fake_quantize_reference(
-            x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste
-        )
+    """Launch one kernel."""
     x = walkable(x)
     y = empty_like(x)
-    if x.numel() > 0:
-        tiles = tiling(layout_of(x, 1))
-        launch(
-            _forward,
-            tiles.programs,
-            x,
-            *contiguous(running_mean, running_var, weight, bias),
-            None if residual is None else in_layout_of(residual, x),
-            lo,
-            hi,
-            y,
-            eps,
-            *tiles.sizes,
-            BITS=bits,
-            ACT=act,
-            **tiles.constants,
-        )
+    tiles = tiling(layout_of(x, 1))
+    launch(
+        _forward,
+        tiles.programs,
+        x,
+        *contiguous(running_mean, running_var, weight, bias),
+        None if residual is None else in_layout_of(residual, x),
+        lo,
+        hi,
+        y,
+        eps,
+        *tiles.sizes,
+        BITS=bits,
+        ACT=act,
+        **tiles.constants,
+    )
     return y
 
 
@@ -231,14 +222,7 @@ def bn_act_fake_quantize_backward(
     residual: Tensor | None,
     ste: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the pass, then the merge of its partial sums.
-
-    Float64 and empty tensors run the reference.
-    """
-    if x.dtype == torch.float64 or x.numel() == 0:
-        return bn_act_fake_quantize_backward_reference(
-            grad, x, running_mean, running_var, weight, bias, eps, lo, hi, bits, act, residual, ste
-        )
+    """Launch the pass, then the merge of its partial sums."""
     x = walkable(x)
     dx = empty_like(x)
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from gdfq.ops._outputs import empty_like, walkable
-from gdfq.ops.bn_leaky_relu import bn_leaky_relu_backward_reference, bn_leaky_relu_reference
 from gdfq.ops.triton._language import (
     band_channel,
     band_of,
@@ -308,12 +307,7 @@ def _samples(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> _Samples:
 def bn_leaky_relu(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch partial statistics, their merge and the output; two reads of ``x``.
-
-    Float64 runs the reference.
-    """
-    if x.dtype == torch.float64:
-        return bn_leaky_relu_reference(x, weight, bias, eps, negative_slope)
+    """Launch partial statistics, their merge and the output; two reads of ``x``."""
     x = walkable(x)
     y = empty_like(x)
     layout, _, _, rows, constants = _samples(x, weight, bias)
@@ -352,14 +346,7 @@ def bn_leaky_relu_backward(
     eps: float,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch partial sums, their merge and the pass that computes ``dx``.
-
-    Float64 runs the reference.
-    """
-    if x.dtype == torch.float64:
-        return bn_leaky_relu_backward_reference(
-            grad, x, mean, var, weight, bias, eps, negative_slope
-        )
+    """Launch partial sums, their merge and the pass that computes ``dx``."""
     x = walkable(x)
     grad = in_layout_of(grad, x)
     dx = empty_like(x)

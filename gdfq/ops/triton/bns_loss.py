@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdfq.ops.bns_loss import bns_loss_backward_reference, bns_loss_reference
 from gdfq.ops.triton import _launch
 from gdfq.ops.triton._language import number_of, pointer_of
 from gdfq.ops.triton._launch import MOST_TENSORS, launch
@@ -113,9 +112,7 @@ def _parts(layers: int) -> list[slice]:
 def bns_loss(
     means: list[Tensor], vars: list[Tensor], running_means: list[Tensor], running_vars: list[Tensor]
 ) -> Tensor:
-    """Launch one kernel for up to MOST_TENSORS layers; float64 runs the reference."""
-    if any(s.dtype == torch.float64 for s in [*means, *vars]):
-        return bns_loss_reference(means, vars, running_means, running_vars)
+    """Launch one kernel for up to MOST_TENSORS layers."""
     lists = _floats(means, vars, running_means, running_vars)
     loss = means[0].new_empty((), dtype=torch.float32)
     total = loss.new_empty((), dtype=torch.float64)
@@ -143,9 +140,7 @@ def bns_loss_backward(
     running_means: list[Tensor],
     running_vars: list[Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Launch one kernel for up to MOST_TENSORS layers; float64 runs the reference."""
-    if any(s.dtype == torch.float64 for s in [*means, *vars]):
-        return bns_loss_backward_reference(grad, means, vars, running_means, running_vars)
+    """Launch one kernel for up to MOST_TENSORS layers."""
     lists = _floats(means, vars, running_means, running_vars)
     gradients = [[torch.empty_like(t) for t in tensors] for tensors in lists[:2]]
     for part in _parts(len(means)):

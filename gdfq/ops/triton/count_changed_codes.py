@@ -85,8 +85,8 @@ def _totals(
 
 def _with_rows(w: Tensor) -> Tensor:
     """Return ``w`` such that entries of dimension 0 follow each other in memory."""
-    w = dense(w.float() if w.dtype == torch.float64 else w)
-    return w if w.numel() == 0 or layout_of(w, 0).outer == 1 else w.contiguous()
+    w = dense(w)
+    return w if layout_of(w, 0).outer == 1 else w.contiguous()
 
 
 def count_changed_codes(
@@ -104,7 +104,7 @@ def count_changed_codes(
     factors = factors.float().contiguous()
     counts = factors.new_zeros((len(ws),), dtype=torch.int64)
     for dtype in dict.fromkeys(w.dtype for w in ws):
-        chosen = [i for i, w in enumerate(ws) if w.dtype == dtype and w.numel()]
+        chosen = [i for i, w in enumerate(ws) if w.dtype == dtype]
         for begin in range(0, len(chosen), MOST_TENSORS):
             part = chosen[begin : begin + MOST_TENSORS]
             rows = [ws[i].shape[0] for i in part]

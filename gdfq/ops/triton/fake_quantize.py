@@ -7,11 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdfq.ops.fake_quantize import (
-    fake_quantize_backward_reference,
-    fake_quantize_learned_backward_reference,
-    fake_quantize_reference,
-)
 from gdfq.ops.triton._language import (
     band_channel,
     band_of,
@@ -176,44 +171,33 @@ def _learned_merge(
 def fake_quantize(
     x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None, ste: str
 ) -> Tensor:
-    """Launch the forward kernel; float64 runs the reference."""
-    if x.dtype == torch.float64:
-        return fake_quantize_reference(x, lo, hi, bits, axis, ste)
+    """Launch the forward kernel."""
     x = dense(x)
     y = torch.empty_like(x)
-    if x.numel() > 0:
-        tiles = tiling(layout_of(x, axis))
-        bounds = lo.contiguous(), hi.contiguous()
-        launch(_forward, tiles.programs, x, *bounds, y, *tiles.sizes, BITS=bits, **tiles.constants)
+    tiles = tiling(layout_of(x, axis))
+    bounds = lo.contiguous(), hi.contiguous()
+    launch(_forward, tiles.programs, x, *bounds, y, *tiles.sizes, BITS=bits, **tiles.constants)
     return y
 
 
 def fake_quantize_backward(
     grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
 ) -> Tensor:
-    """Launch the clip estimator's kernel; float64 runs the reference."""
-    if x.dtype == torch.float64:
-        return fake_quantize_backward_reference(grad, x, lo, hi, bits, axis)
+    """Launch the clip estimator's kernel."""
     x = dense(x)
     grad = in_layout_of(grad, x)
     dx = torch.empty_like(x)
-    if x.numel() > 0:
-        tiles = tiling(layout_of(x, axis))
-        bounds = lo.contiguous(), hi.contiguous()
-        arguments = (grad, x, *bounds, dx, *tiles.sizes)
-        launch(_backward, tiles.programs, *arguments, BITS=bits, **tiles.constants)
+    tiles = tiling(layout_of(x, axis))
+    bounds = lo.contiguous(), hi.contiguous()
+    arguments = (grad, x, *bounds, dx, *tiles.sizes)
+    launch(_backward, tiles.programs, *arguments, BITS=bits, **tiles.constants)
     return dx
 
 
 def fake_quantize_learned_backward(
     grad: Tensor, x: Tensor, lo: Tensor, hi: Tensor, bits: int, axis: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the pass, then the merge of its partial sums.
-
-    Float64 and empty tensors run the reference.
-    """
-    if x.dtype == torch.float64 or x.numel() == 0:
-        return fake_quantize_learned_backward_reference(grad, x, lo, hi, bits, axis)
+    """Launch the pass, then the merge of its partial sums."""
     x = dense(x)
     dx = torch.empty_like(x)
     layout = layout_of(x, axis)

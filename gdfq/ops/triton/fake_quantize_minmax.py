@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdfq.ops.fake_quantize_minmax import fake_quantize_minmax_reference
 from gdfq.ops.triton._language import (
     band_channel,
     band_of,
@@ -143,12 +142,7 @@ def _minmax(w: Tensor, layout: Layout, lo: Tensor, hi: Tensor, zero_in_range: bo
 def fake_quantize_minmax(
     w: Tensor, bits: int, axis: int | None, ste: str, zero_in_range: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch one kernel if rows fit on chip, else minima and maxima, their merge, the quantizer.
-
-    Float64 and empty tensors run the reference.
-    """
-    if w.dtype == torch.float64 or w.numel() == 0:
-        return fake_quantize_minmax_reference(w, bits, axis, ste, zero_in_range)
+    """Launch one kernel if rows fit on chip, else minima and maxima, their merge, the quantizer."""
     w = dense(w)
     layout = layout_of(w, axis)
     lo = w.new_empty(() if axis is None else (w.shape[axis],), dtype=torch.float32)

@@ -111,8 +111,6 @@ def _backward(
 
 def _has_rows(w: Tensor) -> bool:
     """Whether a kernel takes dense ``w``: entries of dimension 0 follow each other in memory."""
-    if w.dtype == torch.float64 or w.numel() == 0:
-        return False
     layout = layout_of(w, 0)
     return layout.outer == 1 and layout.inner < 2**30
 
@@ -148,7 +146,7 @@ def _tuples(part: list[int], *lists: list[Tensor]) -> list[tuple[Tensor, ...]]:
 def fake_quantize_minmax_list(
     ws: list[Tensor], bits: list[int], ste: str, zero_in_range: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Launch one kernel; tensors without rows in memory, empty and float64 ones go alone."""
+    """Launch one kernel; tensors without rows in memory go alone."""
     ws = [dense(w) for w in ws]
     ys = [torch.empty_like(w) for w in ws]
     los = [w.new_empty((w.shape[0],), dtype=torch.float32) for w in ws]
@@ -165,7 +163,7 @@ def fake_quantize_minmax_list(
 def fake_quantize_minmax_list_backward(
     grads: list[Tensor], ws: list[Tensor], los: list[Tensor], his: list[Tensor], bits: list[int]
 ) -> list[Tensor]:
-    """Launch one kernel; tensors without rows in memory, empty and float64 ones go alone."""
+    """Launch one kernel; tensors without rows in memory go alone."""
     ws = [dense(w) for w in ws]
     grads = [in_layout_of(grad, w) for grad, w in zip(grads, ws, strict=True)]
     los, his = ([b.contiguous() for b in bounds] for bounds in (los, his))

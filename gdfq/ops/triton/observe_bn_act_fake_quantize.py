@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from gdfq.ops._outputs import walkable
-from gdfq.ops.observe_bn_act_fake_quantize import observe_bn_act_fake_quantize_reference
 from gdfq.ops.triton._language import (
     activate,
     band_channel,
@@ -103,16 +102,9 @@ def observe_bn_act_fake_quantize(
     ste: str,
     zero_in_range: bool,
 ) -> Tensor:
-    """Launch partial minima and maxima, their merge with the update, and the quantizer.
-
-    Float64 and empty tensors run the reference.
-    """
+    """Launch partial minima and maxima, their merge with the update, and the quantizer."""
     norm = (running_mean, running_var, weight, bias)
     buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
-    if x.dtype == torch.float64 or x.numel() == 0:
-        return observe_bn_act_fake_quantize_reference(
-            x, *norm, eps, *buffers, bits, momentum, act, residual, ste, zero_in_range
-        )
     x = walkable(x)
     residual = None if residual is None else in_layout_of(residual, x)
     cut = sweep(layout_of(x, 1))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdfq.ops.observe_fake_quantize import observe_fake_quantize_reference
 from gdfq.ops.triton import _launch
 from gdfq.ops.triton._language import contain_zero, extend, maximum, minimum, multiply
 from gdfq.ops.triton._launch import dense, launch, layout_of
@@ -90,13 +88,8 @@ def observe_fake_quantize(
     ste: str,
     zero_in_range: bool,
 ) -> Tensor:
-    """Launch partial minima and maxima, their merge with the update, and the quantizer.
-
-    Float64 and empty tensors run the reference.
-    """
+    """Launch partial minima and maxima, their merge with the update, and the quantizer."""
     buffers = average_lo, average_hi, lo, hi, num_batches_tracked
-    if x.dtype == torch.float64 or x.numel() == 0:
-        return observe_fake_quantize_reference(x, *buffers, bits, momentum, ste, zero_in_range)
     x = dense(x)
     move_range(partial_minmax(x, layout_of(x, None)), buffers, momentum, zero_in_range)
     return fake_quantize(x, lo, hi, bits, None, ste)
