@@ -44,6 +44,6 @@ def evaluate(
         print_warning(batches.note)
     table = Table("", f"top-1 on {world.total(batches.pictures):,} test images of {batches.name}")
     table.add_row("teacher", plain_percent(top1(opened.teacher, batches, world)))
-    label = opened.latest_result.label
-    table.add_row(f"student, {label}", plain_percent(top1(student, batches, world)))
+    name = f"student, {opened.latest_result.label}"
+    table.add_row(name, plain_percent(top1(student, batches, world)))
     print_table(table)

@@ -19,7 +19,7 @@ from gdfq.report.charts import (
     short,
 )
 
-# Of a row, and how much of a long name is shown.
+# Height of a row, and letters shown of a long name.
 ROW, NAME = 40, 46
 
 
