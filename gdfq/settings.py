@@ -10,14 +10,16 @@
 The same line is checked, with the same words, as a Python argument, as a key of a TOML file and as
 an option of the command line: see :meth:`Settings.read`. Types are not converted, except that a
 float takes an int, a tuple any sequence but a string, and that NumPy's numbers and arrays are
-Python's. Floats are finite. A rule between settings is a ``@model_validator(mode="after")`` that
-raises an ``InputError`` whose message starts with a field's name, or is about all of them.
+Python's; tensors, fractions and decimals are no numbers here. Floats are finite. A rule between
+settings is a ``@model_validator(mode="after")`` that raises an ``InputError`` whose message starts
+with a field's name, or is about all of them.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -63,6 +65,24 @@ class Settings(BaseModel):
     # Settings within settings are then validated in place, which keeps their names in errors.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise InputError(
+            f"{name}: settings are frozen; model_copy(update={{{name!r}: {shown(value)}}}) returns "
+            "changed ones"
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return these settings with those of ``update``, checked as any.
+
+        Args:
+            update: settings by name.
+            deep: has no effect, as settings are frozen.
+
+        Raises:
+            InputError: see the class.
+        """
+        return type(self)(**{**dict(self), **(update or {})})
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """List the fields in the docstring."""
@@ -94,6 +114,8 @@ class Settings(BaseModel):
         fields = type(self).model_fields
         return {name: value for name, value in self if value != fields[name].default}
 
+    __str__ = BaseModel.__repr__
+
     def __repr_args__(self) -> Iterable[tuple[str, Any]]:
         return self.changed().items()
 
@@ -112,12 +134,27 @@ def with_fields(function: Callable[..., Any], settings: type[Settings]) -> inspe
     names = {parameter.name for parameter in own}
     more = [
         inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=_unconstrained(field.annotation),
         )
         for name, field in settings.model_fields.items()
         if name not in names
     ]
     return signature.replace(parameters=[*own, *more])
+
+
+def _unconstrained(annotation: Any) -> Any:
+    """Return an annotation without the constraints in it: ``int | None``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _unconstrained(arguments[0])
+    if origin in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_unconstrained, arguments))
+    if origin is tuple:
+        return tuple[_unconstrained(arguments[0]), ...]  # type: ignore[misc]
+    return annotation
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
@@ -129,7 +166,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     try:
         return _adapter(kind).validate_python(_plain(value))
     except ValidationError as error:
-        raise InputError(f"{name}: must be {allowed(kind)}, got {_shown(value)}") from error
+        raise InputError(f"{name}: must be {allowed(kind)}, got {shown(value)}") from error
 
 
 @functools.cache
@@ -171,8 +208,10 @@ def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
             return f"an int from {bounds['ge']} to {bounds['le']}"
         return f"an int {_interval(bounds)}".rstrip()
     if annotation is float:
-        finite = {"lt", "le"} & bounds.keys()  # the others are checked to be
-        return " and ".join(filter(None, (_interval(bounds), "" if finite else "finite")))
+        if not bounds:
+            return "a finite number"
+        bounded = {"lt", "le"} & bounds.keys()
+        return f"a number {_interval(bounds)}{'' if bounded else ' and finite'}"
     if annotation is str:
         return f"a string like {bounds['pattern']}" if "pattern" in bounds else "a string"
     return "a table"
@@ -194,14 +233,17 @@ def _interval(bounds: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return ``value`` with NumPy's numbers as Python's and sequences as tuples."""
+    """Return ``value`` with NumPy's numbers as Python's and sequences as tuples.
+
+    What only converts to a number (a tensor, a fraction) becomes ``...``, which no setting may be.
+    """
     if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
+        value = float(value) if isinstance(value, np.longdouble) else value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(_plain(entry) for entry in value)
-    return value
+    return ... if hasattr(value, "__float__") and not isinstance(value, int | float) else value
 
 
 def _explain(error: ValidationError, schema: type[Settings], given: Any) -> str:
@@ -223,6 +265,8 @@ def _explain_one(error: Any, schema: type[Settings], given: Any) -> str:
         if not missing:
             given = given[part] if isinstance(given, Mapping | Sequence) else getattr(given, part)
     name = ".".join(path)
+    if error["loc"][len(path) :] == ("[key]",):
+        return f"{'.'.join(path[:-1])}: names must be strings, got {shown(error['input'])}"
     if error["type"] == "extra_forbidden":
         known = ", ".join(_bare(kind).model_fields)
         return f"{'.'.join([*path, str(error['loc'][-1])])}: unknown key; allowed are {known}"
@@ -232,7 +276,7 @@ def _explain_one(error: Any, schema: type[Settings], given: Any) -> str:
         message = str(error["ctx"]["error"])
         names_field = re.split("[.:]", message)[0] in _bare(kind).model_fields
         return ("." if names_field and path else ": " if path else "").join([name, message])
-    return f"{name}: must be {allowed(kind, constraints)}, got {_shown(given)}"
+    return f"{name}: must be {allowed(kind, constraints)}, got {shown(given)}"
 
 
 def _field(kind: Any, part: Any) -> tuple[Any, Sequence[Any]] | None:
@@ -260,7 +304,12 @@ def _bare(kind: Any) -> Any:
     return kind
 
 
-def _shown(given: Any) -> str:
+def shown(given: Any) -> str:
     """Return ``given`` for a line of text."""
-    text = repr(given)
-    return text if len(text) <= 100 and "\n" not in text else f"a {type(given).__name__}"
+    try:
+        text = repr(given)
+    except ValueError:  # an int has more digits than Python writes
+        text = ""
+    if text and len(text) <= 100 and "\n" not in text:
+        return text
+    return "a very large int" if isinstance(given, int) else f"a {type(given).__name__}"

@@ -488,6 +488,7 @@ USUAL = {"mean": None, "std": None}
         (lambda: "gdfq:resnet20", {"factory": "a:b"}, "factory: is for a model that is given as"),
         (lambda: "torchvision:resnet", USUAL, "torchvision has no network 'resnet'; near"),
         (lambda: "memory:Net", {}, "the network Net was given in Python"),
+        (tiny_teacher, {"bits": {"*": 4}}, r"^gdfq\.quantize: bits\.\*: must be a table, got 4$"),
         (Branching, {}, r"x\.sum\(\) > 0"),
         (lambda: gdfq.quantize_model(tiny_teacher()), {}, "model: is quantized already"),
         (lambda: nn.Sequential(nn.Conv2d(2, 4, 8), nn.Flatten()), {}, "teacher: has no batch-norm"),

@@ -3,6 +3,8 @@
 import copy
 import inspect
 import pickle
+from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import numpy as np
@@ -50,14 +52,14 @@ class Run(Settings):
 MISTAKES = [
     ({"kind": "l1"}, "kind: must be one of 'mse' or 'kl', got 'l1'"),
     ({"kind": ["mse"]}, "kind: must be one of 'mse' or 'kl', got ['mse']"),
-    ({"decay": 1}, "decay: must be in [0, 1), got 1"),
-    ({"decay": float("nan")}, "decay: must be in [0, 1), got nan"),
-    ({"decay": True}, "decay: must be in [0, 1), got True"),
-    ({"decay": None}, "decay: must be in [0, 1), got None"),
-    ({"rate": 0}, "rate: must be > 0 and finite, got 0"),
-    ({"rate": float("inf")}, "rate: must be > 0 and finite, got inf"),
-    ({"rate": "1e-3"}, "rate: must be > 0 and finite, got '1e-3'"),
-    ({"offset": float("-inf")}, "offset: must be finite, got -inf"),
+    ({"decay": 1}, "decay: must be a number in [0, 1), got 1"),
+    ({"decay": float("nan")}, "decay: must be a number in [0, 1), got nan"),
+    ({"decay": True}, "decay: must be a number in [0, 1), got True"),
+    ({"decay": None}, "decay: must be a number in [0, 1), got None"),
+    ({"rate": 0}, "rate: must be a number > 0 and finite, got 0"),
+    ({"rate": float("inf")}, "rate: must be a number > 0 and finite, got inf"),
+    ({"rate": "1e-3"}, "rate: must be a number > 0 and finite, got '1e-3'"),
+    ({"offset": float("-inf")}, "offset: must be a finite number, got -inf"),
     ({"bits": 9}, "bits: must be an int from 2 to 8, got 9"),
     ({"bits": 4.0}, "bits: must be an int from 2 to 8, got 4.0"),
     ({"classes": True}, "classes: must be an int >= 2, got True"),
@@ -65,13 +67,13 @@ MISTAKES = [
         {"seed": 2**63},
         "seed: must be an int from 0 to 9223372036854775807, got 9223372036854775808",
     ),
-    ({"share": 1.5}, "share: must be in [0, 1], got 1.5"),
+    ({"share": 1.5}, "share: must be a number in [0, 1], got 1.5"),
     ({"clip": 1}, "clip: must be true or false, got 1"),
     ({"layers": "conv1"}, "layers: must be a non-empty list, each entry a string, got 'conv1'"),
     ({"layers": []}, "layers: must be a non-empty list, each entry a string, got []"),
     ({"epochs": [1, -1]}, "epochs: must be a list, each entry an int >= 0, got [1, -1]"),
     ({"clip": True, "kind": "kl"}, "clip: has no effect with kind = 'kl'"),
-    ({"decay": torch.zeros(9, 9)}, "decay: must be in [0, 1), got a Tensor"),
+    ({"decay": torch.zeros(9, 9)}, "decay: must be a number in [0, 1), got a Tensor"),
     (
         {"los": 1},
         "los: unknown key; allowed are kind, decay, rate, offset, bits, classes, seed, "
@@ -105,6 +107,42 @@ def test_tables_are_named_by_their_path():
     )
 
 
+def test_names_in_tables_are_strings():
+    with pytest.raises(InputError, match=r"^widths: names must be strings, got 3$"):
+        Run(name="run", widths={3: {"weight": 4}})
+    with pytest.raises(InputError, match=r"^widths\.\[key\]: must be a table, got 3$"):
+        Run(name="run", widths={"[key]": 3})
+
+
+NO_NUMBERS = [
+    torch.tensor(0.5), torch.tensor([0.5]), torch.tensor(True), torch.tensor(1), Fraction(1, 2),
+    Decimal("0.5"), np.array([0.5]), np.True_, 0.5j,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_numbers_are_python_s_and_numpy_s_alone(value):
+    for name in ("rate", "seed"):
+        with pytest.raises(InputError, match=f"^{name}: must be an? "):
+            Loss(**{name: value})
+
+
+def test_numpy_s_numbers_are_python_s():
+    for value in (np.float16(0.5), np.longdouble(0.5), np.array(0.5)):
+        assert (Loss(rate=value).rate, type(Loss(rate=value).rate)) == (0.5, float)
+    assert (Loss(seed=np.array(3)).seed, Loss(rate=np.uint8(3)).rate) == (3, 3.0)
+
+
+def test_ints_of_any_length_are_refused_in_a_line():
+    for name in ("rate", "bits", "clip"):
+        with pytest.raises(InputError, match=f"^{name}: must be .*, got a very large int$"):
+            Loss(**{name: 10**5000})
+    for given in ({"epochs": 10**26}, {"milestones": [10**26]}, {"epochs": 10**5000}):
+        with pytest.raises(InputError, match=r": times steps_per_epoch = 200 must be < 2\*\*63"):
+            Training(**given)
+    assert Training(epochs=2**55, steps_per_epoch=255).steps < 2**63
+
+
 def test_sequences_are_kept_as_tuples_and_numbers_as_python_s():
     given = {"layers": ["a", "b"], "epochs": np.arange(2), "decay": np.float32(0.5), "rate": 2}
     loss = Loss(bits=np.int64(3), clip=np.True_, **given)
@@ -120,8 +158,11 @@ def test_settings_are_values():
     assert Run(name="run", loss=loss).loss is loss
     assert pickle.loads(pickle.dumps(loss)) == copy.deepcopy(loss) == loss != Loss()
     assert len({loss, Loss(decay=0.5), Loss()}) == 2
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(InputError, match=r"^decay: settings are frozen; model_copy"):
         loss.decay = 0.25
+    assert loss.model_copy(update={"bits": 3}) == Loss(decay=0.5, bits=3)
+    with pytest.raises(InputError, match=r"^decay: must be a number in .0, 1., got 1$"):
+        loss.model_copy(update={"decay": 1})
 
 
 def test_what_is_changed_is_described():
@@ -129,6 +170,8 @@ def test_what_is_changed_is_described():
     assert loss.changed() == {"decay": 0.5, "layers": ("conv1",)}
     assert loss.describe() == "decay=0.5, layers=('conv1',)"
     assert Loss(layers=["*"]).describe() == "none"
+    assert str(loss) == repr(loss) == "Loss(decay=0.5, layers=('conv1',))"
+    assert str(Loss()) == "Loss()"
 
 
 @pytest.mark.parametrize(
@@ -140,3 +183,4 @@ def test_signatures_list_the_settings(function, settings):
     for name, field in settings.model_fields.items():
         if name not in ("batch_size", "leaf_modules"):  # which have no default, or take classes
             assert parameters[name].default == field.default
+            assert "Annotated" not in str(parameters[name])

@@ -29,7 +29,9 @@ class LayerBits(Settings):
         return self
 
 
-class _Exceptions(Settings):
+class Exceptions(Settings):
+    """Exceptions to bit widths, by glob pattern of names in the student."""
+
     bits: dict[str, LayerBits]
 
 
@@ -48,7 +50,7 @@ class BitWidths:
     def __init__(
         self, weight_bits: int, act_bits: int, patterns: Mapping[str, Mapping[str, int]]
     ) -> None:
-        exceptions = _Exceptions(bits=patterns).bits  # type: ignore[arg-type]
+        exceptions = Exceptions(bits=patterns).bits  # type: ignore[arg-type]
         self.patterns = {
             p: widths.model_dump(exclude_none=True) for p, widths in exceptions.items()
         }

@@ -9,7 +9,7 @@ from typing import Any
 from gdfq.errors import InputError
 
 # "layer1.*=w8a6", with either part alone too; the pattern may hold a "=" itself.
-_OPTION = re.compile(r"(?P<pattern>.+)=(?=[wa])(?:w(?P<weight>\d+))?(?:a(?P<act>\d+))?")
+_OPTION = re.compile(r"(?P<pattern>.+)=(?=[wa])(?:w(?P<weight>\d{1,9}))?(?:a(?P<act>\d{1,9}))?")
 
 
 def parse_bits(options: Iterable[str]) -> dict[str, dict[str, int]]:

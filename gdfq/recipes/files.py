@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 from pathlib import Path
+from typing import Any
 
 from gdfq.errors import InputError
 from gdfq.recipes.schema import Recipe
@@ -73,8 +74,16 @@ def parse_recipe(text: str, source: str) -> Recipe:
     Raises:
         InputError: see :func:`load_recipe`.
     """
+    return Recipe.read(parse_toml(text, "recipe", source), source)
+
+
+def parse_toml(text: str, name: str, source: str) -> dict[str, Any]:
+    """Return the tables in ``text``, a TOML file.
+
+    Raises:
+        InputError: it is none; ``name`` starts the message, which names ``source``.
+    """
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"recipe: {source} is not TOML: {error}") from error
-    return Recipe.read(tables, source)
+        return tomllib.loads(text)
+    except ValueError as error:  # also of an int with more digits than Python reads
+        raise InputError(f"{name}: {source} is not TOML: {error}") from error

@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
-from gdfq.convert.bits import LayerBits
+from gdfq.convert.bits import Exceptions, LayerBits
 from gdfq.errors import InputError
 from gdfq.models.generator import Channels, GeneratorSettings, ImageSize
 from gdfq.nn.quantization import Quantization
@@ -101,7 +101,8 @@ class Recipe(Settings):
         sections = {key: section for section, key, _ in fields()}
         for key, value in options.items():
             if key == "bits":
-                tables[key] = with_exceptions(tables[key], value)
+                more = Exceptions.read({key: value}, source)
+                tables[key] = with_exceptions(tables[key], more.model_dump(exclude_none=True)[key])
                 continue
             check_key(key)
             table = tables[sections[key]] if sections[key] else tables

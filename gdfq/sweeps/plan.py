@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from gdfq.errors import InputError
 from gdfq.ops._checks import check_choice
 from gdfq.recipes import Recipe, load_recipe
-from gdfq.recipes.files import read_text, tomllib
+from gdfq.recipes.files import parse_toml, read_text
 from gdfq.recipes.schema import check_key, fields
 from gdfq.settings import Settings
 
@@ -128,10 +128,7 @@ def read_plan(path: Path) -> Plan:
         InputError: the file cannot be read, or any of the recipes that it gives is not one; the
             message names file, variant and key.
     """
-    try:
-        tables = tomllib.loads(read_text(path, "sweep"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"sweep: {path} is not TOML: {error}") from error
+    tables = parse_toml(read_text(path, "sweep"), "sweep", str(path))
     return make_plan(tables, str(path), path.parent)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from gdfq.errors import InputError
-from gdfq.settings import NotNegative, Positive, Settings
+from gdfq.settings import NotNegative, Positive, Settings, shown
 from gdfq.training.precision import Precision
 from gdfq.training.schedules import Schedule
 
@@ -59,8 +59,22 @@ class Training(Settings):
     def _check_warm_up(self) -> Self:
         if self.warmup_epochs > self.epochs:
             raise InputError(
-                f"warmup_epochs: must be <= epochs = {self.epochs}, got {self.warmup_epochs}"
+                f"warmup_epochs: must be <= epochs = {shown(self.epochs)}, "
+                f"got {shown(self.warmup_epochs)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_counted(self) -> Self:
+        for name, last in (
+            ("epochs", self.epochs),
+            ("milestones", max(self.milestones, default=0)),
+        ):
+            if last * self.steps_per_epoch >= 2**63:
+                raise InputError(
+                    f"{name}: times steps_per_epoch = {shown(self.steps_per_epoch)} must be "
+                    f"< 2**63, got {shown(last)}"
+                )
         return self
 
     @property

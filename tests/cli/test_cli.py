@@ -234,9 +234,12 @@ OVERRIDES = {
     "bits of 9": (["--act-bits", 9], "act_bits: must be an int from 2 to 8, got 9"),
     "schedule": (["--schedule", "warm"], "schedule: .*'step', 'cosine' or 'constant', got 'warm'"),
     "ste": (["--ste", "soft"], "ste: .*'identity' or 'clip', got 'soft'"),
-    "learning rate": (["--student-lr", -1], "student_lr: must be > 0 and finite, got -1"),
-    "learning rate nan": (["--student-lr", "nan"], "student_lr: must be > 0 and finite, got nan"),
-    "momentum": (["--momentum", 1.5], "momentum: must be in \\[0, 1\\), got 1.5"),
+    "learning rate": (["--student-lr", -1], "student_lr: must be a number > 0 and finite, got -1"),
+    "learning rate nan": (
+        ["--student-lr", "nan"],
+        "student_lr: must be a number > 0 and finite, got nan",
+    ),
+    "momentum": (["--momentum", 1.5], "momentum: must be a number in \\[0, 1\\), got 1.5"),
     "batch of one": (["--batch-size", 1], "batch_size: must be an int >= 2, got 1"),
     "warm-up": (["--warmup-epochs", 99], "warmup_epochs: must be <= epochs = 3, got 99"),
     "image size": (["--image-size", 3], "image_size: must be an int >= 4, got 3"),
@@ -249,7 +252,7 @@ OVERRIDES = {
         "'conv1.weight' has shape",
     ),
     "normalization": (["--mean", 0, "--mean", 1], r"mean: needs one entry .* 1 channels, got \(0"),
-    "std of zero": (["--std", 0], "std: must be a list, each entry > 0 and finite, got "),
+    "std of zero": (["--std", 0], "std: must be a list, each entry a number > 0 and finite, got "),
     "no weights": (["--weights", "none.safetensors"], "weights: there is no file none.safetensors"),
     "nan weights": (["--weights", nan_weights], "teacher: 'layer1.0.conv1.weight' holds NaN"),
     "missing weights": (
@@ -260,7 +263,7 @@ OVERRIDES = {
     "used folder": (["--out", used_folder], "out: .*used exists and is not empty"),
     "unwritable folder": (["--out", below_a_file], "out: cannot write to .*: Not a directory"),
     "seed": (["--seed", 2**64], "seed: must be an int from 0 to 9223372036854775807"),
-    "mean nan": (["--mean", "nan"], "mean: must be a list, each entry finite, got "),
+    "mean nan": (["--mean", "nan"], "mean: must be a list, each entry a finite number, got "),
     "network": (["--model", "gdfq:vgg"], "model: gdfq has no network 'vgg'"),
 }
 

@@ -191,7 +191,7 @@ def test_seeds_alone_are_a_sweep(file):
         ),
         (
             TINY + "[grid]\nalpha = ['x']",
-            "variant alpha=x: training.alpha: must be >= 0",
+            "variant alpha=x: training.alpha: must be a number >= 0",
         ),
         (TINY + "[grid]\nalpha = [1, 1.0]", "variant alpha=1.0: is the same as alpha=1"),
         (TINY + "[grid]\na = [{alpha = 1}]\nalpha = [2]", "grid: alpha is under two keys"),

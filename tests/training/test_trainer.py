@@ -367,9 +367,13 @@ NAN[3].weight.data[0, 0, 0, 0] = float("nan")
         (None, {"calibration_batches": 0}, "calibration_batches: .* got 0"),
         (None, {"schedule": "warm"}, "schedule: .* got 'warm'"),
         (None, {"warmup_epochs": 9}, "warmup_epochs: must be <= epochs = 3, got 9"),
-        (None, {"student_lr": float("nan")}, "student_lr: must be > 0 and finite, got nan"),
-        (None, {"temperature": 0.0}, "temperature: must be > 0 and finite, got 0.0"),
-        (None, {"alpha": -1.0}, "alpha: must be >= 0 and finite, got -1.0"),
+        (
+            None,
+            {"student_lr": float("nan")},
+            "student_lr: must be a number > 0 and finite, got nan",
+        ),
+        (None, {"temperature": 0.0}, "temperature: must be a number > 0 and finite, got 0.0"),
+        (None, {"alpha": -1.0}, "alpha: must be a number >= 0 and finite, got -1.0"),
     ],
 )
 def test_bad_arguments(teacher, options, message):
