@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import readme
+from benchmarks.executed import executed
 from benchmarks.exported import (
     BATCHES,
     DOCUMENT,
@@ -83,7 +84,7 @@ def measure(folder_of_run: Path, folder: Path, rounds: int) -> dict[str, Any]:
         models = {name: runtimes.open_model(runtime, path) for name, path in files.items()}
         facts: dict[str, Any] = {"executed": {}}
         for name, path in files.items():
-            facts["executed"][name] = runtimes.executed(runtime, path, images.example)
+            facts["executed"][name] = executed(runtime, path, images.example)
         for size in BATCHES:
             batch = torch.randn(size, *images.shape).numpy()
             facts[f"batch {size}"] = latencies(models, batch, rounds)
@@ -138,8 +139,8 @@ def markdown(kept: dict[str, Any]) -> str:
     lines += ["", "Operators that ran in integers, by the runtime's profile:", ""]
     for bits, result in kept["students"].items():
         for runtime in RUNTIMES:
-            for name, executed in result[runtime]["executed"].items():
-                lines.append(f"* {bits}, {runtime}, {name}: {integers(executed)}")
+            for name, nodes in result[runtime]["executed"].items():
+                lines.append(f"* {bits}, {runtime}, {name}: {integers(nodes)}")
     lines += ["", "Bytes:", "", sizes(kept["students"])]
     return "\n".join(lines) + "\n"
 

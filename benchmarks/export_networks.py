@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import gdfq
 from benchmarks import readme, real_teacher, resnet18
+from benchmarks.executed import executed
 from benchmarks.exported import (
     BATCHES,
     DOCUMENT,
@@ -275,8 +276,8 @@ def markdown(kept: dict[str, Any]) -> str:
     lines += ["", "Operators that ran in integers, by the runtime's profile:", ""]
     for name, result in kept["students"].items():
         for runtime, files in result["executed"].items():
-            for kind, executed in files.items():
-                lines.append(f"* {name}, {runtime}, {kind}: {integers(executed)}")
+            for kind, nodes in files.items():
+                lines.append(f"* {name}, {runtime}, {kind}: {integers(nodes)}")
     lines += ["", "Layers with a replacement form:", ""]
     for name, result in kept["students"].items():
         for kind, notes in result["instead"].items():
@@ -321,10 +322,7 @@ def main() -> None:
             if not arguments.latencies:
                 result["answers"] = answers(name, teacher, student, files, arguments.images)
                 result["executed"] = {
-                    shown: {
-                        kind: runtimes.executed(runtime, path, example)
-                        for kind, path in files.items()
-                    }
+                    shown: {kind: executed(runtime, path, example) for kind, path in files.items()}
                     for runtime, shown in runtimes.NAMES.items()
                 }
             if not arguments.answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -92,11 +92,13 @@ class BitWidths:
     def _unmatched(self, pattern: str, key: str) -> str:
         what = {"weight": "layer with a quantized weight", "act": "quantized activation"}
         names: list[Any] = self.names[key]
-        # Compare names with the pattern without its wildcards.
-        plain = "".join(letter for letter in pattern if letter not in "*?[]!")
-        near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4)
-        return (
-            f"bits: {pattern!r} matches no {what[key]}; "
-            f"{'near to it' if near else 'there are'}: {', '.join(near or names[:3])}"
-            + ("" if near or len(names) <= 3 else ", ...")
-        )
+        return f"bits: {pattern!r} matches no {what[key]}; {near_names(pattern, names)}"
+
+
+def near_names(pattern: str, names: Sequence[str]) -> str:
+    """Return the names nearest to a pattern that matches none, or the first, in words."""
+    # Compare names with the pattern without its wildcards.
+    plain = "".join(letter for letter in pattern if letter not in "*?[]!")
+    near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4)
+    more = "" if near or len(names) <= 3 else ", ..."
+    return f"{'near to it' if near else 'there are'}: {', '.join(near or names[:3])}{more}"

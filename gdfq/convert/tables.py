@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gdfq.nn.effective_bits import SUMS
 from gdfq.nn.statistics import BATCH_NORMS
 from gdfq.ops._checks import Activation
 
@@ -104,7 +105,6 @@ DROPS_BY_NAME = ("stochastic_depth", "drop_path", "drop_block_2d")
 _MOVES_BY_NAME = (*DROPS_BY_NAME, "pad_same")
 SPLITS = (torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind")
 JOINS = (torch.cat, torch.concat, torch.stack)
-SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_", operator.neg, torch.neg)
 _PRODUCTS = (
     operator.mul, operator.imul, torch.mul, "mul", "mul_",

@@ -86,7 +86,7 @@ def float_weight_share(model: nn.Module) -> float:
 
 Weight = tuple[int, torch.Size, bool]  # bits, shape, whether it has one range per kernel
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def _used_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -100,7 +100,7 @@ def _used_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for name, module in model.get_submodule(path).named_modules()
         }
         for node in model.graph.nodes:
-            if node.op == "get_attr" and not all(user.target in _SUMS for user in node.users):
+            if node.op == "get_attr" and not all(user.target in SUMS for user in node.users):
                 value = attrgetter(str(node.target))(model)
                 if isinstance(value, nn.Parameter):
                     yield str(node.target), value

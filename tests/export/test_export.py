@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gdfq
+from benchmarks.executed import executed
 from gdfq.cli._common import console
 from gdfq.data import open_batches
 from gdfq.export import export_onnx, export_pt2, runtimes
@@ -114,10 +115,10 @@ def test_the_integer_file_runs_in_integers(capsys, run_folder):
     run = Run(run_folder)
     recipe, student = run.recipe, run.student
     images, _ = embedded_images(recipe, 500)
-    executed = runtimes.executed("onnxruntime", path, images[:4])
-    assert executed["QLinearConv, uint8"] == 21
-    assert executed["QLinearAdd, uint8"] == 9
-    assert not any(kind.startswith("Conv,") for kind in executed)
+    nodes = executed("onnxruntime", path, images[:4])
+    assert nodes["QLinearConv, uint8"] == 21
+    assert nodes["QLinearAdd, uint8"] == 9
+    assert not any(kind.startswith("Conv,") for kind in nodes)
     (parity,) = compare(student, path, [(images, None)], ["onnxruntime"])
     assert 90 < parity.agreement < 100  # it is another network, and says so
 
@@ -227,9 +228,9 @@ def test_onnx_runtime_keeps_weights_that_are_stored_as_floats(tmp_path):
     form = export_onnx(student, tmp_path / "x.onnx", images)
     floats = {part.name for part in form.parts if part.stored == "float32"}
     assert floats == {"depthwise", "unbiased", "hidden"}
-    executed = runtimes.executed("onnxruntime", tmp_path / "x.onnx", images)
-    assert executed["Conv, float"] == 3
-    assert not any("QLinear" in kind or "QGemm" in kind for kind in executed)
+    nodes = executed("onnxruntime", tmp_path / "x.onnx", images)
+    assert nodes["Conv, float"] == 3
+    assert not any("QLinear" in kind or "QGemm" in kind for kind in nodes)
     for parity in compare(student, tmp_path / "x.onnx", [(images, None)], ["onnxruntime"]):
         assert parity.agreement > 99
         assert parity.median_difference < 1e-5
@@ -302,8 +303,8 @@ def test_convolutions_behind_zero_padding_run_in_integers(tmp_path):
     student = calibrated(gdfq.quantize_model(net.eval()), images)
     form = export_onnx(student, tmp_path / "x.onnx", images, mode="integer", input_range=(0.0, 1.0))
     assert form.instead == []
-    executed = runtimes.executed("onnxruntime", tmp_path / "x.onnx", images)
-    assert executed["QLinearConv, uint8"] == 2
+    nodes = executed("onnxruntime", tmp_path / "x.onnx", images)
+    assert nodes["QLinearConv, uint8"] == 2
     for parity in compare(student, tmp_path / "x.onnx", [(images, None)], ["onnxruntime"]):
         assert parity.agreement > 80
 
@@ -616,8 +617,8 @@ def test_openvino_averages_tokens_in_integer_mode(tmp_path, average):
         found = torch.from_numpy(runner(images[:count].numpy()).copy())
         assert abs(found.numpy() - other(images[:count].numpy())).max() < 1e-5
         assert (found - expected[:count]).abs().max() < 0.02
-    executed = runtimes.executed("openvino", path, images[:4])
-    assert executed["Convolution, u8"] == 1
+    nodes = executed("openvino", path, images[:4])
+    assert nodes["Convolution, u8"] == 1
 
 
 class OwnTensors(nn.Module):

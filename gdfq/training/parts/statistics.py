@@ -14,7 +14,6 @@ al., CVPR 2020). The first two cost nothing of note.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -23,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gdfq.convert.bits import near_names
 from gdfq.errors import InputError
 from gdfq.nn import StatisticsTeacher
 from gdfq.nn.statistics import Statistics
@@ -123,8 +123,6 @@ def _require_matches(patterns: Sequence[str], names: list[str]) -> None:
     for pattern in patterns:
         if any(fnmatchcase(name, pattern) for name in names):
             continue
-        plain = "".join(letter for letter in pattern if letter not in "*?[]!")
-        near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4) or names[:3]
         raise InputError(
-            f"bns_layers: {pattern!r} matches no batch norm; there are: {', '.join(near)}, ..."
+            f"bns_layers: {pattern!r} matches no batch norm; {near_names(pattern, names)}"
         )
