@@ -1,6 +1,7 @@
 """gdfq.quantize: the run of the command line, and its result in Python."""
 
 import gc
+import inspect
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gdfq
 from gdfq.recipes import load_recipe
 from gdfq.runs.execution import Execution
+from gdfq.runs.options import Options
 from gdfq.training.checkpoint import checkpoints
 from tests.cli.test_cli import gdfq_command
 from tests.helpers.tiny import tiny_teacher
@@ -416,6 +418,13 @@ def test_evaluate_that_fails_at_the_end_loses_nothing(tmp_path):
     done = gdfq.resume(tmp_path / "run", tiny_teacher(), progress=False, evaluate=lambda n: 25)
     assert done.metrics["after"] == done.metrics["teacher"] == 25
     assert done.metrics["before"] == 50
+
+
+@pytest.mark.parametrize("function", [gdfq.quantize, gdfq.resume])
+def test_the_defaults_are_those_of_a_run_s_options(function):
+    parameters = inspect.signature(function).parameters
+    for name in {"checkpoint_every", "workers", "tensorboard"} & parameters.keys():
+        assert parameters[name].default == Options.model_fields[name].default
 
 
 def test_a_loss_that_is_not_finite(tmp_path):

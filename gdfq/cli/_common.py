@@ -30,16 +30,15 @@ EXIT_INTERRUPTED = 130
 NARROW = 40  # columns; a table that is wrapped to fewer has nothing left in its cells
 
 
-def run_option(name: str, *flags: str) -> Any:
+def run_option(name: str, *flags: str, **more: Any) -> Any:
     """Return the option of the field ``name`` of a run's options."""
     field = Options.model_fields[name]
-    least = next((rule.ge for rule in field.metadata if hasattr(rule, "ge")), None)
     shown = field.default is not None
-    return typer.Option(*flags, help=field.description, min=least, show_default=shown)
+    return typer.Option(*flags, help=field.description, show_default=shown, **more)
 
 
 DEVICE = run_option("device")
-WORKERS = run_option("workers")
+WORKERS = run_option("workers", min=0)
 CHECKPOINT_EVERY = run_option("checkpoint_every")
 REPORT = run_option("report", "--report/--no-report")
 OPTIONS = Options()  # the defaults
