@@ -131,15 +131,15 @@ class Exported:
         return _written(self.path)
 
     def __str__(self) -> str:
-        answers = [
+        results = [
             f"{parity.runtime} agrees with the student on {parity.agreement:.2f}%"
             for parity in self.parities
             if not parity.problem
         ]
         if self.difference is not None:
             same = "bit for bit" if self.difference == 0 else f"to {self.difference:.2g}"
-            answers = [f"loaded again, it gives the student's logits, {same}"]
-        text = f"{self.path}: {self.size:,} bytes; compared on {self.images}: {'; '.join(answers)}"
+            results = [f"loaded again, it gives the student's logits, {same}"]
+        text = f"{self.path}: {self.size:,} bytes; compared on {self.images}: {'; '.join(results)}"
         if self.faithful:
             return text
         fate = f", and {self.fate}" if self.fate else ""

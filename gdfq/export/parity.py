@@ -134,13 +134,13 @@ def compare(
         if given is not None:
             labels.append(given)
     wanted = torch.cat(expected)
-    answers = torch.cat(labels) if labels else None
-    top1 = None if answers is None else _percent(wanted.argmax(1) == answers)
+    classes = torch.cat(labels) if labels else None
+    top1 = None if classes is None else _percent(wanted.argmax(1) == classes)
     parities = [
         Parity(runtimes.NAMES[name], len(wanted), 0.0, math.inf, 100.0, top1,
                None if top1 is None else 0.0, problem=problems[name])
         if name in problems
-        else _parity(name, torch.cat(found[name]), wanted, answers)
+        else _parity(name, torch.cat(found[name]), wanted, classes)
         for name in names
     ]  # fmt: skip
     if not any(p.noticeable > p.allowed_noticeable and not p.problem for p in parities):
@@ -149,7 +149,7 @@ def compare(
     return [
         parity
         if parity.problem
-        else _parity(name, torch.cat(found[name]), wanted, answers, rounding)
+        else _parity(name, torch.cat(found[name]), wanted, classes, rounding)
         for name, parity in zip(names, parities, strict=True)
     ]
 
@@ -192,7 +192,7 @@ def _parity(
 ) -> Parity:
     """Compare logits; ``rounding`` is the effect of float32 on each image, if it is known."""
     difference = torch.where(found == expected, 0.0, (found - expected).abs())
-    answers, wanted = found.argmax(1), expected.argmax(1)
+    predicted, wanted = found.argmax(1), expected.argmax(1)
     limit, share = NOTICEABLE, ALLOWED_NOTICEABLE
     if rounding is not None:
         limit += ROUNDING * float(rounding.median())
@@ -202,11 +202,11 @@ def _parity(
     return Parity(
         runtime=runtimes.NAMES[runtime],
         images=len(found),
-        agreement=_percent(answers == wanted),
+        agreement=_percent(predicted == wanted),
         median_difference=float(difference.median()),
         noticeable=_percent(~(_max_per_image(difference) <= limit)),
         student_top1=None if labels is None else _percent(wanted == labels),
-        file_top1=None if labels is None else _percent(answers == labels),
+        file_top1=None if labels is None else _percent(predicted == labels),
         limit=limit,
         allowed_noticeable=min(100.0, allowed),
     )
