@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from gdfq.nn.global_batch_norm import global_bn_leaky_relu
 from gdfq.nn.narrow_conv import narrow_conv2d
 from gdfq.ops.bn_leaky_relu import bn_leaky_relu
 from gdfq.ops.upsample_conv2d import upsample_conv2d
-from gdfq.settings import Settings, with_fields
+from gdfq.settings import Settings
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
@@ -96,6 +96,9 @@ class GeneratorSettings(Settings):
     )
 
 
+DEFAULTS = GeneratorSettings()
+
+
 class _Shape(GeneratorSettings):
     num_classes: int = Field(ge=1)
     image_size: ImageSize
@@ -110,11 +113,11 @@ class Generator(nn.Module):
         image_size: height and width in pixels, >= 4. Two stages double the resolution; a size that
             is not a multiple of 4 is cropped from the next multiple.
         channels: of the images, >= 1.
-        settings: the fields of :class:`GeneratorSettings`, by name. ``latent_dim`` is >= 1;
-            ``width``, the channels of the first two stages, >= 2, and the third has half as many.
-            ``conditional_bn=False`` is the paper's generator for small images, which multiplies the
-            noise by the label's embedding; True is the one for ImageNet, where the label selects
-            scale and shift of each batch norm.
+        latent_dim: length of the noise vector, >= 1.
+        conditional_bn: False is the paper's generator for small images, which multiplies the noise
+            by the label's embedding; True is the one for ImageNet, where the label selects scale
+            and shift of each batch norm.
+        width: channels of the first two stages, >= 2; the third has half as many.
 
     Raises:
         InputError: an argument is not one of the above.
@@ -130,12 +133,24 @@ class Generator(nn.Module):
     width: int
 
     def __init__(
-        self, num_classes: int, image_size: int, channels: int = 3, **settings: Any
+        self,
+        num_classes: int,
+        image_size: int,
+        channels: int = 3,
+        latent_dim: int = DEFAULTS.latent_dim,
+        conditional_bn: bool = DEFAULTS.conditional_bn,
+        width: int = DEFAULTS.width,
     ) -> None:
         super().__init__()
-        for name, value in _Shape(
-            num_classes=num_classes, image_size=image_size, channels=channels, **settings
-        ):
+        shape = _Shape(
+            num_classes=num_classes,
+            image_size=image_size,
+            channels=channels,
+            latent_dim=latent_dim,
+            conditional_bn=conditional_bn,
+            width=width,
+        )
+        for name, value in shape:
             setattr(self, name, value)
         width, latent_dim = self.width, self.latent_dim
         self.first_size = -(-self.image_size // 4)
@@ -178,6 +193,3 @@ class Generator(nn.Module):
         images = narrow_conv2d(x, self.conv3.weight, self.conv3.bias)
         images = images[:, :, : self.image_size, : self.image_size]
         return _normalize(self.bn3, torch.tanh(images), None)
-
-
-Generator.__init__.__signature__ = with_fields(Generator.__init__, GeneratorSettings)  # type: ignore[attr-defined]

@@ -136,3 +136,9 @@ def test_state_dict_names(conditional_bn):
     if not conditional_bn:
         expected.add("label_embedding.weight")
     assert names == expected
+
+
+def test_its_arguments_are_taken_by_place_too():
+    generator = Generator(10, 8, 1, 5, True, 6)
+    assert (generator.channels, generator.latent_dim) == (1, 5)
+    assert (generator.conditional_bn, generator.width) == (True, 6)
