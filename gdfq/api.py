@@ -21,6 +21,7 @@ from torch import nn
 from gdfq.convert import QuantizedModel
 from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
+from gdfq.files import as_path
 from gdfq.recipes import Recipe, resolve_recipe
 from gdfq.recipes.own import PYTHON_DEFAULT
 from gdfq.runs import session
@@ -116,7 +117,7 @@ def quantize(
         device=device, checkpoint_every=checkpoint_every, tensorboard=tensorboard, workers=workers,
         report=True, network=network, evaluate=evaluate,
     )  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="gdfq-") if out is None else out)
+    folder = as_path("out", tempfile.mkdtemp(prefix="gdfq-") if out is None else out)
     try:
         result = _run(partial(session.quantize, found, folder, shown, settings), folder)
     except BaseException:
@@ -153,7 +154,7 @@ def resume(
         InputError: the folder holds no run, or ``model`` is not its network.
         NonFiniteLossError, KeyboardInterrupt: see :func:`quantize`.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     shown = make_progress(progress)
     settings = Options(
         device=device, checkpoint_every=checkpoint_every, workers=workers,

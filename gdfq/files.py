@@ -20,6 +20,13 @@ _UNSUPPORTED = {
 }  # fmt: skip
 
 
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return the argument ``name`` as a path; raise InputError if it is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{name}: must be a path, got {value!r}")
+    return Path(value)
+
+
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
     """Atomically write the concatenated ``parts`` to ``path``, replacing an existing file.
 

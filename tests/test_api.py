@@ -510,6 +510,17 @@ def test_wrong_inputs(tmp_path, model, given, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_path_is_one(result):
+    for call in (gdfq.open_run, gdfq.resume):
+        with pytest.raises(gdfq.InputError, match=r"^folder: must be a path, got 3$"):
+            call(3)
+    with pytest.raises(gdfq.InputError, match=r"^out: must be a path, got 3$"):
+        gdfq.quantize(tiny_teacher(), 4, 8, out=3, progress=False)
+    for write in (result.export, result.save, result.report):
+        with pytest.raises(gdfq.InputError, match=r"^path: must be a path, got 3$"):
+            write(3)
+
+
 IMAGES, LABELS = torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64)
 
 

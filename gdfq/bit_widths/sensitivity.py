@@ -49,9 +49,7 @@ def measure_sensitivities(
         InputError: ``batches`` is empty, a width is out of range, or the network cannot be
             converted or has no such layer.
     """
-    widths = tuple(widths)
-    for width in widths:
-        check_bits(width, "widths")
+    widths = tuple(check_bits(width, "widths") for width in widths)
     measure = Divergence(teacher, batches, how)
     layers = []
     for name in names_of_layers(teacher, how.leaf_modules):

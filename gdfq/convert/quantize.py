@@ -22,7 +22,7 @@ from gdfq.nn import QAct
 from gdfq.nn.given import plain_network
 from gdfq.nn.quantization import Quantization
 from gdfq.nn.weight import QuantizedWeight, WeightQuantizer
-from gdfq.settings import with_fields
+from gdfq.settings import checked, with_fields
 
 
 @torch.inference_mode(False)
@@ -84,6 +84,8 @@ def quantize_model(
     Source: Xu et al., ECCV 2020, section 3.3.
     """
     how = Quantization(weight_bits=weight_bits, act_bits=act_bits, **settings)
+    quantize_inputs = checked("quantize_inputs", quantize_inputs, bool)
+    strict = checked("strict", strict, bool)
     widths = BitWidths(how.weight_bits, how.act_bits, {} if bits is None else bits)
     root = float_copy(plain_network(model, "model"))
     if not any(parameter.requires_grad for parameter in root.parameters()):

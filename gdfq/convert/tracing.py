@@ -6,7 +6,7 @@ import inspect
 import operator
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, FunctionType
@@ -174,8 +174,9 @@ class StudentTracer(fx.Tracer):
 
 def check_leaves(root: nn.Module, leaf_modules: Sequence[str | type]) -> None:
     """Raise InputError for the first entry that is neither a path nor a class of modules."""
-    if isinstance(leaf_modules, str):
-        raise InputError(f"leaf_modules: must be a sequence, got the string {leaf_modules!r}")
+    kinds = "a list, each entry a path or an nn.Module class"
+    if isinstance(leaf_modules, str) or not isinstance(leaf_modules, Collection):
+        raise InputError(f"leaf_modules: must be {kinds}, got {leaf_modules!r}")
     paths = {path for path, _ in root.named_modules(remove_duplicate=False)}
     for leaf in leaf_modules:
         if isinstance(leaf, str) and leaf not in paths:
@@ -183,9 +184,7 @@ def check_leaves(root: nn.Module, leaf_modules: Sequence[str | type]) -> None:
         if not isinstance(leaf, str) and not (
             isinstance(leaf, type) and issubclass(leaf, nn.Module)
         ):
-            raise InputError(
-                f"leaf_modules: entries must be paths or nn.Module classes, got {leaf!r}"
-            )
+            raise InputError(f"leaf_modules: must be {kinds}, got the entry {leaf!r}")
 
 
 def trace(root: nn.Module, leaf_modules: Sequence[str | type]) -> tuple[fx.Graph, StudentTracer]:

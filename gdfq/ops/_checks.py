@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +20,13 @@ LearnedSte = Literal["identity", "clip", "learned"]
 Activation = Literal["relu", "relu6", "none"]
 
 
-def check_bits(bits: int, name: str = "bits") -> None:
-    """Check that ``bits`` is an int from 2 to 8."""
+def check_bits(bits: int, name: str = "bits") -> int:
+    """Return ``bits``, an int from 2 to 8, also of NumPy, as Python's."""
+    if isinstance(bits, (np.generic, np.ndarray)):
+        bits = bits.tolist()
     if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
         raise InputError(f"{name}: must be an int from {MIN_BITS} to {MAX_BITS}, got {bits!r}")
+    return bits
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:

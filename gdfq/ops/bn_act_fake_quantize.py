@@ -80,7 +80,7 @@ def bn_act_fake_quantize(
     """
     check_batch_norm(x, running_mean, running_var, weight, bias, eps)
     check_range(lo, hi, (), x)
-    check_bits(bits)
+    bits = check_bits(bits)
     check_act(act)
     check_ste(ste)
     check_same(residual, "residual", x, "x")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def count_changed_codes(
     """
     lists = {"ws": list(ws), "updates": list(updates), "los": list(los), "his": list(his)}
     count = len(lists["ws"])
-    many = [bits] * count if isinstance(bits, int) else list(bits)
+    many = [check_bits(b) for b in (bits if isinstance(bits, Iterable) else [bits] * count)]
     lengths = {**{name: len(entries) for name, entries in lists.items()}, "bits": len(many)}
     for name, length in lengths.items():
         if length != count:
@@ -52,8 +52,7 @@ def count_changed_codes(
     check_float(factors, "factors")
     if tuple(factors.shape) != (count,):
         raise InputError(f"factors: shape must be ({count},), got {tuple(factors.shape)}")
-    for index, (w, update, lo, hi, b) in enumerate(zip(*lists.values(), many, strict=True)):
-        check_bits(b)
+    for index, (w, update, lo, hi) in enumerate(zip(*lists.values(), strict=True)):
         for name, tensor in (("ws", w), ("updates", update)):
             check_float(tensor, f"{name}[{index}]")
         if w.dim() == 0:

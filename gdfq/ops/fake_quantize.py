@@ -80,7 +80,7 @@ def fake_quantize(
     bounds: with step d and offset b, ``dlo = db - dd / levels`` and ``dhi = dd / levels``.
     """
     check_float(x, "x")
-    check_bits(bits)
+    bits = check_bits(bits)
     check_ste(ste, learned=True)
     axis = check_axis(axis, x, "x")
     check_range(lo, hi, () if axis is None else (x.shape[axis],), x)

@@ -46,7 +46,7 @@ def fake_quantize_minmax(
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3.
     """
     check_float(w, "w")
-    check_bits(bits)
+    bits = check_bits(bits)
     check_ste(ste)
     if isinstance(axis, tuple):
         if axis not in ((0,), (0, 1)) or w.dim() < len(axis):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,13 +43,12 @@ def fake_quantize_minmax_list(
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3.
     """
     ws = list(ws)
-    many = [bits] * len(ws) if isinstance(bits, int) else list(bits)
+    many = [check_bits(b) for b in (bits if isinstance(bits, Iterable) else [bits] * len(ws))]
     if len(many) != len(ws):
         raise InputError(f"bits: must be an int or {len(ws)} ints, one per tensor, got {bits!r}")
     check_ste(ste)
-    for index, (w, b) in enumerate(zip(ws, many, strict=True)):
+    for index, w in enumerate(ws):
         check_float(w, f"ws[{index}]")
-        check_bits(b)
         if w.dim() == 0:
             raise InputError(f"ws[{index}]: must have at least one dimension, got shape ()")
         if w.device != ws[0].device:

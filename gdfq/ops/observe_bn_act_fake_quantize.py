@@ -87,7 +87,7 @@ def observe_bn_act_fake_quantize(
     """
     check_batch_norm(x, running_mean, running_var, weight, bias, eps)
     buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
-    check_bits(bits)
+    bits = check_bits(bits)
     check_act(act)
     check_ste(ste)
     check_same(residual, "residual", x, "x")

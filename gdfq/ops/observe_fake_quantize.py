@@ -60,7 +60,7 @@ def observe_fake_quantize(
     the correction is that of Kingma and Ba, "Adam", ICLR 2015.
     """
     check_float(x, "x")
-    check_bits(bits)
+    bits = check_bits(bits)
     check_ste(ste)
     buffers = (average_lo, average_hi, lo, hi, num_batches_tracked)
     check_moving_range(x, *buffers, momentum, read={"x": x})

@@ -46,7 +46,7 @@ def quantize_codes(
     Source: Xu et al., "Generative Low-bitwidth Data Free Quantization", ECCV 2020, section 3.3.
     """
     check_float(x, "x")
-    check_bits(bits)
+    bits = check_bits(bits)
     axis = check_axis(axis, x, "x")
     check_range(lo, hi, () if axis is None else (x.shape[axis],), x)
     with torch.no_grad():

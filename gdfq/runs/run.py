@@ -25,6 +25,7 @@ from gdfq.export import packed
 from gdfq.export.files import Exported, FileOptions, export_file, options_for
 from gdfq.export.inspection import Inspection, in_bytes, inspect_student
 from gdfq.export.source import CheckImages, open_images
+from gdfq.files import as_path
 from gdfq.models import Generator
 from gdfq.nn import QAct
 from gdfq.recipes import Recipe, load_recipe
@@ -81,7 +82,7 @@ class Run:
         evaluate: Evaluate | None = None,
         on_warning: Callable[[str], None] = _ignore,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path("folder", folder)
         self.device = device
         self.counts: dict[str, Tensor] = {}
         self._network = network
@@ -336,7 +337,7 @@ class Run:
             InputError: an option is not allowed, a package is missing, the network cannot be
                 exported, or the file cannot be written.
         """
-        path = Path(path)
+        path = as_path("path", path)
         form = options_for(path, format, **options)
         images = checked("images", images, Annotated[int, Field(ge=1)] | None)
         student = self.on_cpu()
@@ -371,7 +372,7 @@ class Run:
         Raises:
             InputError: it cannot be written.
         """
-        packed.save(self.on_cpu(), path, self.recipe)
+        packed.save(self.on_cpu(), as_path("path", path), self.recipe)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write one HTML file about the run: accuracy, losses, images, and every layer.
@@ -386,7 +387,7 @@ class Run:
         Raises:
             InputError: it cannot be written.
         """
-        path = self.folder / files.PAGE if path is None else Path(path)
+        path = self.folder / files.PAGE if path is None else as_path("path", path)
         write_report([self], path, on_warning=_warn)
         return path
 

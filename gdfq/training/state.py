@@ -125,6 +125,8 @@ def check_parts_state(parts: Mapping[str, Part], state: Mapping[str, Any]) -> No
             f"state: was saved {'without' if name in parts else 'with'} the part {name!r}"
         )
     for name, part in parts.items():
+        for key in part.state_dict().keys() - state[name].keys():
+            raise InputError(f"state: parts.{name}.{key} is missing")
         part.check_state(state[name])
 
 

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, fx, nn
 
 from gdfq.convert import QuantizedModel, require_same
@@ -113,6 +114,8 @@ class GDFQTrainer:
                 )
         checks.check_networks(teacher=teacher, **networks)
         self.device = next(teacher.parameters()).device
+        if not isinstance(world, World | None):
+            raise InputError(f"world: must be of gdfq.distributed.start, got {world!r}")
         self.world = world or World()
         num_classes = checked("num_classes", num_classes, Classes)
         checks.check_settings(self.training, self.device, self.world.size)
@@ -304,7 +307,11 @@ class GDFQTrainer:
         """Make the student ready to be fine-tuned, from ``batches`` batches of generated images.
 
         Sets its activation ranges, and does what ``start`` says.
+
+        Raises:
+            InputError: ``batches`` is no int >= 1.
         """
+        batches = checked("batches", batches, Annotated[int, Field(ge=1)])
         self._set_modes()
         with self._computing():
             images = self.images.batches(batches)

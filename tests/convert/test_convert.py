@@ -299,8 +299,21 @@ def test_weights_of_functions_count_once_in_the_average():
         (lambda: gdfq.quantize_model(nn.Sequential(nn.Softmax(1))), "model: has no Conv2d"),
         (lambda: gdfq.quantize_model(Everything(), ste="soft"), "ste: .* got 'soft'"),
         (lambda: gdfq.quantize_model(Everything(), leaf_modules=["nope"]), "no module 'nope'"),
-        (lambda: gdfq.quantize_model(Everything(), leaf_modules="fc"), "must be a sequence"),
-        (lambda: gdfq.quantize_model(Everything(), leaf_modules=[5]), "paths or nn.Module classes"),
+        (
+            lambda: gdfq.quantize_model(Everything(), leaf_modules="fc"),
+            "leaf_modules: must be a list, each",
+        ),
+        (lambda: gdfq.quantize_model(Everything(), leaf_modules=None), "got None$"),
+        (lambda: gdfq.quantize_model(Everything(), leaf_modules=nn.Conv2d), "got <class 'torch"),
+        (lambda: gdfq.quantize_model(Everything(), strict="a"), "strict: must be true or false"),
+        (
+            lambda: gdfq.quantize_model(Everything(), quantize_inputs=1),
+            "quantize_inputs: must be true or false, got 1",
+        ),
+        (
+            lambda: gdfq.quantize_model(Everything(), leaf_modules=[5]),
+            "nn.Module class, got the entry 5",
+        ),
     ],
 )
 def test_bad_arguments(make, message):

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,21 @@ def all_the_same(actual, expected):
 def test_every_operator_has_an_example():
     forward = {name for name in _backend.operators() if not name.endswith("_backward")}
     assert {name.split(":")[0] for name in EXAMPLES} == forward | {"upsample_conv2d"}
+
+
+def test_bits_are_python_s_and_numpy_s_ints():
+    w, lo, hi = torch.randn(2, 3, 4, 4).unbind()[0], torch.tensor(-1.0), torch.tensor(1.0)
+    fake_quantize, minmax = gdfq.functional.fake_quantize, gdfq.functional.fake_quantize_minmax
+    for bits in (np.int64(3), np.array(3)):
+        assert torch.equal(fake_quantize(w, lo, hi, bits), fake_quantize(w, lo, hi, 3))
+        assert torch.equal(minmax(w, bits), minmax(w, 3))
+    listed = gdfq.functional.fake_quantize_minmax_list([w, w], np.int64(3))
+    for bits in (np.array([3, 3]), [np.int64(3), 3]):
+        again = gdfq.functional.fake_quantize_minmax_list([w, w], bits)
+        assert all(map(torch.equal, again, listed))
+    for bits in (True, np.True_, 4.0, np.float32(4), np.int64(9), torch.tensor(4)):
+        with pytest.raises(gdfq.InputError, match=r"^bits: must be an int from 2 to 8, got "):
+            fake_quantize(w, lo, hi, bits)
 
 
 def turned(x):

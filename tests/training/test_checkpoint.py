@@ -17,7 +17,7 @@ import torch
 import gdfq
 from gdfq.files import write_file
 from gdfq.nn import QAct
-from gdfq.training import TrainerCallback
+from gdfq.training import Parts, TrainerCallback
 from gdfq.training.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -253,6 +253,23 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     with pytest.raises(gdfq.InputError, match=message):
         trainer.load_state_dict(broken(change)())
     assert_same(everything(trainer), before)
+
+
+@pytest.mark.parametrize(
+    ("parts", "keys"),
+    [
+        (Parts(ema_decay=0.5), ["average", "sound", "updates", "values"]),
+        (Parts(replay_batches=1, replay_share=0.5), ["replay", "kept", "stored"]),
+    ],
+)
+def test_the_state_of_a_part_is_whole(parts, keys):
+    trainer = tiny_trainer(parts=parts)
+    name, *keys = keys
+    for key in keys:
+        state = trainer.state_dict()
+        del state["parts"][name][key]
+        with pytest.raises(gdfq.InputError, match=f"^state: parts.{name}.{key} is missing$"):
+            trainer.load_state_dict(state)
 
 
 # ---- the file ----

@@ -395,6 +395,20 @@ def test_a_number_of_classes_has_the_bounds_of_a_recipe():
     assert type(trainer(np.int64(4)).images.num_classes) is int
 
 
+def test_calibration_takes_some_batches():
+    trainer = tiny_trainer()
+    for batches in (0, -1, "2"):
+        message = f"^batches: must be an int >= 1, got {batches!r}$"
+        with pytest.raises(gdfq.InputError, match=message):
+            trainer.calibrate(batches)
+    assert not trainer.calibrated
+
+
+def test_a_world_is_one():
+    with pytest.raises(gdfq.InputError, match=r"^world: must be of gdfq.distributed.start, got 3$"):
+        tiny_trainer(world=3)
+
+
 def test_a_student_of_another_teacher_is_refused():
     student = gdfq.quantize_model(tiny_teacher(num_classes=7))
     generator = gdfq.models.Generator(4, 8, channels=2)
