@@ -1,6 +1,8 @@
 """The recipes of the package: the paper's constants, and networks that can be built."""
 
 import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe, recipe_names, resolve_recipe
 from gdfq.recipes.files import FOLDER
 from gdfq.recipes.networks import build_student, build_teacher
+from gdfq.recipes.schema import Recipe
+from gdfq.settings import Settings
 from gdfq.sweeps.plan import read_plan
 from gdfq.training.start import NO_START
 
@@ -184,3 +188,14 @@ def test_a_file_in_another_encoding_is_refused_in_a_line(tmp_path, raw, found):
         load_recipe(str(tmp_path / "own.toml"))
     with pytest.raises(InputError, match=message.format("sweep")):
         read_plan(tmp_path / "own.toml")
+
+
+def test_the_page_says_where_each_table_is_declared():
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    for name, info in Recipe.model_fields.items():
+        kind = get_args(info.annotation)[1] if name == "bits" else info.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            module = kind.__module__.replace(".", "/")
+            declared = "gdfq/training/parts/" if name == "parts" else f"{module}.py"
+            (row,) = re.findall(rf"^\| `\[{name}\]` \|([^|]*)\|", page, re.MULTILINE)
+            assert f"`{declared}`" in row
