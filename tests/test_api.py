@@ -268,7 +268,7 @@ def test_with_a_factory_the_folder_needs_nothing_else(capsys, factory, tmp_path)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("other", "api_nets:other makes another network: with the same weights it answers other"),
+        ("other", "api_nets:other makes another network: its logits differ for the same weights"),
         ("narrow", r"api_nets:narrow makes another network: size mismatch for 0\.weight"),
         ("none", "api_nets has no 'none'"),
     ],

@@ -23,7 +23,8 @@ def build(tmp_path, torch=None, **environment):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     (copy / "gdfq").mkdir()
-    shutil.copy(ROOT / "gdfq" / "__init__.py", copy / "gdfq")
+    for name in ("__init__.py", "environment.py"):  # the latter has the version
+        shutil.copy(ROOT / "gdfq" / name, copy / "gdfq")
     path = []
     if torch is not None:
         folder = tmp_path / "site" / "torch"
