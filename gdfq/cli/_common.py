@@ -15,7 +15,6 @@ from rich.table import Table
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from gdfq.distributed import World
-from gdfq.environment import resolve_device as resolve_device
 from gdfq.errors import InputError, ProcessLostError
 from gdfq.runs.console import make_console, print_line
 from gdfq.runs.options import Options

@@ -12,7 +12,8 @@ from gdfq.bench.formulations import Settings, check_rivals
 from gdfq.bench.measure import measure
 from gdfq.bench.networks import WORKLOADS
 from gdfq.bench.report import details, table, traffic_table
-from gdfq.cli._common import DEVICE, print_table, print_text, resolve_device
+from gdfq.cli._common import DEVICE, print_table, print_text
+from gdfq.environment import resolve_device
 from gdfq.errors import InputError
 from gdfq.ops._checks import check_choice
 from gdfq.training.precision import check_precision

@@ -1,4 +1,4 @@
-"""``gdfq evaluate``: top-1 of a finished run."""
+"""``gdfq evaluate``: top-1 of a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gdfq.cli._common import (
     WORKERS,
     print_table,
     print_warning,
-    resolve_device,
 )
 from gdfq.data import open_batches, top1
+from gdfq.environment import resolve_device
 from gdfq.memory import keep_freed_memory
 from gdfq.report.text import plain_percent
 from gdfq.runs.run import Run

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from gdfq.cli._common import DEVICE, print_text, print_warning, resolve_device
+from gdfq.cli._common import DEVICE, print_text, print_warning
+from gdfq.environment import resolve_device
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.runs.folder import PAGE

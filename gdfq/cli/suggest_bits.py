@@ -22,9 +22,9 @@ from gdfq.cli._common import (
     print_error,
     print_table,
     print_text,
-    resolve_device,
 )
 from gdfq.cli._recipe_options import takes_recipe_fields
+from gdfq.environment import resolve_device
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.recipes import resolve_recipe

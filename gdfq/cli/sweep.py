@@ -23,8 +23,8 @@ from gdfq.cli._common import (
     print_table,
     print_text,
     print_warning,
-    resolve_device,
 )
+from gdfq.environment import resolve_device
 from gdfq.errors import InputError
 from gdfq.memory import keep_freed_memory
 from gdfq.runs.interrupts import Interrupted
@@ -94,6 +94,7 @@ def sweep(
         found = run_sweep(plan, folder, launch, own_device, print_text, print_warning, ray)
     except Interrupted as error:
         again = f"gdfq sweep {shlex.quote(str(file))} --out {shlex.quote(str(folder))}"
+        again += " --ray" * ray
         print_error(f"gdfq: {explain_end(error, folder, again)}")
         raise typer.Exit(error.exit_code) from None
     _print(found, folder)

@@ -1,4 +1,4 @@
-"""The schema of a recipe; option names on the command line are the field names below."""
+"""The schema of a recipe; names of options on the command line are those of its fields."""
 
 from __future__ import annotations
 

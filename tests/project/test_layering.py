@@ -41,8 +41,8 @@ LAYERS = [
         " training",
     },
     {
-        "recipes": "*.toml, and their schema; networks.py, images.py: a recipe's networks and"
-        " generated images",
+        "recipes": "*.toml, and their schema; own.py: defaults of a network without a recipe;"
+        " networks.py, images.py: a recipe's networks and generated images",
         "bench": "step time beside the same method in plain PyTorch (plain.py)",
     },
     {"data": "test images of data sets, in batches; only measurements import it"},
@@ -56,10 +56,10 @@ LAYERS = [
         " tables.py, charts.py and template/ draw it",
     },
     {
-        "runs": "run.py: Run, a run's folder; session.py starts and resumes runs, execution.py is"
-        " one in progress, interrupts.py its signals; accuracy.py and measures.py measure it,"
-        " report.py and picture.py write about it; progress.py, notebook.py and console.py show"
-        " it; metrics.py and tensorboard.py log it",
+        "runs": "run.py: Run, a run's folder; folder.py: its files' names; session.py starts and"
+        " resumes runs, execution.py is one in progress, interrupts.py its signals; accuracy.py and"
+        " measures.py measure it, report.py and picture.py write about it; progress.py, notebook.py"
+        " and console.py show it; metrics.py and tensorboard.py log it",
     },
     {
         "api": "quantize, resume, open_run: the command line in Python",

@@ -33,7 +33,7 @@ from gdfq.training.settings import Training
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# In the order in which their hooks are called.
+# In the order of their hooks. Objective replaces the loss, so terms that are added come behind it.
 PARTS: tuple[type[Part], ...] = (
     MixedLabels,
     LowPass,

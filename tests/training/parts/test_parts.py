@@ -12,6 +12,8 @@ import gdfq
 from gdfq.recipes import load_recipe
 from gdfq.training import GDFQTrainer, Parts, Start
 from gdfq.training.parts import PARTS, Part
+from gdfq.training.parts.learned_ranges import LearnedRanges
+from gdfq.training.step import Step
 from tests.helpers.documents import ROOT
 from tests.helpers.parts import same_state, state, steps
 from tests.helpers.tiny import EACH_PART, Operators, tiny_teacher, tiny_trainer
@@ -45,6 +47,29 @@ def test_a_part_is_whole(part):
     assert (ROOT / f"tests/training/parts/test_{name}.py").is_file()
     # A part changes the loop by hooks that Part has, and by nothing else.
     assert {h for h in vars(part) if h in vars(Part)} & HOOKS
+
+
+def test_every_part_has_an_example():
+    tried = {part for part in PARTS for parts in EACH_PART.values() if part.is_on(parts, False)}
+    # Learned ranges are on by the student, and have tests of their own.
+    assert {part for part in PARTS if part not in tried} == {LearnedRanges}
+
+
+def test_a_term_behind_the_objective_is_added_to_whichever_is_chosen():
+    class Term(Part):
+        def student_loss(self, loss):
+            return lambda s, t, y: loss(s, t, y) + 2
+
+    s, t = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    y = torch.arange(6) % 4
+    for objective in ("kd_ce", "logit_mse", "kl_only"):
+        trainer = tiny_trainer(parts=Parts(objective=objective))
+        step = trainer.algorithm
+        more = Step(
+            step.teacher, step.student, step.images, step.update_generator, step.update_student,
+            [*trainer.parts, Term(Parts())], step.training,
+        )  # fmt: skip
+        assert float(more.kd_ce(s, t, y)) == pytest.approx(float(step.kd_ce(s, t, y)) + 2)
 
 
 def test_the_page_about_parts_names_every_hook():
