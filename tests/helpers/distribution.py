@@ -78,7 +78,9 @@ def _build() -> Distributions:
     run(sys.executable, "-c", hook, out, cwd=tree)
     (sdist,) = out.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(unpacked, filter="data")
+        # Python 3.11.4 has the filter.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        archive.extractall(unpacked)
     (source,) = unpacked.iterdir()
     _date(unpacked, before)
     environment = {
