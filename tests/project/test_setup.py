@@ -14,6 +14,7 @@ import setuptools
 import gdfq
 
 ROOT = Path(__file__).parents[2]
+CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 def build(tmp_path, torch=None, **environment):
@@ -230,3 +231,23 @@ def test_the_version_is_the_same_everywhere():
     assert changes[0] == "Unreleased"
     assert changes[1] == gdfq.__version__
     assert "\nversion = " not in (ROOT / "pyproject.toml").read_text().split("[tool.")[0]
+
+
+@pytest.mark.skipif(not CMAKE, reason="no CMake")
+def test_the_reason_of_a_build_reaches_the_module_with_its_punctuation(tmp_path):
+    text = (ROOT / "CMakeLists.txt").read_text()
+    lines = re.findall(r"^string\(REPLACE \S+ \S+ parts .*|^set\(module_definitions .*", text, re.M)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(reason LANGUAGES CXX)\n"
+        + "\n".join(lines)
+        + "\nadd_executable(reason reason.cpp)\nset_source_files_properties(reason.cpp PROPERTIES "
+        'COMPILE_DEFINITIONS "${module_definitions}")\n'
+    )
+    (tmp_path / "reason.cpp").write_text(
+        "#include <cstdio>\nint main() { std::puts(GDFQ_PARTS); }\n"
+    )
+    reason = "CPU kernels: that needs nvcc (or CUDACXX set); none was found"
+    for step in (f"-S{tmp_path}", f"-B{tmp_path}", f"-DGDFQ_PARTS={reason}"), ("--build", tmp_path):
+        subprocess.run([CMAKE, *step], check=True, capture_output=True)
+    done = subprocess.run([tmp_path / "reason"], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == reason
