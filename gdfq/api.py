@@ -84,7 +84,8 @@ def quantize(
             default, the paper's 80,000 steps, is ``recipe="cifar10-resnet20"`` and
             ``"imagenet-resnet18"``.
         evaluate: what top-1 is measured with: batches of ``(images, labels)`` that can be iterated
-            several times, such as a DataLoader's, normalized as the network takes them; or a
+            several times, such as a DataLoader's, normalized as the network takes them (labels
+            ``(N,)``, or ``(N, classes)`` bool with several right classes); or a
             function that gets a network and returns its top-1 in percent. Only measures.
         factory: ``"package.module:function"`` that makes the same network without weights. With it,
             the run's folder and packed files need nothing else: ``gdfq export FOLDER``,

@@ -28,7 +28,9 @@ MODES = {1: "L", 3: "RGB"}
 
 
 class Batches:
-    """Normalized batches of a test set: images ``(N, C, H, W)`` float32, labels ``(N,)`` int64.
+    """Normalized batches of a test set: images ``(N, C, H, W)`` float32, and labels.
+
+    Labels are ``(N,)`` int64, or ``(N, classes)`` bool, True for each right class.
 
     Args:
         test_set: from :func:`gdfq.data.open_test_set`.
@@ -99,8 +101,8 @@ class Batches:
             ) from error
 
 
-class _Decoded(Dataset[tuple[Tensor, int]]):
-    """A subset of a test set, resized and cropped: ``(C, H, W)`` uint8 and the class."""
+class _Decoded(Dataset[tuple[Tensor, int | np.ndarray]]):
+    """A subset of a test set, resized and cropped: ``(C, H, W)`` uint8 and the label."""
 
     def __init__(
         self, test_set: LabelledPictures, preprocessing: Preprocessing, indices: range
@@ -112,7 +114,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | np.ndarray]:
         picture, label = self.test_set[self.indices[index]]
         picture = resize_and_crop(picture, self.preprocessing)
         pixels = np.array(picture, np.uint8).reshape(*picture.size[::-1], -1)
@@ -143,13 +145,32 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def counted_classes(labels: Tensor, predicted: Tensor) -> Tensor:
+    """Return the class ``(N,)`` that each image counts as.
+
+    Labels ``(N,)`` are these classes. With several right ones, ``(N, classes)`` bool, it is the
+    predicted class ``(N,)`` where that is among them, else the first of them; so a prediction is
+    right exactly where it equals the result.
+
+    Raises:
+        InputError: an image has no right class.
+    """
+    if labels.dim() == 1:
+        return labels
+    if not labels.any(1).all():
+        raise InputError("data: has an image without a right class")
+    right = labels.gather(1, predicted[:, None]).squeeze(1)
+    return torch.where(right, predicted, labels.int().argmax(1))
+
+
 @torch.inference_mode()
 def confusion(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World | None = None
 ) -> Tensor:
     """Return the confusion matrix of ``model``: ``(classes, classes)`` int64 counts on the CPU.
 
-    Entry ``[i, j]`` counts images of class ``i`` predicted as ``j``. All ranks of ``world`` must
+    Entry ``[i, j]`` counts images of class ``i`` predicted as ``j``; for labels with several right
+    classes see :func:`counted_classes`. All ranks of ``world`` must
     call it, each with its own batches; all get the sum over the ranks.
 
     Raises:
@@ -163,12 +184,18 @@ def confusion(
         for images, labels in batches:
             logits = model(images.to(device))
             classes = logits.shape[1]
-            if labels.max() >= classes:
+            if labels.dim() == 2 and labels.shape[1] != classes:
                 raise InputError(
-                    f"data: has images of class {int(labels.max())}, counted from 0, and the "
+                    f"data: has labels of {labels.shape[1]} classes, and the network {classes}"
+                )
+            predicted = logits.argmax(1).cpu()
+            counted = counted_classes(labels, predicted)
+            if counted.max() >= classes:
+                raise InputError(
+                    f"data: has images of class {int(counted.max())}, counted from 0, and the "
                     f"network {classes} classes"
                 )
-            pairs = labels * classes + logits.argmax(1).cpu()
+            pairs = counted * classes + predicted
             found = torch.bincount(pairs, minlength=classes**2)
             counts = counts + found if len(counts) else found
     except InputError as error:

@@ -7,7 +7,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -46,6 +46,8 @@ class Where:
 class PictureFiles:
     """A test set of picture files, decoded on access.
 
+    Labels are classes, or ``(classes,)`` bool with several right ones.
+
     Raises:
         InputError: a file is empty.
     """
@@ -53,7 +55,12 @@ class PictureFiles:
     decodes = True
 
     def __init__(
-        self, name: str, places: list[Where], labels: list[int], classes: int, note: str = ""
+        self,
+        name: str,
+        places: list[Where],
+        labels: Sequence[int] | np.ndarray,
+        classes: int,
+        note: str = "",
     ) -> None:
         empty = [where.name for where in places if not where.size]
         if empty:
@@ -71,7 +78,7 @@ class PictureFiles:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, int | np.ndarray]:
         where = self.places[index]
         try:
             picture = Image.open(io.BytesIO(self._bytes(where)))

@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
-from gdfq.data import cifar, fashion_mnist
+from gdfq.data import cifar, fashion_mnist, photographs
 from gdfq.data.arrays import ArraySet
 from gdfq.data.cifar import open_cifar
 from gdfq.data.fashion_mnist import open_fashion_mnist
 from gdfq.data.imagenet import open_imagenet
+from gdfq.data.photographs import open_photographs
 from gdfq.errors import InputError
 
 ROOT = "GDFQ_DATA"
@@ -34,18 +36,19 @@ class LabelledPictures(Protocol):
     def __len__(self) -> int:
         """Number of pictures."""
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Return a picture and its class."""
+    def __getitem__(self, index: int) -> tuple[Image.Image, int | np.ndarray]:
+        """Return a picture and its class; of several right ones ``(classes,)`` bool."""
 
 
 def open_test_set(name: str, path: str | None, num_classes: int) -> LabelledPictures:
     """Open the test set ``name``.
 
     Args:
-        name: ``"fashion-mnist"`` (in the package), ``"cifar10"``, ``"cifar100"`` or ``"imagenet"``.
-        path: see :func:`gdfq.data.cifar.open_cifar` and :func:`gdfq.data.imagenet.open_imagenet`.
-            None uses the folder in the environment variable GDFQ_DATA (ImageNet: its subfolder
-            ``imagenet``).
+        name: ``"fashion-mnist"`` (in the package), ``"cifar10"``, ``"cifar100"``, ``"imagenet"`` or
+            ``"photographs"``.
+        path: see :func:`gdfq.data.cifar.open_cifar`, :func:`gdfq.data.imagenet.open_imagenet` and
+            :func:`gdfq.data.photographs.open_photographs`. None uses the folder in the environment
+            variable GDFQ_DATA (ImageNet: its subfolder ``imagenet``).
         num_classes: of the network.
 
     Raises:
@@ -58,9 +61,16 @@ def open_test_set(name: str, path: str | None, num_classes: int) -> LabelledPict
     root = Path(path or os.environ[ROOT]).expanduser()
     if name in ("cifar10", "cifar100"):
         return _fitting(open_cifar(name, root), num_classes)  # type: ignore[arg-type]
+    if name == "photographs":
+        if num_classes != photographs.CLASSES:
+            raise InputError(
+                f"data: {name} have ImageNet's {photographs.CLASSES} classes, the network "
+                f"{num_classes}"
+            )
+        return open_photographs(root)
     if name != "imagenet":
         raise InputError(
-            f"data: must be fashion-mnist, cifar10, cifar100 or imagenet, got {name!r}"
+            f"data: must be fashion-mnist, cifar10, cifar100, imagenet or photographs, got {name!r}"
         )
     pictures = open_imagenet(root if path is not None else root / "imagenet")
     if pictures.classes != num_classes:
@@ -84,5 +94,7 @@ def _fitting(images: ArraySet, num_classes: int) -> ArraySet:
 
 def class_names(data: str, num_classes: int) -> tuple[str, ...]:
     """Return the display names of the classes."""
+    if data == "photographs":
+        return photographs.class_names()
     known = {"fashion-mnist": fashion_mnist.CLASS_NAMES, "cifar10": cifar.CLASS_NAMES}
     return known.get(data) or tuple(f"class {label}" for label in range(num_classes))

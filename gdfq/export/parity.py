@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gdfq.data import counted_classes
 from gdfq.errors import InputError
 from gdfq.export import runtimes
 from gdfq.export.onnx_file import require
@@ -95,7 +96,7 @@ def compare(
     Args:
         student: that the file was exported from.
         path: of the file.
-        batches: images ``(N, C, H, W)`` float32, and labels ``(N,)`` or None.
+        batches: images ``(N, C, H, W)`` float32, and labels of :class:`gdfq.data.Batches`, or None.
         names: of runtimes, ``"onnxruntime"`` or ``"openvino"``; None selects all installed.
 
     Raises:
@@ -135,7 +136,7 @@ def compare(
             labels.append(given)
     wanted = torch.cat(expected)
     classes = torch.cat(labels) if labels else None
-    top1 = None if classes is None else _percent(wanted.argmax(1) == classes)
+    top1 = None if classes is None else _top1(wanted.argmax(1), classes)
     parities = [
         Parity(runtimes.NAMES[name], len(wanted), 0.0, math.inf, 100.0, top1,
                None if top1 is None else 0.0, problem=problems[name])
@@ -205,8 +206,8 @@ def _parity(
         agreement=_percent(predicted == wanted),
         median_difference=float(difference.median()),
         noticeable=_percent(~(_max_per_image(difference) <= limit)),
-        student_top1=None if labels is None else _percent(wanted == labels),
-        file_top1=None if labels is None else _percent(predicted == labels),
+        student_top1=None if labels is None else _top1(wanted, labels),
+        file_top1=None if labels is None else _top1(predicted, labels),
         limit=limit,
         allowed_noticeable=min(100.0, allowed),
     )
@@ -214,6 +215,10 @@ def _parity(
 
 def _max_per_image(difference: Tensor) -> Tensor:
     return difference.abs().flatten(1).amax(1)
+
+
+def _top1(predicted: Tensor, labels: Tensor) -> float:
+    return _percent(predicted == counted_classes(labels, predicted))
 
 
 def _percent(hits: Tensor) -> float:

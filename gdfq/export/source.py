@@ -24,7 +24,7 @@ GENERATED = 256  # default number of generated images
 
 @dataclass
 class CheckImages:
-    """Batches of normalized images ``(N, C, H, W)`` with labels ``(N,)`` or None.
+    """Batches of normalized images ``(N, C, H, W)``, with labels of ``gdfq.data.Batches`` or None.
 
     ``range``: lower and upper bound of normalized values, for pixels in [0, 1].
     """

