@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gdfq.convert import QuantizedModel
@@ -64,6 +65,8 @@ def open_images(
 ) -> CheckImages:
     """Return images for a student: its recipe's data set; without one, generated images.
 
+    Generated images of another size than the network's input are resized to it.
+
     Args:
         recipe: of a run, complete.
         where: run folder or packed file, for messages.
@@ -94,7 +97,10 @@ def open_images(
         )
     count = limit or GENERATED
     generator = copy.deepcopy(generator).cpu()
-    made = ((x, None) for x in images_in_turn(recipe, generator, facts.num_classes, count))
+    made = (
+        (x if x.shape[1:] == shape else F.interpolate(x, shape[1:], mode="bilinear"), None)
+        for x in images_in_turn(recipe, generator, facts.num_classes, count)
+    )
     return CheckImages(made, f"{count:,} generated images", shape, limits)
 
 

@@ -86,9 +86,7 @@ ImageSize = Annotated[int, Field(ge=4)]
 Channels = Annotated[int, Field(ge=1)]
 
 
-class GeneratorSettings(Settings):
-    """The generator's shape."""
-
+class _Network(Settings):
     latent_dim: int = Field(100, ge=1, description="length of the noise vector")
     width: int = Field(128, ge=2, description="channels of the generator's first stages")
     conditional_bn: bool = Field(
@@ -96,10 +94,20 @@ class GeneratorSettings(Settings):
     )
 
 
-DEFAULTS = GeneratorSettings()
+class GeneratorSettings(_Network):
+    """The generator's shape."""
+
+    generated_size: ImageSize | None = Field(
+        None,
+        description="height and width of generated images, for teachers that take any size; "
+        "otherwise the teacher's image_size",
+    )
 
 
-class _Shape(GeneratorSettings):
+DEFAULTS = _Network()
+
+
+class _Shape(_Network):
     num_classes: int = Field(ge=1)
     image_size: ImageSize
     channels: Channels

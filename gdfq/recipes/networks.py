@@ -93,9 +93,9 @@ def build_generator(recipe: Recipe, preprocessing: Preprocessing) -> models.Gene
         torch.manual_seed(recipe.training.seed)
         return models.Generator(
             preprocessing.num_classes,
-            preprocessing.image_size,
+            recipe.generator.generated_size or preprocessing.image_size,
             preprocessing.channels,
-            **recipe.generator.model_dump(),
+            **recipe.generator.model_dump(exclude={"generated_size"}),
         ).float()
 
 

@@ -42,6 +42,7 @@ class RecipeOptions(TypedDict, total=False):
     latent_dim: int
     width: int
     conditional_bn: bool
+    generated_size: int
     # training
     batch_size: int
     epochs: int

@@ -950,6 +950,9 @@ def test_without_a_data_set_generated_images_are_compared(capsys, tmp_path):
         for r in (run.recipe, run.recipe.with_options({"low_pass": 2.0}))
     )
     assert torch.equal(filtered, LowPassFilter((28, 28), 2.0)(plain))  # as training saw them
+    larger = run.recipe.with_options({"image_size": 40, "resize": 40, "generated_size": 28})
+    check = open_images(larger, run.folder, 8, None, lambda: run.generator)
+    assert (check.shape, next(iter(check.batches))[0].shape) == ((1, 40, 40), (8, 1, 40, 40))
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         checkpoint.unlink()
     code, _, err = gdfq_command(capsys, *arguments, "--out", tmp_path / "other")

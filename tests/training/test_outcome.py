@@ -156,6 +156,7 @@ def test_every_field_reaches_what_it_is_of(monkeypatch):
     recipe = recipe_of(
         **{**QUANTIZATION, "bits": {"3": {"weight": 3}}, "act_ranges": "minmax"},
         **{"equalize": False, "ema_decay": 0.5, "conditional_bn": True, "seed": 3},
+        generated_size=12,
     )
     given_to = {}
 
@@ -178,5 +179,6 @@ def test_every_field_reaches_what_it_is_of(monkeypatch):
     assert given_to["trainer"] == {**recipe.training.model_dump(), **others}
     assert (generator.width, generator.latent_dim, generator.conditional_bn) == (8, 10, True)
     torch.manual_seed(3)
-    again = gdfq.models.Generator(4, 8, 2, latent_dim=10, width=8, conditional_bn=True)
+    again = gdfq.models.Generator(4, 12, 2, latent_dim=10, width=8, conditional_bn=True)
     assert same(states(generator), states(again))
+    assert teacher.preprocessing.image_size == 8
