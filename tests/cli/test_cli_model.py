@@ -246,7 +246,10 @@ BAD = {
         ["--model", "cli_nets:make_net", "--weights", "random"],
         "image_size: cli_nets:make_net does not say which images it takes",
     ),
-    "data": ([*OWN[1:], "--weights", "random", "--data", "mnist"], "data: .*'imagenet' or 'none'"),
+    "data": (
+        [*OWN[1:], "--weights", "random", "--data", "mnist"],
+        "data: .*'imagenet', 'photographs' or 'none'",
+    ),
     "workers": (
         [*OWN[1:], "--weights", "random", "--workers", -1],
         "Invalid value for '--workers'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -136,8 +137,7 @@ def read_package(path: Path, wanted: Container[str]) -> dict[str, bytes]:
                 return {name: archive.read(name) for name in archive.namelist() if name in wanted}
         with path.open("rb") as file:
             _seek_tar(file)
-            # As a stream: an archive as large as these is not held in memory.
-            with tarfile.open(fileobj=file, mode="r|*") as tar:
+            with tarfile.open(fileobj=file) as tar:
                 found = {}
                 for member in tar:
                     name = str(PurePosixPath(member.name))  # without a leading "./"
@@ -164,10 +164,12 @@ def _seek_tar(file: IO[bytes]) -> None:
         return
     while header := file.read(60):
         name = header[:16].decode("ascii", "replace").rstrip(" /")
+        size = int(header[48:58])
         if name.startswith("data.tar"):
+            if file.tell() + size > os.fstat(file.fileno()).st_size:
+                raise ValueError("it is cut off")
             if name.endswith(".zst") and sys.version_info < (3, 14):
                 raise ValueError("it is compressed by zstd; give Debian's own file")
             return
-        size = int(header[48:58])
         file.seek(size + size % 2, 1)
     raise ValueError("it has no data.tar")
