@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import gdfq
@@ -55,6 +56,18 @@ def batches():
 @pytest.fixture(scope="module")
 def result(batches):
     return quantize(evaluate=batches, weight_bits=3, seed=5)
+
+
+def test_labels_with_several_right_classes(batches):
+    images = torch.cat([images for images, _ in batches])
+    own = F.one_hot(tiny_teacher()(images).argmax(1), 4).bool()
+    labels = own.clone()
+    labels[:5] = ~own[:5]
+    labels[5:10] = True
+    found = quantize(evaluate=DataLoader(TensorDataset(images, labels), 6))
+    assert found.metrics["teacher"] == 75
+    right = labels.gather(1, found.student(images).argmax(1, keepdim=True))
+    assert found.metrics["after"] == 100 * int(right.sum()) / 20
 
 
 def test_student_and_numbers(result, batches):
@@ -535,6 +548,9 @@ IMAGES, LABELS = torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64)
         ([((IMAGES * 255).byte(), LABELS)], "of torch.uint8"),
         ([(IMAGES, LABELS.float())], r"got labels \(3,\) of torch.float32"),
         ([(IMAGES, LABELS + 4)], "labels must be 0 to 3, got 4 to 4"),
+        ([(IMAGES, LABELS[:, None].repeat(1, 4))], r"got labels \(3, 4\) of torch.int64"),
+        ([(IMAGES, torch.eye(3, 5).bool())], r"got labels \(3, 5\) of torch.bool"),
+        ([(IMAGES, torch.zeros(3, 4).bool())], "labels must have one right class or more for each"),
         (3, "batches of .images, labels. or a function of a network, got a int"),
         (lambda network: None, "must return top-1 in percent, got a NoneType"),
         (lambda network: 101, "must return top-1 in percent, 0 to 100, got 101"),

@@ -161,6 +161,26 @@ def test_a_missing_data_set_only_skips_the_evaluation(capsys, nets, monkeypatch)
     assert f"data: there is no {nets}/nowhere/imagenet; set data_path or GDFQ_DATA" in err
 
 
+def test_photographs_with_several_right_classes(capsys, nets):
+    (nets / "photographs").mkdir()
+    for number in range(3):
+        picture = Image.fromarray(np.full((9, 9, 3), 80 * number, np.uint8))
+        picture.save(nets / "photographs" / f"{number}.png")
+    rows = [f"{number}.png\t{'0-999' if number else '0'}\n" for number in range(3)]
+    (nets / "photographs" / "labels.tsv").write_text("picture\tclasses\n" + "".join(rows))
+    options = ["--weights", "random", "--num-classes", 1000, *SHORT, "--workers", 0]
+    options += ["--data", "photographs", "--data-path", ".", "--out", "run"]
+    code, _, err = gdfq_command(capsys, *OWN, *options)
+    assert code == 0, err
+    result = json.loads((nets / "run" / "result.json").read_text())
+    assert result["evaluation"] == "3 test images of photographs"
+    assert result["teacher"] in (pytest.approx(200 / 3), 100)
+    code, out, err = gdfq_command(capsys, "evaluate", "run", "--workers", 0)
+    assert code == 0, err
+    assert f"{result['after']:.2f}%" in out
+    assert "top-1 on 3 test images of photographs" in " ".join(out.split())
+
+
 def test_evaluate_on_another_data_set(capsys, nets):
     options = ["--weights", "random", "--num-classes", 3, *SHORT, "--out", "run"]
     assert gdfq_command(capsys, *OWN, *options)[0] == 0

@@ -774,6 +774,15 @@ def test_an_integer_file_fails_where_one_runtime_is_far_worse_than_another():
         assert not Exported(Path("x"), 0, options, "images", [other]).wrong
 
 
+def test_top1_counts_any_of_several_right_classes():
+    expected = torch.eye(4)
+    labels = torch.eye(4, dtype=torch.bool)
+    labels[0, 2] = labels[3, 0] = True
+    found = expected[[2, 0, 2, 0]]  # right, wrong, right, right
+    parity = _parity("onnxruntime", found, expected, labels)
+    assert (parity.student_top1, parity.file_top1, parity.agreement) == (100, 75, 25)
+
+
 def test_one_image_in_twenty_may_differ_by_rounding(tmp_path):
     expected = torch.zeros(1000, 4)
     expected[:, 1] = 1

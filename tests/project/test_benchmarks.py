@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from benchmarks import accuracy, gpu_check, sizes, step, table
+from benchmarks.photographs import crops
 from examples.train_teacher import FASHION_MNIST, load_split
 from gdfq.models.resnet import resnet20
 from gdfq.recipes import load_recipe
+from gdfq.sources import Preprocessing
 from gdfq.training import GDFQTrainer, Parts, Start
 from gdfq.training.start import NO_START
 from tests.helpers.tiny import tiny_trainer
@@ -47,6 +50,24 @@ def test_means_and_the_rows_that_lose():
     assert "| a | 4.00 | 1.00 |  | 0.25 |" in text
     assert "| **all 3 rows** | 4.00 | 1.00 |  | 0.25 |" in text
     assert "Slower than `torch.compile`: 1 of 2 rows. a[small] (0.50)" in text
+
+
+def test_crops_are_the_centre_and_the_corners(tmp_path):
+    pixels = (np.arange(20 * 30 * 3) % 256).astype(np.uint8).reshape(20, 30, 3)
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        pixels = pixels[::-1]
+    rows = "a.png\t7\nb.png\t\nc.png\t1 2\n"
+    (tmp_path / "labels.tsv").write_text(f"picture\tclasses\n{rows}")
+    how = Preprocessing(1000, 16, 3, [0.5, 0.25, 0.0], [0.5, 0.25, 1.0], 16)
+    first, second = crops(tmp_path, how, photographs=2)
+    assert first.shape == (10, 3, 16, 16)
+    assert first.dtype == torch.float32
+    square = (pixels[::-1, 5:25] / 255 - how.mean) / how.std
+    for image, (top, left) in zip(second, [(2, 2), (0, 0), (0, 4), (4, 0), (4, 4)], strict=True):
+        expected = square[top : top + 16, left : left + 16].transpose(2, 0, 1)
+        assert np.allclose(image, expected, atol=1e-6)
+    assert torch.equal(first[:5], second)
 
 
 def kept_part(machine, ratios, peak=None):

@@ -320,6 +320,24 @@ def test_confusion_counts_pairs():
         confusion(Remembered(3), [(torch.zeros(1, 1), torch.tensor([4]))])
 
 
+def test_any_of_several_right_classes_counts():
+    images = torch.tensor([[0.0], [1.0], [2.0], [3.0], [2.0]])  # the predicted classes
+    right = torch.zeros(5, 4, dtype=torch.bool)
+    for image, classes in enumerate(([0], [0, 1, 3], [1, 3], [3, 2], [2])):
+        right[image, classes] = True
+    expected = torch.zeros(4, 4, dtype=torch.int64)
+    for label, predicted in ((0, 0), (1, 1), (1, 2), (3, 3), (2, 2)):
+        expected[label, predicted] += 1
+    batches = [(images[:2], right[:2]), (images[2:], right[2:])]
+    assert torch.equal(confusion(Remembered(4), batches), expected)
+    assert top1(Remembered(4), batches) == 80
+    with pytest.raises(InputError, match=r"^data: has labels of 4 classes, and the network 3$"):
+        confusion(Remembered(3), batches)
+    right[4] = False
+    with pytest.raises(InputError, match=r"^data: has an image without a right class$"):
+        confusion(Remembered(4), batches)
+
+
 def test_the_most_frequent_mistakes_of_many_classes():
     classes = 1000
     teacher = torch.zeros(classes, classes, dtype=torch.int64)
