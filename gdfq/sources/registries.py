@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +58,10 @@ class Source:
         """Return the known properties of the input, with the keys of a recipe's [teacher]."""
         return {}
 
+    def tag_of_file(self, path: Path) -> str | None:
+        """Return the tag of the source's weights that the file's name says it is, else None."""
+        return None
+
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
         """Build the network with the weights ``tag``; freshly initialized if None."""
         raise NotImplementedError
@@ -94,6 +98,11 @@ class Torchvision(Source):
             "std": transforms.std,
             "interpolation": transforms.interpolation.value,
         }
+
+    def tag_of_file(self, path: Path) -> str | None:
+        """Look for the name among those of the files that torchvision downloads."""
+        weights = self.package.get_model_weights(self.name)
+        return next((w.name for w in weights if PurePosixPath(w.url).name == path.name), None)
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
         """Call ``torchvision.models.get_model``."""

@@ -77,7 +77,7 @@ def load_teacher(
     source = find_source(model) if network is None else InMemory(model, network)
     kind, weights = _resolve_weights(source, weights)
     tag = weights if kind == "tag" else None
-    facts = source.facts(tag)
+    facts = _facts(source, kind, weights)
     if network is not None:
         model = source.name  # in messages
     size = preprocessing.image_size(model, given, facts, data)
@@ -122,11 +122,17 @@ def expected_image_size(model: str, weights: str | None, data: str, given: int |
     facts: dict[str, Any] = {}
     if not model.startswith(f"{InMemory.prefix}:"):
         source = find_source(model)
-        kind, weights = _resolve_weights(source, weights)
-        facts = source.facts(weights if kind == "tag" else None)
+        facts = _facts(source, *_resolve_weights(source, weights))
     model = model.removeprefix(f"{InMemory.prefix}:")
     asked = {} if given is None else {"image_size": given}
     return preprocessing.image_size(model, asked, facts, data)
+
+
+def _facts(source: Source, kind: str, weights: str) -> dict[str, Any]:
+    """Return the input's known properties with these weights, see :func:`_resolve_weights`."""
+    if kind == "file":
+        return source.facts(source.tag_of_file(Path(weights)))
+    return source.facts(weights if kind == "tag" else None)
 
 
 def _resolve_weights(source: Source, weights: str | None) -> tuple[str, str]:

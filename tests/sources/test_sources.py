@@ -163,6 +163,22 @@ def test_torchvision_s_own_weights(tmp_path, monkeypatch, weights):
     assert (loaded.preprocessing.image_size, loaded.preprocessing.resize) == (224, 256)
 
 
+def test_a_file_of_torchvision_s_is_known_by_its_name(tmp_path):
+    models = pytest.importorskip("torchvision").models
+    with torch.random.fork_rng():
+        state = models.mobilenet_v2().state_dict()
+    url = models.MobileNet_V2_Weights.IMAGENET1K_V1.url
+    file, renamed = tmp_path / url.rsplit("/", 1)[1], tmp_path / "mine.pth"
+    torch.save(state, file)
+    torch.save(state, renamed)
+    resized = {
+        path: load_teacher("torchvision:mobilenet_v2", str(path), image_size=64).preprocessing
+        for path in (file, renamed)
+    }
+    # The first weights were measured after resizing to 256, the second, the default, to 232.
+    assert (resized[file].resize, resized[renamed].resize) == (74, 67)
+
+
 def test_timm(tmp_path):
     timm = pytest.importorskip("timm")
     loaded = load_teacher("timm:test_resnet.r160_in1k", "random")
