@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,7 @@ def markdown(plan: Plan, found: dict[str, Outcome]) -> str:
             beside = (
                 ""
                 if difference is None or variant.name == plan.references[variant.name]
-                else f"{_text(difference.spread, '+.2f')}"
+                else f"{spread_text(difference.spread, '+.2f')}"
             )
             name = variant.table or variant.name.removeprefix(f"{bits.lower()}-")
             lines.append(
@@ -132,10 +132,11 @@ def _after(outcomes: dict[int, Outcome]) -> dict[int, float]:
 
 
 def _spread_of(outcomes: Iterable[Outcome], field: str, form: str = ".2f") -> str:
-    return _text(spread(getattr(outcome, field) for outcome in outcomes), form)
+    return spread_text(spread(getattr(outcome, field) for outcome in outcomes), form)
 
 
-def _text(found: Spread | None, form: str) -> str:
+def spread_text(found: Spread | None, form: str) -> str:
+    """Return mean and standard deviation, each formatted as ``form``."""
     assert found is not None
     mean = round(found.mean, int(form.strip("+.f"))) + 0.0  # + 0.0: no minus before zero
     deviation = "" if found.std is None else f" ± {found.std:{form.lstrip('+')}}"
@@ -144,22 +145,36 @@ def _text(found: Spread | None, form: str) -> str:
 
 def draw_lengths(plan: Plan, found: dict[str, Outcome], teacher: float, out: Path) -> None:
     """Plot top-1 over training time, a line for each width."""
+    lines = {
+        bits: [
+            (
+                variant.recipe.training.epochs
+                * variant.recipe.training.steps_per_epoch
+                / STEPS_PER_MINUTE,
+                outcome.after,
+            )
+            for variant in variants
+            for outcome in _by_seed(plan, variant, found).values()
+        ]
+        for bits, variants in plan.groups.items()
+    }
+    plot_lengths(lines, teacher, f"minutes on two cores, {STEPS_PER_MINUTE} steps each", out)
+
+
+def plot_lengths(
+    lines: Mapping[str, Sequence[tuple[float, float]]], teacher: float, label: str, out: Path
+) -> None:
+    """Plot a line of (minutes, top-1 in percent) for each width; ``label`` is the minutes'."""
     from matplotlib.figure import Figure  # from the extra `bench`, which tests do not need
 
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.axhline(teacher, color="black", linewidth=1, linestyle="--", label="teacher, float32")
-    for bits, variants in plan.groups.items():
-        points = [
-            (variant.recipe.training.epochs * variant.recipe.training.steps_per_epoch, outcome)
-            for variant in variants
-            for outcome in _by_seed(plan, variant, found).values()
-        ]
-        minutes = [steps / STEPS_PER_MINUTE for steps, _ in points]
-        axes.plot(minutes, [outcome.after for _, outcome in points], "o-", label=bits)
+    for bits, points in lines.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=bits)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(f"minutes on two cores, {STEPS_PER_MINUTE} steps each")
+    axes.set_xlabel(label)
     axes.set_ylabel("top-1 on the test images, percent")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)

@@ -1,10 +1,10 @@
 """Compare exported larger networks: ``python -m benchmarks.export_networks --folder FOLDER``.
 
-Like ``benchmarks/export.py``, for EfficientNet-Lite0 with its ImageNet weights,
-on crops of photographs (``real_teacher.py``), and for a ResNet-18 that ``resnet18.py`` trains on
-Fashion-MNIST; students of a few steps each. ``FOLDER`` keeps trained weights and students, so that
-``--latencies`` can repeat the timing alone. Writes ``results/export-networks-cpu.json`` and
-``.md``, and a table in ``docs/export.md``.
+Like ``benchmarks/export.py``, for EfficientNet-Lite0 with its ImageNet weights, on crops of the
+photographs that ``gdfq data photographs`` wrote into the folder GDFQ_DATA, and for a ResNet-18 that
+``resnet18.py`` trains on Fashion-MNIST; students of a few steps each. ``FOLDER`` keeps trained
+weights and students, so that ``--latencies`` can repeat the timing alone. Writes
+``results/export-networks-cpu.json`` and ``.md``, and a table in ``docs/export.md``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import gdfq
-from benchmarks import readme, real_teacher, resnet18
+from benchmarks import imagenet_teachers, photographs, readme, resnet18
 from benchmarks.executed import executed
 from benchmarks.exported import (
     BATCHES,
@@ -45,10 +46,15 @@ from benchmarks.exported import (
 )
 from benchmarks.table import where
 from gdfq.convert import QuantizedModel
+from gdfq.data.sets import ROOT
 from gdfq.environment import environment
 from gdfq.export import export_onnx, runtimes
 from gdfq.export.parity import NOTICEABLE, compare
 from gdfq.export.source import CheckImages
+from gdfq.recipes import Recipe
+from gdfq.recipes.networks import build_generator, build_teacher, build_trainer
+from gdfq.sources import LoadedTeacher
+from gdfq.training.start import NO_START
 
 RESULT = RESULTS / "export-networks-cpu.json"
 IMAGE_SIZE = 128  # of the photographs
@@ -73,19 +79,34 @@ class Network:
 # ---- EfficientNet-Lite0 ----
 
 
+@cache
+def _efficientnet() -> tuple[Recipe, LoadedTeacher]:
+    """Return a recipe of a few steps from the paper's start, and its teacher."""
+    recipe = imagenet_teachers.recipe("efficientnet_lite0").with_options(
+        {
+            **NO_START.model_dump(), "image_size": IMAGE_SIZE, "resize": IMAGE_SIZE,
+            "epochs": 3, "warmup_epochs": 2, "steps_per_epoch": 10,
+            "memory_format": "channels_last",
+        }
+    )  # fmt: skip
+    return build_teacher(recipe)
+
+
 def _photographs(count: int) -> Iterator[tuple[Tensor, None]]:
-    for batch in real_teacher.photographs(IMAGE_SIZE)[:count].split(20):
-        yield batch, None
+    root, preprocessing = Path(os.environ.get(ROOT, ".")), _efficientnet()[1].preprocessing
+    for batch in photographs.crops(root, preprocessing, photographs=4):
+        yield batch[:count], None
+        count -= len(batch)
+        if count <= 0:
+            return
 
 
 def _train_efficientnet(teacher: nn.Module, weight_bits: int, act_bits: int) -> QuantizedModel:
-    settings = real_teacher.Settings(warmup_steps=20, steps=10, image_size=IMAGE_SIZE)
-    generator = real_teacher.warmed_up_generator(teacher, settings)
-    student = gdfq.quantize_model(teacher, weight_bits, act_bits, ste="clip")
-    tuning = real_teacher.trainer(teacher, student, generator, settings, 0)
-    tuning.calibrate(4)
-    for _ in range(settings.steps):
-        tuning.step()
+    recipe, loaded = _efficientnet()
+    recipe = recipe.with_options({"weight_bits": weight_bits, "act_bits": act_bits})
+    generator = build_generator(recipe, loaded.preprocessing)
+    student = build_trainer(recipe, loaded, generator).train()
+    assert isinstance(student, QuantizedModel)
     return student.eval()
 
 
@@ -117,7 +138,7 @@ def _train_resnet18(teacher: nn.Module, weight_bits: int, act_bits: int) -> Quan
 NETWORKS = {
     "EfficientNet-Lite0": Network(
         bits=((8, 8), (4, 4)),
-        teacher=lambda folder: real_teacher.efficientnet_lite0(),
+        teacher=lambda folder: _efficientnet()[1].network,
         train=_train_efficientnet,
         batches=_photographs,
         shape=(3, IMAGE_SIZE, IMAGE_SIZE),

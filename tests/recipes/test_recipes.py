@@ -14,7 +14,7 @@ from gdfq.models import Generator
 from gdfq.nn.qact import observing_copy
 from gdfq.recipes import load_recipe, recipe_names, resolve_recipe
 from gdfq.recipes.files import FOLDER
-from gdfq.recipes.networks import build_student, build_teacher
+from gdfq.recipes.networks import build_generator, build_student, build_teacher
 from gdfq.recipes.schema import Recipe
 from gdfq.settings import Settings
 from gdfq.sweeps.plan import read_plan
@@ -75,8 +75,21 @@ def test_quick_is_the_same_in_fewer_epochs(name):
 def test_there_are_no_others():
     whole = {*PAPERS, "fashion-mnist-resnet20"}
     names = {*whole, *(f"{name}-quick" for name in PAPERS), *(f"{name}-paper" for name in whole)}
+    names.add("imagenet-mobilenet-v2-laptop")
     assert set(recipe_names()) == names
     assert all(load_recipe(name).name == name for name in names)
+
+
+def test_the_laptop_s_images_are_smaller_than_those_it_is_measured_on():
+    laptop = load_recipe("imagenet-mobilenet-v2-laptop")
+    with torch.device("meta"):
+        recipe, loaded = build_teacher(laptop.with_options({"weights": "random"}))
+        generator = build_generator(recipe, loaded.preprocessing)
+        student = observing_copy(build_student(recipe, loaded.network))
+        logits = student(torch.zeros(2, 3, generator.image_size, generator.image_size))
+    assert (generator.image_size, logits.shape) == (128, (2, 1000))
+    assert recipe.teacher.image_size == 224
+    assert laptop.start == load_recipe("fashion-mnist-resnet20").start
 
 
 @pytest.mark.parametrize("name", PAPERS)
