@@ -23,8 +23,8 @@ DOWNLOADS = {
     DataSet.CIFAR10: (download_cifar10, "50,000 training and 10,000 test images"),
     DataSet.PHOTOGRAPHS: (
         download_photographs,
-        "231 labelled photographs, top-1 on them has a standard error of 2.8 points, and 359 "
-        "without a label",
+        "231 labelled photographs (top-1 has a standard error of 2.8 points on them), 359 without "
+        "a label",
     ),
 }
 

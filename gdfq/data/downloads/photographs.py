@@ -155,7 +155,7 @@ def prepare(content: bytes) -> tuple[bytes, str]:
     middle of a white square.
     """
     picture = Image.open(io.BytesIO(content))
-    if "A" not in picture.getbands():
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
         return content, {"JPEG": ".jpg"}.get(str(picture.format), f".{picture.format}".lower())
     width, height = picture.size
     side = max(width, height)

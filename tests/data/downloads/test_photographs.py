@@ -109,6 +109,23 @@ def test_every_picture_is_in_the_folder_of_its_first_class(packages, tmp_path):
     assert (folder / "gcompris-qt-data-copyright.txt").read_bytes() == b"many"
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparent_pixels_become_white_in_every_mode(mode):
+    picture = Image.fromarray(np.array([[[9, 9, 9, 0], [9, 9, 9, 255]]] * 2, np.uint8))
+    buffer = io.BytesIO()
+    if mode == "P":
+        Image.fromarray(np.array([[0, 1]] * 2, np.uint8)).convert("P").save(
+            buffer, "PNG", transparency=0
+        )
+    else:
+        picture.convert(mode).save(buffer, "PNG")
+    content, ending = photographs.prepare(buffer.getvalue())
+    found = np.asarray(Image.open(io.BytesIO(content)))
+    dark = 1 if mode == "P" else 9
+    assert ending == ".png"
+    assert found.tolist() == [[[255] * 3, [dark] * 3]] * 2
+
+
 def test_it_is_a_test_set_with_several_right_classes(packages, tmp_path, monkeypatch):
     folder = download_photographs(tmp_path / "data", packages)
     monkeypatch.setenv("GDFQ_DATA", str(tmp_path / "data"))
