@@ -274,9 +274,12 @@ def execute(
             yield run, problem
 
     run_sweep(plan, out, launch, device, console.print, console.print)
-    for run in plan.runs:  # one that was killed before its agreement was known
-        if row_of(out, run).status == "finished":
+    for run in plan.runs:
+        row = row_of(out, run)
+        if row.status == "finished":  # killed before its agreement was known, perhaps
             compared.measure(out / run.name)
+        else:
+            console.print(f"{out / run.name}: {row.status}: {row.reason}")
     after_run()
 
 
