@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gdfq
-from benchmarks.imagenet_teachers import weights_file
-from benchmarks.real_teacher import (
-    NUM_CLASSES,
-    Settings,
-    agreement,
-    efficientnet_lite0,
-    logits_of,
-    warmed_up_generator,
-)  # fmt: skip
+from benchmarks import imagenet_teachers
 from gdfq.convert import QuantizedModel
 from gdfq.data.batches import Batches
 from gdfq.data.imagenet import PictureFiles, Where
@@ -42,11 +34,11 @@ from gdfq.data.photographs import list_photographs, open_photographs
 from gdfq.distributed import World
 from gdfq.nn import QAct
 from gdfq.nn.weight import dequantize
+from gdfq.ops.fake_quantize import fake_quantize
+from gdfq.recipes.networks import build_teacher
 from gdfq.report.contents import LayerRow
 from gdfq.report.layers import places
 from gdfq.report.observation import Loss
-from gdfq.sources import load_teacher
-from gdfq.sources.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from gdfq.training import Start
 from gdfq.training.calibration import observe_ranges
 from gdfq.training.start import sequence
@@ -55,6 +47,7 @@ from gdfq.training.start.correction import correct
 from gdfq.training.start.images import Images
 
 RESULTS = Path(__file__).parent / "results"
+NUM_CLASSES = 1000
 SIZE = 128  # of all images
 CALIBRATION, BATCH = 32, 16  # images
 ALONE = 32  # photographs on which layers are quantized one by one
@@ -100,19 +93,19 @@ class Networks:
     """
 
     def __init__(self, name: str, photographs: Path, folder: Path) -> None:
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        if name == "mobilenet_v2":
-            weights = str(weights_file(name))
-            self.teacher = load_teacher("torchvision:mobilenet_v2", weights).network
-        else:
-            self.teacher = efficientnet_lite0()
-            mean, std = [127 / 255] * 3, [128 / 255] * 3
-        shown = Preprocessing(NUM_CLASSES, SIZE, 3, mean, std, SIZE * 256 // 224)
+        _, loaded = build_teacher(imagenet_teachers.recipe(name))
+        self.teacher = loaded.network
+        shown = replace(
+            loaded.preprocessing,
+            image_size=SIZE,
+            resize=SIZE * 256 // 224,
+            interpolation="bilinear",
+        )
         read = partial(Batches, preprocessing=shown, batch_size=BATCH, workers=0)
         batches = list(read(open_photographs(photographs)))
         self.photographs = torch.cat([images for images, _ in batches])
         self.right = torch.cat([right for _, right in batches])
-        white = (1 - torch.tensor(mean)) / torch.tensor(std)
+        white = (1 - torch.tensor(shown.mean)) / torch.tensor(shown.std)
         self.full = is_full(self.photographs, white)
         self.logits = logits_of(self.teacher, self.photographs)
         self.rows = [place.row for place in places(gdfq.quantize_model(self.teacher))]
@@ -128,19 +121,27 @@ class Networks:
     def calibration(self, name: str) -> Images:
         """Return the images of this name."""
         if name == "generated" and not self.generated.exists():
-            generator = warmed_up_generator(self.teacher, Settings(STEPS, 0, SIZE))
-            with torch.no_grad(), torch.random.fork_rng():
-                torch.manual_seed(0)
-                made = [
-                    generator(torch.randn(BATCH, 100), torch.randint(NUM_CLASSES, (BATCH,)))
-                    for _ in range(CALIBRATION // BATCH)
-                ]
-            torch.save(made, self.generated)
+            torch.save(self.generate(), self.generated)
         if name == "generated":
             self.images[name] = torch.load(self.generated)
         return Images(
             lambda images, _: images.clone(), [(x, x) for x in self.images[name]], World()
         )
+
+    def generate(self) -> list[Tensor]:
+        """Return the images of a generator after a short warm-up."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            generator = gdfq.models.Generator(NUM_CLASSES, SIZE, conditional_bn=True, width=32)
+            trainer = gdfq.GDFQTrainer(
+                self.teacher, gdfq.quantize_model(self.teacher), generator, NUM_CLASSES, BATCH,
+                epochs=STEPS, warmup_epochs=STEPS, steps_per_epoch=1, schedule="constant",
+                memory_format="channels_last", seed=0,
+            )  # fmt: skip
+            for _ in range(STEPS):
+                trainer.step()
+            with torch.no_grad():
+                return list(trainer.images.batches(CALIBRATION // BATCH))
 
     @torch.no_grad()
     def student(self, case: Case) -> QuantizedModel:
@@ -163,37 +164,71 @@ class Networks:
                 correct(student, self.teacher, norms, spread=True)
         return student
 
+    @torch.no_grad()
+    def float_values(self, images: Images) -> dict[str, Tensor]:
+        """Return what the teacher computes at each quantizer's place, ``(N, C, ...)``."""
+        seen: dict[str, list[Tensor]] = {row.act: [] for row in self.rows if row.act}
+        with ExitStack() as hooks:
+            for act, found in seen.items():
+                hook = partial(_keep, found)
+                handle = self.teacher.get_submodule(act).register_forward_hook(hook)
+                hooks.callback(handle.remove)
+            images.through(self.teacher)
+        return {act: torch.cat(found) for act, found in seen.items()}
+
     def set_float_ranges(self, student: QuantizedModel, images: Images) -> None:
         """Set MSE-optimal bounds on what the teacher computes at each quantizer's place."""
-        acts = [row.act for row in self.rows if row.act]
-        seen: dict[str, list[Tensor]] = {act: [] for act in acts}
-        with ExitStack() as hooks:
-            for act in acts:
-                module = self.teacher.get_submodule(act)
-                keep = seen[act].append
-                hook = module.register_forward_hook(lambda m, i, o, keep=keep: keep(o.flatten()))
-                hooks.callback(hook.remove)
-            images.through(self.teacher)
-        for act, found in seen.items():
-            values, quantizer = torch.cat(found), student.get_submodule(act)
-            assert isinstance(quantizer, QAct)
-            histogram = Histogram(values.min(), values.max())
-            histogram.add(values)
-            lo, hi = mse_bounds(histogram, quantizer)
+        for act, values in self.float_values(images).items():
+            quantizer: Any = student.get_submodule(act)
+            lo, hi = float_bounds(values, quantizer)
             quantizer.lo.copy_(lo)
             quantizer.hi.copy_(hi)
+
+    @torch.no_grad()
+    def activations(self) -> list[dict[str, Any]]:
+        """Measure the float network's activations on the calibration's photographs.
+
+        For each: MSE-optimal upper bound at 4 bits, SQNR with it, share of the positive values that
+        round to 0, share of those above the 99.9th percentile that a tenth of the images have, and
+        the median over channels of three standard deviations above the mean, by the batch norm.
+        """
+        student = gdfq.quantize_model(self.teacher)
+        values_of = self.float_values(self.calibration("photographs"))
+        records = []
+        for row in self.rows:
+            if not row.act:
+                continue
+            values, quantizer = values_of[row.act], student.get_submodule(row.act)
+            assert isinstance(quantizer, QAct)
+            lo, hi = float_bounds(values, quantizer)
+            quantized, loss = fake_quantize(values, lo, hi, quantizer.act_bits), Loss()
+            loss.add(values, quantized)
+            positive = values > 0
+            large = (values > _histogram(values).percentile(99.9)).flatten(1).sum(1)
+            records.append({
+                "name": row.act, "group": self.group(row), "high": float(hi), "sqnr": loss.sqnr,
+                "zeroed": float(((quantized == 0) & positive).sum() / positive.sum()),
+                "few": float(large.topk(len(large) // 10).values.sum() / large.sum().clamp(min=1)),
+                "reach": float(self.reach(row).median()),
+            })  # fmt: skip
+        return records
+
+    def reach(self, row: LayerRow) -> Tensor:
+        """Return three standard deviations above each channel's mean, up to 6, ``(C,)``."""
+        norm: Any = self.teacher.get_submodule(row.norm)
+        return (norm.bias + 3 * norm.weight.abs()).detach().clamp(max=6)
 
     def score(self, network: nn.Module) -> dict[str, float]:
         """Compare ``network`` with the teacher: rates in percent, KL in nats."""
         found = logits_of(network, self.photographs)
-        same = agreement(found, self.logits)
         log_probabilities = found.log_softmax(1), self.logits.log_softmax(1)
         kl = F.kl_div(*log_probabilities, reduction="batchmean", log_target=True)
-        top1 = self.right.gather(1, found.argmax(1, keepdim=True)).float().mean()
-        on_full = agreement(found[self.full], self.logits[self.full])
+        top1 = self.right.gather(1, found.argmax(1, keepdim=True)).float()
+        same = (found.argmax(1) == self.logits.argmax(1)).float()
         return {
-            "top1": 100 * float(top1), "agreement": 100 * same.top1, "full": 100 * on_full.top1,
-            "kl": float(kl), "error": same.error,
+            "top1": 100 * float(top1.mean()), "agreement": 100 * float(same.mean()),
+            "full": 100 * float(same[self.full].mean()), "kl": float(kl),
+            "error": logit_error(found, self.logits),
         }  # fmt: skip
 
     def group(self, row: LayerRow) -> str:
@@ -261,9 +296,7 @@ class Networks:
         replacing.remove()
         watching.remove()
         step = float(quantizer.hi - quantizer.lo) / (2**quantizer.act_bits - 1)
-        norm: Any = self.teacher.get_submodule(row.norm)
-        reach = (norm.bias + 3 * norm.weight.abs()).clamp(max=6)
-        narrow = float((reach < step / 2).float().mean())
+        narrow = float((self.reach(row) < step / 2).float().mean())
         return {
             **figures, "act_sqnr": act.sqnr, "clipped": act.clipped, "high": float(quantizer.hi),
             "narrow": narrow,
@@ -272,27 +305,32 @@ class Networks:
     def error(self) -> float:
         """Return the relative logit error of the teacher as it is now, on some photographs."""
         found = logits_of(self.teacher, evenly(self.photographs, ALONE))
-        return agreement(found, evenly(self.logits, ALONE)).error
+        return logit_error(found, evenly(self.logits, ALONE))
 
     def outputs(self, student: nn.Module) -> dict[str, Compared]:
         """Compare every layer's output, behind its batch norm, with the teacher's."""
         compared = {row.name: Compared() for row in self.rows}
         theirs: dict[str, Tensor] = {}
 
-        def look(path: str, name: str, hooks: ExitStack) -> None:
-            def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                theirs[name] = output.clone()  # which may be changed in place
+        def look(row: LayerRow, hooks: ExitStack) -> None:
+            def keep(values: Tensor) -> None:
+                theirs[row.name] = values.clone()  # which may be changed in place
 
-            def compare(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                compared[name].add(theirs[name], output)
+            def compare(values: Tensor) -> None:
+                compared[row.name].add(theirs[row.name], values)
 
-            for network, hook in ((self.teacher, keep), (student, compare)):
-                module = network.get_submodule(path)
-                hooks.callback(module.register_forward_hook(hook).remove)
+            for network, see in ((self.teacher, keep), (student, compare)):
+                module = network.get_submodule(row.act or row.norm or row.name)
+                handle = (
+                    module.register_forward_pre_hook(lambda m, i, see=see: see(i[0]))
+                    if row.act
+                    else module.register_forward_hook(lambda m, i, o, see=see: see(o))
+                )
+                hooks.callback(handle.remove)
 
         with ExitStack() as hooks:
             for row in self.rows:
-                look(row.norm or row.name, row.name, hooks)
+                look(row, hooks)
             for images in evenly(self.photographs, ALONE).split(BATCH):
                 self.teacher(images.clone())
                 student(images.clone())
@@ -325,6 +363,32 @@ class Compared:
         }
 
 
+def _keep(found: list[Tensor], module: nn.Module, inputs: Any, output: Tensor) -> None:
+    found.append(output.clone())
+
+
+def _histogram(values: Tensor) -> Histogram:
+    histogram = Histogram(values.min(), values.max())
+    histogram.add(values)
+    return histogram
+
+
+def float_bounds(values: Tensor, quantizer: QAct) -> tuple[Tensor, Tensor]:
+    """Return the MSE-optimal bounds of ``quantizer`` over ``values``."""
+    return mse_bounds(_histogram(values), quantizer)
+
+
+@torch.no_grad()
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Return logits ``(N, classes)``; ``images`` stay as they are."""
+    return torch.cat([network(batch.clone()) for batch in images.split(BATCH)])
+
+
+def logit_error(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference divided by that of ``expected`` about its mean."""
+    return float((found - expected).norm() / (expected - expected.mean(0)).norm())
+
+
 def is_full(images: Tensor, white: Tensor) -> Tensor:
     """Return which of ``(N, 3, H, W)`` have less than a tenth of white pixels, ``(N,)`` bool."""
     return (images > white.view(3, 1, 1) - 0.02).all(1).float().mean((1, 2)) < 0.1
@@ -350,6 +414,7 @@ def cases(networks: Networks, layers: list[dict[str, Any]]) -> dict[str, dict[st
     rows: dict[str, list[LayerRow]] = {key: [] for key in GROUPS}
     for row in networks.rows:
         rows[networks.group(row)].append(row)
+    eight = worst(layers, 10)
     return {
         "Weights or activations, and the start": {
             "W4A4, default": Case(),
@@ -376,9 +441,13 @@ def cases(networks: Networks, layers: list[dict[str, Any]]) -> dict[str, dict[st
             ),
             "generated": Case(ranges="generated", norms="generated", float_ranges=True),
             "photographs, W8A4": Case(8, 4, float_ranges=True),
+            "photographs, and 8 bits for the 10 worst": replace(eight, float_ranges=True),
+            "generated, and 8 bits for the 10 worst": replace(
+                eight, ranges="generated", norms="generated", float_ranges=True
+            ),
         },
         "Other settings": {
-            "8 bits for the 10 worst weights and the 10 worst activations": worst(layers, 10),
+            "8 bits for the 10 worst weights and the 10 worst activations": eight,
             "batch norms as stored": Case(start=_changed(bn_reestimate=False)),
             "means alone (bias_correction)": Case(
                 start=_changed(bn_reestimate=False, bias_correction=True)
@@ -441,6 +510,7 @@ def main() -> None:
     record["full"] = int(networks.full.sum())
     measured(record, "teacher", lambda: networks.score(networks.teacher))
     measured(record, "layers", networks.layers)
+    measured(record, "activations", networks.activations)
     for title, named in cases(networks, record["layers"]).items():
         scores = record["students"].setdefault(title, {})
         for name, case in named.items():
@@ -491,6 +561,23 @@ def markdown(network: str, record: dict[str, Any]) -> str:
         "",
         *_layer_table(record["layers"]),
     ]
+    lines += [
+        "",
+        "## Activations of the float network",
+        "",
+        "On the photographs of the calibration, quantized with the bounds that fit them best.",
+        "",
+        "* zeroed: positive values that round to 0; few: values above the 99.9th percentile that a",
+        "  tenth of the images have; reach: three standard deviations above a channel's mean, by",
+        "  the batch norm, median over channels",
+        "",
+    ]
+    keys = ("high", "sqnr", "zeroed", "few", "reach")
+    body = [
+        (f"`{each['name']}`", *(f"{each[key]:.3g}" for key in keys))
+        for each in record["activations"]
+    ]
+    lines += _table(("quantizer", "upper bound", "SQNR, dB", "zeroed", "few", "reach"), body)
     return "\n".join(lines) + "\n"
 
 
