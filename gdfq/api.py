@@ -23,7 +23,6 @@ from gdfq.environment import resolve_device
 from gdfq.errors import InputError, NonFiniteLossError
 from gdfq.files import as_path
 from gdfq.recipes import Recipe, resolve_recipe
-from gdfq.recipes.own import PYTHON_DEFAULT
 from gdfq.runs import session
 from gdfq.runs.accuracy import Evaluate
 from gdfq.runs.console import Output, make_console
@@ -68,8 +67,7 @@ def quantize(
     """Quantize a trained network without its training data.
 
     A generator learns images from the network's batch norms and classes, and a quantized copy is
-    fine-tuned on them. The run's folder is the one that ``gdfq quantize`` writes. The default
-    schedules differ: without ``recipe``, this function takes a short one, the command the paper's.
+    fine-tuned on them. The run's folder is the one that ``gdfq quantize`` writes.
 
     Args:
         model: a trained network with batch norms, which is copied and never modified (the copy is
@@ -79,10 +77,8 @@ def quantize(
         num_classes: of its logits. None takes as many as it has.
         image_size: height and width of its images. None takes what a named model's source says.
         recipe: whose constants are used, by name, path or as a recipe. None takes those of
-            ``fashion-mnist-resnet20`` (600 steps) for images below 64 pixels, and of
-            ``imagenet-resnet18-quick`` (20,000 steps, for a GPU) for larger ones. The command's
-            default, the paper's 80,000 steps, is ``recipe="cifar10-resnet20"`` and
-            ``"imagenet-resnet18"``.
+            ``cifar10-resnet20`` for images below 64 pixels, and of ``imagenet-resnet18-quick``
+            (20,000 steps, for a GPU) for larger ones.
         evaluate: what top-1 is measured with: batches of ``(images, labels)`` that can be iterated
             several times, such as a DataLoader's, normalized as the network takes them (labels
             ``(N,)``, or ``(N, classes)`` bool with several right classes); or a
@@ -209,7 +205,7 @@ def _recipe(
         if "weights" in given:
             raise InputError("weights: are for a model given by name; this one has its own")
         given["model"] = InMemory("", model).model
-    found = resolve_recipe(recipe, given, PYTHON_DEFAULT, SOURCE)
+    found = resolve_recipe(recipe, given, SOURCE)
     return found if factory is None else found.with_options({"model": factory}, SOURCE)
 
 

@@ -712,17 +712,15 @@ def test_constants_when_no_recipe_is_named(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             gdfq.quantize(tiny_teacher(), 4, size)
     with pytest.raises(ZeroDivisionError):
-        gdfq.quantize(tiny_teacher(), 4, 32, recipe=load_recipe("cifar10-resnet20"), act_bits=3)
+        gdfq.quantize(tiny_teacher(), 4, 32, recipe=load_recipe("cifar10-resnet20-paper"), act_bits=3)
     small, large, paper = made
-    quick = load_recipe("fashion-mnist-resnet20")
-    assert small.training == quick.training
-    assert small.quantization == quick.quantization
+    default = load_recipe("cifar10-resnet20")
+    assert small.training == default.training
+    assert small.quantization == default.quantization
     assert small.name == "sequential"
-    assert small.description == (
-        "memory:Sequential, 32x32, with the constants of fashion-mnist-resnet20"
-    )
+    assert small.description == "memory:Sequential, 32x32, with the constants of cifar10-resnet20"
     assert large.training == load_recipe("imagenet-resnet18-quick").training
-    assert paper.training == load_recipe("cifar10-resnet20").training
+    assert paper.training == load_recipe("cifar10-resnet20-paper").training
     assert paper.quantization.act_bits == 3
     assert paper.teacher.weights is paper.teacher.mean is None
     assert paper.teacher.data == "none"

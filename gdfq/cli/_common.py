@@ -42,8 +42,8 @@ CHECKPOINT_EVERY = run_option("checkpoint_every")
 REPORT = run_option("report", "--report/--no-report")
 OPTIONS = Options()  # the defaults
 RECIPE = typer.Option(
-    help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with the paper's "
-    "schedule: the constants of cifar10-resnet20, or imagenet-resnet18 from 64 pixels on",
+    help="name (see `gdfq recipes`) or path of a .toml file; without one, --model with the "
+    "constants of cifar10-resnet20, or of imagenet-resnet18-quick from 64 pixels on",
     show_default=False,
 )
 

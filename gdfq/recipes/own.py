@@ -13,14 +13,12 @@ from gdfq.sources import expected_image_size
 
 LARGE = 64  # pixels; the paper's experiments have 32 and 224
 # Recipes whose constants a network without a recipe gets: for images below LARGE, and from it on.
-COMMAND_LINE_DEFAULT = ("cifar10-resnet20", "imagenet-resnet18")  # the paper's 80,000 steps
-PYTHON_DEFAULT = ("fashion-mnist-resnet20", "imagenet-resnet18-quick")  # 600 and 20,000 steps
+DEFAULT = ("cifar10-resnet20", "imagenet-resnet18-quick")
 
 
 def resolve_recipe(
     recipe: str | Path | Recipe | None,
     options: dict[str, Any],
-    default: tuple[str, str] = COMMAND_LINE_DEFAULT,
     source: str = "command line",
 ) -> Recipe:
     """Return ``recipe`` with ``options`` in it; without one, that of the network they name.
@@ -30,7 +28,6 @@ def resolve_recipe(
             model is in memory.
         options: fields of a recipe by their names alone, as
             :meth:`gdfq.recipes.Recipe.with_options` takes them.
-        default: the recipes that have the constants otherwise, for small and for large images.
         source: named in errors.
 
     Raises:
@@ -42,20 +39,18 @@ def resolve_recipe(
         kind = type(recipe).__name__
         raise InputError(f"recipe: must be a name, a path or a Recipe, got a {kind}")
     if base is None or str(options.get("model")).startswith("memory:"):
-        base = _recipe_for_model(options, default, base, source)
+        base = _recipe_for_model(options, base, source)
     return base.with_options(options, source)
 
 
-def _recipe_for_model(
-    options: dict[str, Any], default: tuple[str, str], base: Recipe | None, source: str
-) -> Recipe:
+def _recipe_for_model(options: dict[str, Any], base: Recipe | None, source: str) -> Recipe:
     if "model" not in options:
         raise InputError("recipe: name a recipe (see `gdfq recipes`), or a model to quantize")
-    recipe = _with_teacher(base or load_recipe(default[0]), options, source)
+    recipe = _with_teacher(base or load_recipe(DEFAULT[0]), options, source)
     spec = recipe.teacher
     size = expected_image_size(spec.model, spec.weights, spec.data, spec.image_size)
     if base is None and size >= LARGE:
-        recipe = _with_teacher(load_recipe(default[1]), options, source)
+        recipe = _with_teacher(load_recipe(DEFAULT[1]), options, source)
     description = recipe.description.replace(",", f", {size}x{size},", 1)
     return recipe.with_options({"description": description})
 

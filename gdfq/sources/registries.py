@@ -26,7 +26,12 @@ from gdfq.nn.given import plain_network, require_values
 from gdfq.sources.preprocessing import DATA_SETS, IMAGENET_MEAN, IMAGENET_STD
 from gdfq.sources.state import load_state, only_weights, refusal
 
-EMBEDDED_WEIGHTS = Path(__file__).parents[1] / "assets" / "fashion_mnist" / "resnet20.safetensors"
+ASSETS = Path(__file__).parents[1] / "assets"
+# Weights of the embedded ResNet-20: their data set and file, by tag.
+EMBEDDED_WEIGHTS = {
+    "builtin": ("fashion-mnist", ASSETS / "fashion_mnist" / "resnet20.safetensors"),
+    "cifar10": ("cifar10", ASSETS / "cifar10" / "resnet20.safetensors"),
+}
 FORMS = "torchvision:NAME, timm:NAME, pytorchcv:NAME, gdfq:NAME or package.module:factory"
 
 
@@ -229,12 +234,12 @@ class Embedded(Source):
         self.depth = int(name.removeprefix("resnet"))
 
     def tags(self) -> list[str]:
-        """Return ``builtin`` for ResNet-20, else nothing."""
-        return ["builtin"] if self.name == "resnet20" else []
+        """Return the tags of ResNet-20's weights, nothing for other depths."""
+        return list(EMBEDDED_WEIGHTS) if self.name == "resnet20" else []
 
     def facts(self, tag: str | None) -> dict[str, Any]:
-        """Return those of Fashion-MNIST for the embedded weights, which were trained on it."""
-        return DATA_SETS["fashion-mnist"] if tag else {}
+        """Return those of the data set that the weights ``tag`` were trained on."""
+        return DATA_SETS[EMBEDDED_WEIGHTS[tag][0]] if tag else {}
 
     def build(self, tag: str | None, given: dict[str, Any]) -> nn.Module:
         """Call :func:`gdfq.models.cifar_resnet`."""
@@ -243,7 +248,7 @@ class Embedded(Source):
             raise InputError(f"num_classes: must be given for {self.model}")
         network = models.cifar_resnet(self.depth, facts["num_classes"], facts.get("channels", 3))
         if tag:
-            load_state(network, EMBEDDED_WEIGHTS, self.model)
+            load_state(network, EMBEDDED_WEIGHTS[tag][1], self.model)
         return network
 
 

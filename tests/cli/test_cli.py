@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_ends_with_advice_and_the_last_student(capsys,
 
 
 def changed_weights(tmp_path, change):
-    state = load_file(EMBEDDED_WEIGHTS)
+    state = load_file(EMBEDDED_WEIGHTS["builtin"][1])
     change(state)
     save_file(state, tmp_path / "changed.safetensors")
     return tmp_path / "changed.safetensors"

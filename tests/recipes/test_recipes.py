@@ -50,7 +50,12 @@ def test_the_paper_s_constants(name):
     assert recipe.start == NO_START
 
 
-@pytest.mark.parametrize("name", [*PAPERS, "fashion-mnist-resnet20"])
+EMBEDDED = ("fashion-mnist-resnet20", "cifar10-resnet20")
+# Networks whose default is the paper's schedule with another start.
+WHOLE = [name for name in PAPERS if name not in EMBEDDED]
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "fashion-mnist-resnet20"])
 def test_the_default_differs_from_the_paper_s_in_its_start(name):
     recipe, paper = load_recipe(name), load_recipe(f"{name}-paper")
     same = {"name", "description", "start"}
@@ -60,9 +65,9 @@ def test_the_default_differs_from_the_paper_s_in_its_start(name):
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_quick_is_the_same_in_fewer_epochs(name):
-    whole, quick = load_recipe(name), load_recipe(f"{name}-quick")
-    assert (quick.start, quick.parts) == (whole.start, whole.parts)
+def test_quick_is_the_paper_s_in_fewer_epochs_with_the_default_start(name):
+    whole, quick = load_recipe(f"{name}-paper"), load_recipe(f"{name}-quick")
+    assert (quick.start, quick.parts) == (load_recipe(name).start, whole.parts)
     assert quick.teacher == whole.teacher
     assert quick.generator == whole.generator
     share = quick.training.epochs / whole.training.epochs
@@ -70,6 +75,17 @@ def test_quick_is_the_same_in_fewer_epochs(name):
     assert quick.training.warmup_epochs == int(whole.training.warmup_epochs * share)
     same = whole.training.model_dump(exclude={"epochs", "warmup_epochs", "milestones"})
     assert quick.training.model_dump(exclude={"epochs", "warmup_epochs", "milestones"}) == same
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_recipes_of_the_embedded_networks_share_constants(name):
+    """All but the schedule's length."""
+    recipe, other = load_recipe(name), load_recipe(EMBEDDED[0])
+    assert (recipe.quantization, recipe.generator) == (other.quantization, other.generator)
+    assert (recipe.start, recipe.parts) == (other.start, other.parts)
+    length = {"epochs", "steps_per_epoch", "warmup_epochs"}
+    assert recipe.training.model_dump(exclude=length) == other.training.model_dump(exclude=length)
+    assert recipe.training.warmup_epochs * 2 == recipe.training.epochs
 
 
 def test_there_are_no_others():
@@ -97,8 +113,9 @@ def test_teacher_and_student_can_be_built(name):
     """Without memory or arithmetic: shapes alone."""
     pytest.importorskip("pytorchcv")
     classes, size = PAPERS[name]
+    paper = load_recipe(f"{name}-paper")
     with torch.device("meta"):
-        recipe, loaded = build_teacher(load_recipe(name).with_options({"weights": "random"}))
+        recipe, loaded = build_teacher(paper.with_options({"weights": "random"}))
         student = build_student(recipe, loaded.network)
         logits = observing_copy(student)(torch.zeros(2, 3, size, size))
     assert logits.shape == (2, classes)
@@ -151,7 +168,7 @@ def test_a_model_without_a_recipe_gets_the_constants_for_its_images():
     assert "28x28, with the constants of cifar10-resnet20" in small.description
     options = {"model": "torchvision:resnet18", "weights": "random", "weight_bits": 3}
     large = resolve_recipe(None, options)
-    assert large.training == load_recipe("imagenet-resnet18").training
+    assert large.training == load_recipe("imagenet-resnet18-quick").training
     assert large.generator.conditional_bn
     assert large.teacher.model == "torchvision:resnet18"
     assert not resolve_recipe(None, {**options, "image_size": 32}).generator.conditional_bn

@@ -469,7 +469,7 @@ def test_another_process_is_at_it(stopped):
 
 def test_another_teacher(recipe, tmp_path):
     weights = tmp_path / "weights.safetensors"
-    shutil.copy(EMBEDDED_WEIGHTS, weights)
+    shutil.copy(EMBEDDED_WEIGHTS["builtin"][1], weights)
     changed = recipe.with_options({"weights": str(weights)})
     with pytest.raises(Killed):
         session.quantize(changed, tmp_path / "run", Show(4, kill), EVERY_STEP)

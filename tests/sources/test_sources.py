@@ -120,11 +120,18 @@ def test_the_data_set_s_usual_values_come_last(package):
     assert (loaded.image_size, loaded.mean) == (32, [0.4914, 0.4822, 0.4465])
 
 
-def test_the_embedded_network():
-    loaded = load_teacher("gdfq:resnet20")
-    assert loaded.weights == "builtin"
-    assert loaded.preprocessing == Preprocessing(10, 28, 1, [0.286], [0.353], 28)
-    stored = load_file(EMBEDDED_WEIGHTS)
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("builtin", Preprocessing(10, 28, 1, [0.286], [0.353], 28)),
+        ("cifar10", Preprocessing(10, 32, 3, [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616], 32)),
+    ],
+)
+def test_the_embedded_networks(weights, expected):
+    loaded = load_teacher("gdfq:resnet20", weights)
+    assert loaded.weights == weights
+    assert loaded.preprocessing == expected
+    stored = load_file(EMBEDDED_WEIGHTS[weights][1])
     assert all(torch.equal(v, stored[k]) for k, v in loaded.network.state_dict().items())
     fresh = load_teacher("gdfq:resnet32", "random", data="cifar100")
     assert fresh.preprocessing.num_classes == 100
