@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gdfq.data import top1
 from gdfq.data.cifar import CIFAR10_SPLITS, open_cifar
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=tuple(DATASETS), default="fashion-mnist")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="weights to start from; else random ones")
     parser.add_argument("--checkpoint", type=Path, help="continue from here, where it exists")
     parser.add_argument("--model", default="gdfq:resnet20", help="or package.module:factory")
     parser.add_argument("--epochs", type=int, default=20)
@@ -99,6 +100,8 @@ def main() -> None:
     train_images, train_labels = load_split(dataset, args.data, "train")
     test_images, test_labels = load_split(dataset, args.data, "test")
     model = find_source(args.model).build(None, {"num_classes": 10, "channels": len(dataset.mean)})
+    if args.init is not None:
+        model.load_state_dict(load_file(args.init))
     model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
