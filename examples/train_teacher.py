@@ -1,4 +1,4 @@
-"""Train the ResNet-20 of ``gdfq/assets/``, or ``--model``, on Fashion-MNIST or CIFAR-10.
+r"""Train the ResNet-20 of ``gdfq/assets/``, or ``--model``, on Fashion-MNIST or CIFAR-10.
 
     python examples/train_teacher.py --data FOLDER --out teacher.safetensors --bf16
 
@@ -6,6 +6,13 @@
 ``dataset-fashion-mnist`` installs them in ``/usr/share/datasets/fashion-mnist``, torchvision in
 ``FashionMNIST/raw`` under its root. ``--dataset cifar10``: ``FOLDER`` is the output of
 ``gdfq data cifar10 --out FOLDER``, or torchvision's root.
+
+The embedded teacher of CIFAR-10 was trained for 60 epochs (91.93), then for 16 more::
+
+    python examples/train_teacher.py --dataset cifar10 --data FOLDER --out first.safetensors \
+        --epochs 60 --bf16
+    python examples/train_teacher.py --dataset cifar10 --data FOLDER --out teacher.safetensors \
+        --init first.safetensors --epochs 16 --lr 0.05 --bf16
 
 Each epoch saves the weights and, with ``--checkpoint``, the state from which the same command
 resumes. The last epoch's weights are the result; test images are used for reporting only.

@@ -712,7 +712,9 @@ def test_constants_when_no_recipe_is_named(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             gdfq.quantize(tiny_teacher(), 4, size)
     with pytest.raises(ZeroDivisionError):
-        gdfq.quantize(tiny_teacher(), 4, 32, recipe=load_recipe("cifar10-resnet20-paper"), act_bits=3)
+        gdfq.quantize(
+            tiny_teacher(), 4, 32, recipe=load_recipe("cifar10-resnet20-paper"), act_bits=3
+        )
     small, large, paper = made
     default = load_recipe("cifar10-resnet20")
     assert small.training == default.training

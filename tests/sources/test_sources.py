@@ -124,7 +124,10 @@ def test_the_data_set_s_usual_values_come_last(package):
     ("weights", "expected"),
     [
         ("builtin", Preprocessing(10, 28, 1, [0.286], [0.353], 28)),
-        ("cifar10", Preprocessing(10, 32, 3, [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616], 32)),
+        (
+            "cifar10",
+            Preprocessing(10, 32, 3, [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616], 32),
+        ),
     ],
 )
 def test_the_embedded_networks(weights, expected):
