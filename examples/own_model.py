@@ -67,6 +67,7 @@ def main() -> None:
         weight_bits=args.weight_bits,
         act_bits=args.act_bits,
         epochs=args.epochs,
+        steps_per_epoch=20,
         warmup_epochs=args.epochs // 2,
         evaluate=test,
     )
